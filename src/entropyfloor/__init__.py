@@ -1,0 +1,31 @@
+"""entropyfloor: SFT checkpoints that reinforcement learning can still improve.
+
+Public names are imported on first use, so that ``import entropyfloor`` (and ``entropyfloor --help``)
+does not pay for torch, transformers and trl.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "SEDConfig": "entropyfloor.trainers.sed_config",
+    "SEDTrainer": "entropyfloor.trainers.sed_trainer",
+    "ScreeningReport": "entropyfloor.screening.report",
+    "p_star": "entropyfloor.measures.groups",
+    "screen": "entropyfloor.screening.screen",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'entropyfloor' has no attribute {name!r}; it has {__all__}")
+
+
+def __dir__() -> list[str]:
+    return __all__

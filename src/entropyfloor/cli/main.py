@@ -1,0 +1,46 @@
+"""``entropyfloor VERB ...``: one file per verb in this folder, imported only when its verb is called."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+VERBS = {
+    "sft": "train with SEDTrainer: every flag and YAML file of `trl sft`, plus the entropy-preserving losses",
+    "screen": "measure entropy, pass@k and degenerate groups of checkpoints before RL is paid for",
+    "pstar": "print the majority-degeneration threshold p*(g) of a group size",
+    "demo": "CE and SED at three depths on a real model, screened: the whole path on this machine",
+}
+
+USAGE_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0 done, 2 usage or data error; a verb may define others."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print("usage: entropyfloor VERB [options]\n")
+        for verb, summary in VERBS.items():
+            print(f"  {verb:<8} {summary}")
+        print("\n`entropyfloor VERB --help` lists the options of one verb.")
+        return 0
+    if arguments[0] == "--version":
+        from entropyfloor import __version__
+
+        print(f"entropyfloor {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(
+            f"entropyfloor: unknown verb {verb!r}; choose one of {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
+        return USAGE_ERROR
+    try:
+        return import_module(f"entropyfloor.cli.{verb}").main(rest)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"entropyfloor {verb}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())
