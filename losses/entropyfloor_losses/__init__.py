@@ -1,1 +1,45 @@
-"""Losses."""
+"""Entropy-preserving SFT losses and exact token statistics. Needs torch, nothing else.
+
+    from entropyfloor_losses import SelectiveEntropyLoss, linear_loss
+    loss, statistics = linear_loss(hidden, head.weight, labels, SelectiveEntropyLoss(tau=0.9))
+    loss.backward()
+
+Every loss maps `TokenStatistics` to one value per token and runs on every engine: full logits
+(`token_statistics`), or fused from hidden states and head weight (`linear_loss` to train,
+`linear_token_statistics` where per-token gradients are needed).
+"""
+
+from .bounded_probability import BoundedProbabilityLoss
+from .cross_entropy import CrossEntropyLoss
+from .entropy_bonus import EntropyBonusLoss
+from .fused_head import linear_loss, linear_token_statistics
+from .gem import GEMLoss
+from .reduction import reduce_tokens, token_mean
+from .registry import LOSS_NAMES, loss_by_name, loss_options, needs_calibration
+from .selective_entropy import SelectiveEntropyLoss
+from .statistics import (
+    IGNORE_INDEX,
+    StatisticsRequest,
+    TokenStatistics,
+    token_statistics,
+)
+
+__all__ = [
+    "IGNORE_INDEX",
+    "LOSS_NAMES",
+    "BoundedProbabilityLoss",
+    "CrossEntropyLoss",
+    "EntropyBonusLoss",
+    "GEMLoss",
+    "SelectiveEntropyLoss",
+    "StatisticsRequest",
+    "TokenStatistics",
+    "linear_loss",
+    "linear_token_statistics",
+    "loss_by_name",
+    "loss_options",
+    "needs_calibration",
+    "reduce_tokens",
+    "token_mean",
+    "token_statistics",
+]

@@ -1,0 +1,48 @@
+"""Cross-entropy with label smoothing:  -(1 - eps) log p_y - eps * mean_v log p_v.
+
+eps = 0 is the negative log-likelihood. Smoothing (Szegedy et al., arXiv:1512.00567, section 7) is kept
+as the control of arXiv:2606.18487: it raises entropy and does not rescue the RL that follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .statistics import StatisticsRequest, TokenStatistics
+
+
+@dataclass(frozen=True)
+class CrossEntropyLoss:
+    """Negative log-likelihood, optionally label-smoothed.
+
+    Args:
+        smoothing: eps in [0, 1); the mass spread evenly over the vocabulary.
+
+    """
+
+    smoothing: float = 0.0
+    name: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"smoothing is {self.smoothing!r}; it must be in [0, 1)")
+
+    @property
+    def request(self) -> StatisticsRequest:
+        """Label smoothing needs the mean log-probability, plain cross-entropy nothing extra."""
+        return StatisticsRequest(mean_log_prob=self.smoothing > 0)
+
+    def __call__(self, statistics: TokenStatistics) -> Tensor:
+        """Per-token loss in nats, in the statistics' shape; 0 at ignored positions. Differentiable."""
+        if self.smoothing == 0.0:
+            return -statistics.log_prob
+        assert statistics.mean_log_prob is not None
+        return -(1 - self.smoothing) * statistics.log_prob - self.smoothing * statistics.mean_log_prob
+
+    def selected(self, statistics: TokenStatistics) -> Tensor:
+        """Tokens on which this loss differs from plain cross-entropy: all if smoothed, else none."""
+        return statistics.scored if self.smoothing > 0 else torch.zeros_like(statistics.scored)

@@ -1,0 +1,523 @@
+"""Token statistics and losses from (hidden states, head weight) without ever holding ``[N, V]`` logits.
+
+`linear_loss` trains. Logits exist one chunk of tokens at a time; while a chunk is there, its statistics
+become leaves, the loss is evaluated on them, autograd gives dL/dstatistic, and the formula in
+``logit_blocks.py`` turns the chunk's logits into dL/dz in place. Three matrix products (z = h W^T,
+dh = dz W, dW += dz^T h), the floor for this computation; two when the head or the hidden states are
+frozen, one when both are. Backward only scales what is already there.
+
+`linear_token_statistics` is the differentiable variant, for callers who need per-token upstream
+gradients: it keeps one number per token and recomputes the chunks in backward (four products).
+
+Precision: products accumulate in fp32 inside the matrix product; softmax, log-sum-exp, entropy and
+the gradient of the weight across chunks are fp32 (fp64 for fp64 input). On CUDA, 16-bit products are
+returned in fp32; on a CPU they are rounded once to the input's dtype, as the model's own forward does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .logit_blocks import (
+    BlockStatistics,
+    LogitTransform,
+    Upstream,
+    logit_gradient_,
+    shift_and_fold,
+)
+from .reduction import token_mean
+from .statistics import (
+    IGNORE_INDEX,
+    MASKED_LOGIT,
+    StatisticsRequest,
+    TokenStatistics,
+    check_head_options,
+    check_labels,
+    check_top_k,
+    nonfinite_message,
+    statistics_dtype,
+)
+
+TokenLoss = Callable[[TokenStatistics], Tensor]
+
+# Logits of one chunk, in bytes. 2048 tokens x 49,152 entries in fp32 are 403 MB; a chunk of 128 MiB is
+# 682 tokens, where a matrix product on two cores already runs at the speed of the whole one.
+_CHUNK_BYTES = {"cpu": 128 * 2**20, "default": 512 * 2**20}
+# Element-wise passes run over blocks of rows that stay in a core's L2 cache: 5 rows x 49,152 x 4 bytes
+# are 1 MB. On other devices kernel launches cost more than memory passes: one block is the chunk.
+_BLOCK_BYTES_CPU = 2**20
+
+
+def linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    loss: TokenLoss,
+    *,
+    bias: Tensor | None = None,
+    num_items: int | Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, TokenStatistics]:
+    """Loss of a language-model head, its gradient computed chunk by chunk during the forward pass.
+
+    Labels are not shifted: ``hidden[i]`` predicts ``labels[i]``.
+
+    Args:
+        hidden: ``[..., H]`` last hidden states; fp64, fp32, bf16 or fp16.
+        weight: ``[V, H]`` head weight, the dtype of ``hidden`` (any floating one under autocast).
+        labels: ``[...]`` int64 in [0, V), or -100 to ignore; ignored tokens cost nothing.
+        loss: an object of this package, or any callable that maps `TokenStatistics` of n tokens to
+            ``[n]`` values, token by token (a token's value may depend on that token only). Its
+            attribute ``request``, if there is one, says which statistics it needs.
+        bias: ``[V]`` or None; -inf entries mask the vocabulary.
+        num_items: what the sum is divided by: the scored tokens of the *global* batch, as
+            transformers' ``num_items_in_batch``. Default: this call's scored tokens.
+        temperature: > 0, divides the logits.
+        softcap: ``c * tanh(logits / c)``, or None.
+        logit_scale: factor on the raw products, before the cap.
+        chunk_size: tokens per chunk; default: as many as fit in 128 MiB (512 MiB on accelerators).
+
+    Returns:
+        (loss, statistics): a scalar (fp32; fp64 for fp64 input) that carries gradients to hidden,
+        weight and bias, and detached `TokenStatistics` in the labels' shape. With no scored token the
+        loss is 0 and the graph is alive. Backward may run once: gradients are handed over, not copied.
+
+    Raises:
+        ValueError: shapes or dtypes that do not match, labels out of range, k > V, NaN logits.
+
+    """
+    request = _request_of(loss)
+    call = _Call.prepare(
+        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, chunk_size
+    )
+    objective, *flat = _LinearLoss.apply(call.hidden, weight, bias, call.labels, loss, call)
+    scored_count = call.labels.numel()
+    return (
+        token_mean(objective, scored_count if num_items is None else num_items),
+        call.unflatten(flat),
+    )
+
+
+def linear_token_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    top_k: int = 2,
+    request: StatisticsRequest | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    chunk_size: int | None = None,
+) -> TokenStatistics:
+    """`token_statistics` of ``hidden @ weight.T + bias`` without the logits, differentiable per token.
+
+    Arguments are `linear_loss`'s; ``request`` (or ``top_k``) says what to compute. Any upstream
+    gradients, uniform or not, are honoured; backward recomputes the chunks.
+    """
+    request = request or StatisticsRequest(top_k=top_k)
+    call = _Call.prepare(
+        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, chunk_size
+    )
+    return call.unflatten(_LinearTokenStatistics.apply(call.hidden, weight, bias, call.labels, call))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A validated call with ignored tokens taken out."""
+
+    hidden: Tensor  # [n, H], scored tokens only
+    labels: Tensor  # [n]
+    scored: Tensor  # the caller's shape
+    request: StatisticsRequest
+    transform: LogitTransform
+    compute_dtype: torch.dtype
+    chunk_size: int
+
+    @classmethod
+    def prepare(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None,
+        request: StatisticsRequest,
+        temperature: float,
+        softcap: float | None,
+        logit_scale: float,
+        chunk_size: int | None,
+    ) -> _Call:
+        check_head_options(temperature, softcap, logit_scale)
+        if weight.ndim != 2 or hidden.ndim < 2 or hidden.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}; "
+                "they must be [..., H] and [V, H]"
+            )
+        if hidden.shape[:-1] != labels.shape:
+            raise ValueError(
+                f"hidden has shape {tuple(hidden.shape)} and labels {tuple(labels.shape)}; "
+                "labels must have hidden's leading dimensions (this function does not shift them)"
+            )
+        vocabulary = weight.shape[0]
+        if bias is not None and bias.shape != (vocabulary,):
+            raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({vocabulary},)")
+        device_type = hidden.device.type
+        if torch.is_autocast_enabled(device_type):
+            compute_dtype = torch.get_autocast_dtype(device_type)
+        elif hidden.dtype == weight.dtype:
+            compute_dtype = hidden.dtype
+        else:
+            raise ValueError(
+                f"hidden is {hidden.dtype} and weight {weight.dtype}; cast one of them, or run under "
+                "torch.autocast"
+            )
+        if not compute_dtype.is_floating_point:
+            raise ValueError(f"hidden is {compute_dtype}; it must be a floating dtype")
+        check_labels(labels, vocabulary)
+        check_top_k(request.top_k, vocabulary)
+        if chunk_size is None:
+            budget = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["default"])
+            chunk_size = max(1, budget // (vocabulary * statistics_dtype(compute_dtype).itemsize))
+        elif chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}; it must be an integer >= 1")
+        scored = labels != IGNORE_INDEX
+        return cls(
+            hidden=hidden[scored],
+            labels=labels[scored],
+            scored=scored,
+            request=request,
+            transform=LogitTransform(logit_scale, softcap, temperature),
+            compute_dtype=compute_dtype,
+            chunk_size=chunk_size,
+        )
+
+    def unflatten(self, flat: Any) -> TokenStatistics:
+        """Statistics of the scored tokens, put back into the labels' shape with zeros elsewhere."""
+
+        def spread(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            return values.new_zeros(self.scored.shape).masked_scatter(self.scored, values)
+
+        names = _STATISTIC_NAMES
+        spread_out = {name: spread(values) for name, values in zip(names, flat, strict=True)}
+        return TokenStatistics(scored=self.scored, **spread_out)  # type: ignore[arg-type]
+
+
+_STATISTIC_NAMES = (
+    "log_prob",
+    "entropy",
+    "top_k_mass",
+    "is_top1",
+    "mean_log_prob",
+    "tempered_log_prob",
+)
+_DIFFERENTIABLE = tuple(f.name for f in fields(Upstream))
+
+
+class _LinearLoss(torch.autograd.Function):
+    """Sum of the loss over the scored tokens; gradients are ready when forward returns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        loss: TokenLoss,
+        call: _Call,
+    ) -> tuple[Tensor | None, ...]:
+        products = _Products.allocate(hidden, weight, bias, call, ctx.needs_input_grad[:3])
+        objective = torch.zeros((), dtype=products.dtype, device=hidden.device)
+        parts = []
+        for chunk in products.chunks(hidden, labels):
+            folded = chunk.fold()
+            parts.append(folded)
+            values, upstream = _evaluate(loss, folded, products.wants_gradient)
+            objective += values.sum()
+            if products.wants_gradient:
+                chunk.accumulate(folded, upstream)
+        flat = _concatenate(parts, call.request, products)
+        ctx.gradients = products.results()
+        ctx.mark_non_differentiable(*(values for values in flat if values is not None))
+        ctx.set_materialize_grads(False)
+        return (objective, *flat)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if upstream is None:
+            return (None,) * 6
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "linear_loss was differentiated a second time, but its gradients were handed over the "
+                "first time. Call linear_loss again, or use linear_token_statistics with retain_graph"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        # In place: at 151,936 x 896 a scaled copy of the weight's gradient would be 545 MB more.
+        return (*(g if g is None else g.mul_(upstream) for g in gradients), None, None, None)
+
+
+class _LinearTokenStatistics(torch.autograd.Function):
+    """Statistics forward; backward recomputes each chunk's logits and applies the upstream vectors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        call: _Call,
+    ) -> tuple[Tensor | None, ...]:
+        products = _Products.allocate(hidden, weight, bias, call, (False, False, False))
+        parts = [chunk.fold() for chunk in products.chunks(hidden, labels)]
+        flat = _concatenate(parts, call.request, products)
+        ctx.save_for_backward(hidden, weight, bias, labels)
+        # Inputs live in saved tensors (version-checked); the call must not keep the graph alive.
+        ctx.call = replace(call, hidden=hidden.detach())
+        ctx.mark_non_differentiable(flat[2], flat[3])
+        ctx.set_materialize_grads(False)
+        return flat
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, bias, labels = ctx.saved_tensors
+        by_name = dict(zip(_STATISTIC_NAMES, upstream, strict=True))
+        wanted = Upstream(**{name: by_name[name] for name in _DIFFERENTIABLE})
+        products = _Products.allocate(hidden, weight, bias, ctx.call, ctx.needs_input_grad[:3])
+        if products.wants_gradient and any(by_name[name] is not None for name in _DIFFERENTIABLE):
+            for chunk in products.chunks(hidden, labels):
+                chunk.accumulate(chunk.fold(), wanted.rows(chunk.start, chunk.stop))
+        return (*products.results(), None, None)
+
+
+@dataclass
+class _Products:
+    """The head's matrix products: one logits buffer, one scratch block, three gradient accumulators."""
+
+    weight: Tensor  # compute dtype
+    bias: Tensor | None
+    call: _Call
+    dtype: torch.dtype  # of statistics and logits
+    logits: Tensor  # [chunk, V]
+    scratch: Tensor  # [block, V]
+    grad_hidden: Tensor | None
+    grad_weight: Tensor | None
+    grad_bias: Tensor | None
+    out_dtypes: tuple[torch.dtype, torch.dtype, torch.dtype | None]
+
+    @classmethod
+    def allocate(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        call: _Call,
+        needs: Any,
+    ) -> _Products:
+        dtype = statistics_dtype(call.compute_dtype)
+        tokens, vocabulary = hidden.shape[0], weight.shape[0]
+        chunk = min(call.chunk_size, max(tokens, 1))
+        block = chunk
+        if hidden.device.type == "cpu":
+            block = min(chunk, max(1, _BLOCK_BYTES_CPU // (vocabulary * dtype.itemsize)))
+
+        def buffer(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=hidden.device)
+
+        def zeros_like(tensor: Tensor | None, needed: bool) -> Tensor | None:
+            return torch.zeros_like(tensor, dtype=dtype) if tensor is not None and needed else None
+
+        return cls(
+            weight=weight.detach().to(call.compute_dtype),
+            bias=None if bias is None else bias.detach().to(dtype).clamp(min=MASKED_LOGIT),
+            call=call,
+            dtype=dtype,
+            logits=buffer(chunk, vocabulary),
+            scratch=buffer(block, vocabulary),
+            grad_hidden=zeros_like(hidden, needs[0]),
+            grad_weight=zeros_like(weight, needs[1]),
+            grad_bias=zeros_like(bias, needs[2]),
+            out_dtypes=(hidden.dtype, weight.dtype, None if bias is None else bias.dtype),
+        )
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether any input needs a gradient."""
+        return any(g is not None for g in (self.grad_hidden, self.grad_weight, self.grad_bias))
+
+    def chunks(self, hidden: Tensor, labels: Tensor) -> Iterator[_Chunk]:
+        """Chunks of tokens in order; each reuses the logits buffer of the one before."""
+        hidden = hidden.detach()
+        for start in range(0, hidden.shape[0], self.call.chunk_size):
+            stop = min(start + self.call.chunk_size, hidden.shape[0])
+            inputs = hidden[start:stop].to(self.call.compute_dtype)
+            yield _Chunk(self, start, stop, inputs, labels[start:stop])
+
+    def results(self) -> tuple[Tensor | None, ...]:
+        """The accumulated gradients in their inputs' dtypes."""
+        gradients = (self.grad_hidden, self.grad_weight, self.grad_bias)
+        return tuple(
+            None if g is None or dtype is None else g.to(dtype)
+            for g, dtype in zip(gradients, self.out_dtypes, strict=True)
+        )
+
+
+@dataclass
+class _Chunk:
+    """Tokens [start, stop): fold their logits into statistics, then their gradient into the sums."""
+
+    products: _Products
+    start: int
+    stop: int
+    hidden: Tensor
+    labels: Tensor
+
+    def fold(self) -> BlockStatistics:
+        """Compute the chunk's logits and statistics; the buffer holds s = z - m afterwards."""
+        products, call = self.products, self.products.call
+        logits = products.logits[: self.stop - self.start]
+        _matmul_out(self.hidden, products.weight.t(), logits)
+        if products.bias is not None:
+            logits.add_(products.bias)
+        call.transform.apply_(logits)
+        blocks = [
+            shift_and_fold(rows, self.labels[span], call.request, scratch)
+            for span, rows, scratch in self._blocks()
+        ]
+        folded = _join(blocks)
+        if not bool(torch.isfinite(folded.log_sum + folded.entropy).all()):
+            raise ValueError(nonfinite_message("the logits of this head"))
+        return folded
+
+    def accumulate(self, folded: BlockStatistics, upstream: Upstream) -> None:
+        """Turn the buffer into dL/dz and add this chunk's share of the three gradients."""
+        products, call = self.products, self.products.call
+        gradient = products.logits[: self.stop - self.start]
+        for span, rows, scratch in self._blocks():
+            logit_gradient_(
+                rows,
+                self.labels[span],
+                _rows_of(folded, span),
+                upstream.rows(span.start, span.stop),
+                call.request,
+                call.transform,
+                scratch,
+            )
+        if products.grad_bias is not None:
+            products.grad_bias += gradient.sum(0)
+        if products.grad_hidden is not None:
+            target = products.grad_hidden[self.start : self.stop]
+            _matmul_out(gradient.to(call.compute_dtype), products.weight, target)
+        if products.grad_weight is not None:
+            _accumulate_product(products.grad_weight, gradient, self.hidden)
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        count, size = self.stop - self.start, self.products.scratch.shape[0]
+        for first in range(0, count, size):
+            span = slice(first, min(first + size, count))
+            rows = self.products.logits[span]
+            yield span, rows, self.products.scratch[: span.stop - first]
+
+
+def _evaluate(
+    loss: TokenLoss, folded: BlockStatistics, wants_gradient: bool
+) -> tuple[Tensor, Upstream]:
+    """Loss values of a chunk ``[n]`` and their derivatives with respect to its statistics."""
+    leaves = {
+        name: None if (value := getattr(folded, name)) is None else value.detach().clone()
+        for name in _DIFFERENTIABLE
+    }
+    present = [leaf.requires_grad_(wants_gradient) for leaf in leaves.values() if leaf is not None]
+    statistics = TokenStatistics(
+        top_k_mass=folded.top_k_mass,
+        is_top1=folded.is_top1,
+        scored=torch.ones_like(folded.is_top1),
+        **leaves,  # type: ignore[arg-type]
+    )
+    with torch.enable_grad():
+        values = loss(statistics)
+        total = values.sum()
+    if values.shape != folded.log_prob.shape:
+        raise ValueError(
+            f"the loss returned shape {tuple(values.shape)} for {folded.log_prob.numel()} tokens; "
+            "it must return one value per token"
+        )
+    gradients: dict[str, Tensor | None] = dict.fromkeys(_DIFFERENTIABLE)
+    if wants_gradient and values.requires_grad:
+        taken = iter(torch.autograd.grad(total, present, allow_unused=True))
+        gradients = {n: None if leaf is None else next(taken) for n, leaf in leaves.items()}
+    return values.detach(), Upstream(**gradients)
+
+
+def _matmul_out(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a @ b`` where ``out`` may be fp32 for 16-bit factors."""
+    with torch.autocast(a.device.type, enabled=False):
+        if out.dtype == a.dtype:
+            torch.mm(a, b, out=out)
+        elif a.is_cuda:
+            torch.mm(a, b, out_dtype=out.dtype, out=out)
+        else:
+            out.copy_(torch.mm(a, b))
+
+
+def _accumulate_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """``total += gradient.T @ hidden`` without rounding a chunk's share to 16 bit first."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        if hidden.is_cuda and hidden.dtype != total.dtype:
+            share = gradient.to(hidden.dtype).t()
+            torch.addmm(total, share, hidden, out_dtype=total.dtype, out=total)
+        else:
+            total.addmm_(gradient.t(), hidden.to(total.dtype))
+
+
+def _join(blocks: list[BlockStatistics]) -> BlockStatistics:
+    if len(blocks) == 1:
+        return blocks[0]
+    columns = {f.name: [getattr(block, f.name) for block in blocks] for f in fields(BlockStatistics)}
+    return BlockStatistics(
+        **{name: None if v[0] is None else torch.cat(v) for name, v in columns.items()}
+    )
+
+
+def _rows_of(folded: BlockStatistics, span: slice) -> BlockStatistics:
+    cut = {f.name: getattr(folded, f.name) for f in fields(BlockStatistics)}
+    return BlockStatistics(**{name: None if v is None else v[span] for name, v in cut.items()})
+
+
+def _concatenate(
+    parts: list[BlockStatistics], request: StatisticsRequest, products: _Products
+) -> tuple[Tensor | None, ...]:
+    """Statistics of all chunks in the order of `_STATISTIC_NAMES`; empty vectors for no tokens."""
+    if parts:
+        joined = _join(parts)
+        return tuple(getattr(joined, name) for name in _STATISTIC_NAMES)
+    empty = torch.zeros(0, dtype=products.dtype, device=products.logits.device)
+    optional = (request.mean_log_prob, request.gem_beta is not None)
+    return (
+        empty,
+        empty.clone(),
+        empty.clone(),
+        empty.bool(),
+        *(empty.clone() if wanted else None for wanted in optional),
+    )
+
+
+def _request_of(loss: Any) -> StatisticsRequest:
+    request = getattr(loss, "request", None) or StatisticsRequest()
+    if not isinstance(request, StatisticsRequest):
+        raise ValueError(
+            f"{type(loss).__name__}.request is {request!r}; it must be a StatisticsRequest"
+        )
+    return request

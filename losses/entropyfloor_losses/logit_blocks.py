@@ -1,0 +1,210 @@
+"""The mathematics of one block of logits, in place: statistics out of it, then its gradient into it.
+
+Rows are tokens, columns the vocabulary. With m the row maximum, s = z - m, S = sum exp(s), p = exp(s)/S:
+
+    log p_y = s_y - log S        H = log S - (sum exp(s) s) / S        mean log p = mean(s) - log S
+
+and for upstream gradients a, b, c, d of log p_y, H, mean log p and sum q log p (q fixed)
+
+    dL/dz = a e_y + c / V + d q - p * [(a + c + d) + b (log p + H)]
+
+from d log p_y/dz = e_y - p,  dH/dz = -p (log p + H),  d mean/dz = 1/V - p,  d tempered/dz = q - p.
+Subtracting the maximum first keeps H exact to rounding for peaked rows; nothing here exceeds the
+block, and a caller who passes blocks that fit the cache pays each memory pass at cache speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .statistics import StatisticsRequest
+
+# Columns per tile when looking for the row maximum and the top k. The k largest entries of a row lie in
+# the k tiles with the largest maxima, so one vectorised pass serves the maximum, argmax and any top k.
+_TILE = 128
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """Statistics of the rows of a block, all ``[R]``; ``log_sum`` is log S and ``maximum`` is m."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    top_k_mass: Tensor
+    is_top1: Tensor
+    mean_log_prob: Tensor | None
+    tempered_log_prob: Tensor | None
+    log_sum: Tensor
+    maximum: Tensor
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """How raw head products become logits: ``cap * tanh(scale * x / cap) / temperature``."""
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether raw products already are the logits."""
+        return self.softcap is None and self.logit_scale == 1.0 and self.temperature == 1.0
+
+    def apply_(self, raw: Tensor) -> None:
+        """Turn raw products into logits, in place."""
+        if self.softcap is None:
+            if not self.is_identity:
+                raw.mul_(self.logit_scale / self.temperature)
+            return
+        raw.mul_(self.logit_scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+
+    def chain_(self, gradient: Tensor, logits: Tensor | None) -> None:
+        """Turn dL/dlogits into dL/draw, in place. ``logits`` are needed, and spoiled, for a soft cap."""
+        if self.softcap is not None:
+            assert logits is not None
+            # tanh = logits * temperature / cap, and its derivative is 1 - tanh^2.
+            logits.mul_(self.temperature / self.softcap).square_().neg_().add_(1.0)
+            gradient.mul_(logits)
+        if self.logit_scale != self.temperature:
+            gradient.mul_(self.logit_scale / self.temperature)
+
+
+def shift_and_fold(
+    logits: Tensor, labels: Tensor, request: StatisticsRequest, scratch: Tensor
+) -> BlockStatistics:
+    """Subtract each row's maximum from ``logits`` in place and return the statistics of its rows.
+
+    Args:
+        logits: ``[R, V]`` final logits, fp32 or fp64; holds s = z - m afterwards.
+        labels: ``[R]`` int64 in [0, V).
+        request: what to compute.
+        scratch: ``[R, V]`` same dtype, overwritten.
+
+    """
+    candidates, first_argmax = _top_candidates(logits, request.top_k)
+    maximum = candidates[:, 0]
+    logits.sub_(maximum.unsqueeze(1))
+    torch.exp(logits, out=scratch)
+    total = scratch.sum(-1)
+    log_sum = total.log()
+    top_k_mass = (candidates - maximum.unsqueeze(1)).exp().sum(-1).div_(total).clamp_(max=1.0)
+    # One pass over both, where exp * s followed by a sum would write and read a third buffer.
+    entropy = (log_sum - torch.linalg.vecdot(scratch, logits) / total).clamp_(min=0.0)
+    tempered = None
+    if request.gem_beta is not None:
+        torch.mul(logits, 1.0 / request.gem_beta, out=scratch).exp_()
+        tempered = torch.linalg.vecdot(scratch, logits) / scratch.sum(-1) - log_sum
+    return BlockStatistics(
+        log_prob=logits.gather(1, labels.unsqueeze(1)).squeeze(1) - log_sum,
+        entropy=entropy,
+        top_k_mass=top_k_mass,
+        is_top1=first_argmax == labels,
+        mean_log_prob=logits.mean(-1) - log_sum if request.mean_log_prob else None,
+        tempered_log_prob=tempered,
+        log_sum=log_sum,
+        maximum=maximum,
+    )
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Gradients of the objective with respect to each statistic, ``[R]`` or None where there is none."""
+
+    log_prob: Tensor | None
+    entropy: Tensor | None
+    mean_log_prob: Tensor | None
+    tempered_log_prob: Tensor | None
+
+    def rows(self, start: int, stop: int) -> Upstream:
+        """The same for a slice of the rows."""
+
+        def cut(gradient: Tensor | None) -> Tensor | None:
+            return None if gradient is None else gradient[start:stop]
+
+        return Upstream(
+            cut(self.log_prob),
+            cut(self.entropy),
+            cut(self.mean_log_prob),
+            cut(self.tempered_log_prob),
+        )
+
+
+def logit_gradient_(
+    shifted: Tensor,
+    labels: Tensor,
+    statistics: BlockStatistics,
+    upstream: Upstream,
+    request: StatisticsRequest,
+    transform: LogitTransform,
+    scratch: Tensor,
+) -> None:
+    """Replace ``shifted`` (what `shift_and_fold` left) by dL/d(raw products), in place.
+
+    Args:
+        shifted: ``[R, V]`` s = z - m; holds the gradient afterwards.
+        labels: ``[R]`` int64.
+        statistics: of these rows.
+        upstream: dL/dstatistic of these rows.
+        request: the same as in `shift_and_fold`.
+        transform: the head's; its derivative is applied last.
+        scratch: ``[R, V]``, overwritten.
+
+    """
+    present = [
+        g
+        for g in (upstream.log_prob, upstream.mean_log_prob, upstream.tempered_log_prob)
+        if g is not None
+    ]
+    on_p = sum(present[1:], present[0]) if present else torch.zeros_like(statistics.log_sum)
+    # The soft cap's derivative needs the logits after `shifted` has become the gradient.
+    logits = shifted + statistics.maximum.unsqueeze(1) if transform.softcap is not None else None
+
+    if upstream.entropy is None and upstream.tempered_log_prob is None:
+        shifted.exp_().mul_((-on_p * (-statistics.log_sum).exp()).unsqueeze(1))
+    else:
+        torch.sub(shifted, statistics.log_sum.unsqueeze(1), out=scratch)
+        if upstream.tempered_log_prob is not None:
+            assert request.gem_beta is not None
+            shifted.mul_(1.0 / request.gem_beta).exp_()
+            q_factor = upstream.tempered_log_prob / shifted.sum(-1)
+            shifted.mul_(q_factor.unsqueeze(1))
+        else:
+            shifted.zero_()
+        # scratch is log p. Without entropy the bracket is the row constant `on_p`.
+        if upstream.entropy is None:
+            shifted.addcmul_(scratch.exp_(), -on_p.unsqueeze(1))
+        else:
+            bracket = scratch + statistics.entropy.unsqueeze(1)
+            bracket.mul_(upstream.entropy.unsqueeze(1)).add_(on_p.unsqueeze(1))
+            shifted.addcmul_(scratch.exp_(), bracket, value=-1.0)
+    if upstream.mean_log_prob is not None:
+        shifted.add_(upstream.mean_log_prob.div(shifted.shape[1]).unsqueeze(1))
+    if upstream.log_prob is not None:
+        shifted.scatter_add_(1, labels.unsqueeze(1), upstream.log_prob.unsqueeze(1))
+    transform.chain_(shifted, logits)
+
+
+def _top_candidates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values of each row, descending ``[R, k]``, and the first argmax ``[R]``."""
+    rows, vocabulary = logits.shape
+    whole = vocabulary // _TILE * _TILE
+    tiles = whole // _TILE
+    if tiles <= top_k:
+        return logits.topk(top_k, dim=-1).values, logits.argmax(-1)
+    tiled = logits[:, :whole].unflatten(1, (tiles, _TILE))
+    tile_maxima = tiled.amax(-1)
+    chosen = tile_maxima.topk(top_k, dim=-1).indices
+    found = tiled.gather(1, chosen.unsqueeze(-1).expand(rows, top_k, _TILE)).flatten(1)
+    tail = logits[:, whole:]
+    values = torch.cat([found, tail], dim=1).topk(top_k, dim=-1).values
+    first_tile = tile_maxima.argmax(-1)
+    in_tile = tiled[torch.arange(rows, device=logits.device), first_tile].argmax(-1)
+    first_argmax = first_tile * _TILE + in_tile
+    if whole < vocabulary:
+        in_tail = tail.amax(-1) > tile_maxima.amax(-1)
+        first_argmax = torch.where(in_tail, whole + tail.argmax(-1), first_argmax)
+    return values, first_argmax

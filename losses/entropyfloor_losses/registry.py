@@ -1,0 +1,78 @@
+"""Losses by name, and what a loss needs before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
+from typing import Any
+
+from .bounded_probability import BoundedProbabilityLoss
+from .cross_entropy import CrossEntropyLoss
+from .entropy_bonus import EntropyBonusLoss
+from .gem import GEMLoss
+from .selective_entropy import SelectiveEntropyLoss
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A name: the class behind it and the arguments that the name itself fixes."""
+
+    loss_class: Any
+    fixed: dict[str, Any]
+
+
+_LOSSES: dict[str, _Entry] = {
+    "ce": _Entry(CrossEntropyLoss, {}),
+    "sed": _Entry(SelectiveEntropyLoss, {}),
+    "dcr": _Entry(BoundedProbabilityLoss, {}),
+    "dft": _Entry(BoundedProbabilityLoss, {"tau": float("inf")}),
+    "gem": _Entry(GEMLoss, {}),
+    "entropy_bonus": _Entry(EntropyBonusLoss, {"selective": False}),
+    "selective_entropy_bonus": _Entry(EntropyBonusLoss, {"selective": True}),
+}
+
+LOSS_NAMES = tuple(_LOSSES)
+
+
+def loss_options(name: str) -> dict[str, Any]:
+    """Options of a loss and their defaults (``dataclasses.MISSING`` where there is none)."""
+    entry = _entry(name)
+    unused = set() if name != "entropy_bonus" else {"top_k", "tau", "quantile"}
+    return {
+        f.name: MISSING if f.default is MISSING else f.default
+        for f in fields(entry.loss_class)
+        if f.name not in entry.fixed and f.name not in unused
+    }
+
+
+def loss_by_name(name: str, **options: Any) -> Any:
+    """Build a loss from its name: ``loss_by_name("sed", lam=1.0, tau=0.9)``.
+
+    Raises:
+        ValueError: an unknown name, an option the loss does not have, or a value out of range.
+
+    """
+    known = loss_options(name)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        takes = ", ".join(known) if known else "no options"
+        raise ValueError(
+            f"loss {name!r} does not take {', '.join(map(repr, unknown))}; it takes {takes}"
+        )
+    entry = _entry(name)
+    return partial(entry.loss_class, **entry.fixed)(**options)
+
+
+def needs_calibration(loss: Any) -> bool:
+    """Whether ``loss`` has a tau="auto" that has to be measured on the initial model first."""
+    if not hasattr(loss, "calibrated") or getattr(loss, "tau", None) != "auto":
+        return False
+    return bool(getattr(loss, "selective", True))
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _LOSSES:
+        raise ValueError(
+            f"unknown loss {name!r}; choose one of {', '.join(LOSS_NAMES)}, or pass a loss object"
+        )
+    return _LOSSES[name]
