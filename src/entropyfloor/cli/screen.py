@@ -1,0 +1,174 @@
+"""``entropyfloor screen CKPT...``: measure checkpoints before RL is paid for."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from entropyfloor.screening.verdict import TAU_H
+
+FLAGGED = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    """Screen, print the table, write what was asked for.
+
+    Returns:
+        0 if no checkpoint is flagged, 3 if one is. Errors are raised; ``entropyfloor`` exits with 2.
+    """
+    arguments = _parser().parse_args(argv)
+
+    # Imported late: --help and usage errors do not wait for torch and transformers.
+    from rich.console import Console
+
+    from entropyfloor.reports.screening_table import remarks
+    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.screening.screen import screen
+
+    if arguments.system is not None and not arguments.chat:
+        raise ValueError("--system is the system message of --chat; give both")
+    for target in (arguments.json, arguments.plot, arguments.markdown):
+        if target is not None:
+            _check_target(target)
+    prompts = load_prompts(arguments.prompts)
+    if arguments.chat:
+        prompts = prompts.as_chat(system=arguments.system)
+    report = screen(
+        arguments.checkpoints,
+        prompts=prompts,
+        reward=arguments.reward,
+        num_samples=arguments.samples,
+        group_size=arguments.group_size,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        tau_h=arguments.tau_h,
+        ks=arguments.k,
+        success_threshold=arguments.success_threshold,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        output_dir=arguments.output_dir,
+        progress=not arguments.no_progress,
+    )
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width of its own; 80 columns would fold the numbers
+    console.print(report.table())
+    for remark in remarks(report):
+        console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
+    if arguments.json is not None:
+        report.write_json(arguments.json)
+    if arguments.markdown is not None:
+        Path(arguments.markdown).write_text(report.to_markdown(), encoding="utf-8")
+    if arguments.plot is not None:
+        from entropyfloor.reports.screening_plot import write_screening_plot
+
+        write_screening_plot(report, arguments.plot)
+    return FLAGGED if report.flagged else 0
+
+
+def _check_target(target: str) -> None:
+    path = Path(target)
+    if path.is_dir():
+        raise ValueError(f"{target} is a directory; name the file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="entropyfloor screen",
+        description="Draw rollouts of each checkpoint on a prompt set and measure what group-relative RL "
+        "would meet: entropy, pass@k, degenerate groups.",
+        epilog="Exit code: 0 no checkpoint flagged, 3 at least one flagged, 2 usage or data error.",
+    )
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CKPT",
+        help="model directory, PEFT adapter directory, hub id, or a trainer's output folder "
+        "(all its checkpoint-*, in numeric order)",
+    )
+    data = parser.add_argument_group("prompts and reward")
+    data.add_argument(
+        "--prompts",
+        required=True,
+        metavar="SPEC",
+        help="JSONL file, directory written by datasets' save_to_disk, or "
+        "'reasoning_gym:TASK?size=24&seed=7'; rows need a column 'prompt'",
+    )
+    data.add_argument(
+        "--chat", action="store_true", help="send plain prompts as a user message (chat template)"
+    )
+    data.add_argument("--system", metavar="TEXT", help="system message before it")
+    data.add_argument(
+        "--reward",
+        metavar="NAME",
+        help="exact_match, reasoning_gym or module:function; without one only entropy is judged",
+    )
+    data.add_argument(
+        "--success-threshold",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="a rollout passes if its reward is at least this (default: %(default)s)",
+    )
+    sampling = parser.add_argument_group("rollouts (defaults are what GRPO samples with)")
+    sampling.add_argument(
+        "--samples", type=int, default=8, metavar="N", help="rollouts per prompt (default: 8)"
+    )
+    sampling.add_argument(
+        "--group-size",
+        type=int,
+        default=8,
+        metavar="G",
+        help="rollouts per prompt that RL will use (default: 8)",
+    )
+    sampling.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    sampling.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
+    sampling.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s, off")
+    sampling.add_argument("--top-k", type=int, default=0, help="default: %(default)s, off")
+    sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    sampling.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="rollouts at once; changes speed and memory only (default: %(default)s)",
+    )
+    judging = parser.add_argument_group("verdict")
+    judging.add_argument(
+        "--tau-h",
+        type=float,
+        default=TAU_H,
+        metavar="NATS",
+        help="flag checkpoints whose mean entropy is below this (default: %(default)s)",
+    )
+    judging.add_argument(
+        "--k", type=int, nargs="+", metavar="K", help="pass@k to report (default: 1 2 4 ... N)"
+    )
+    loading = parser.add_argument_group("loading")
+    loading.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="auto keeps the checkpoint's",
+    )
+    loading.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
+    loading.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run model code that travels with a checkpoint",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    output.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
+    output.add_argument("--plot", metavar="FILE", help="write the plot as PNG")
+    output.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="write screening.json, .md, .png and the rollouts there",
+    )
+    output.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return parser

@@ -1,0 +1,112 @@
+"""Groups of a group-relative RL step: when do all rewards of one group agree?
+
+A group is ``g`` rollouts of one prompt with binary rewards and pass rate ``p``. If all rewards agree the
+group is degenerate: its advantages are zero and it teaches nothing.
+
+    P(all wrong)              = (1-p)^g
+    P(all right)              = p^g
+    P(degenerate)             = p^g + (1-p)^g
+    within-group variance     = p (1-p) (g-1) / g                       (expectation, population form)
+    p*(g)                     = 1 - 2^(-1/g)        below it most groups are expected to be all wrong
+
+Source: rank-inversion paper, arXiv 2606.18487, Proposition 1 and the majority-degeneration threshold.
+
+The pass rate is not observed: ``c`` of ``n`` rollouts passed, and plugging ``c/n`` into a power is biased. A
+group is ``g`` of the ``n`` rollouts, so averaging over all ``C(n, g)`` subsets gives the unbiased estimates
+``C(n-c, g) / C(n, g)`` (all wrong) and ``C(c, g) / C(n, g)`` (all right), the same idea as for pass@k.
+"""
+
+from math import comb, expm1, log
+from typing import NamedTuple
+
+
+class DegenerateFraction(NamedTuple):
+    """Probability that a group is degenerate, in [0, 1], split by what its rewards agree on."""
+
+    all_wrong: float
+    all_right: float
+
+    @property
+    def total(self) -> float:
+        """All wrong or all right."""
+        return self.all_wrong + self.all_right
+
+
+def _check_group_size(group_size: int) -> None:
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+        raise ValueError(
+            f"group_size is the number of rollouts per prompt in RL, a whole number >= 1; got {group_size!r}"
+        )
+
+
+def _check_rate(pass_rate: float) -> None:
+    if not 0.0 <= pass_rate <= 1.0:
+        raise ValueError(f"a pass rate lies in [0, 1]; got {pass_rate!r}")
+
+
+def check_counts(num_samples: int, num_passed: int) -> None:
+    """Raise ValueError unless ``0 <= num_passed <= num_samples`` and ``num_samples >= 1``."""
+    if num_samples < 1 or not 0 <= num_passed <= num_samples:
+        raise ValueError(
+            f"counts must satisfy 0 <= passed <= samples and samples >= 1; got {num_passed} of {num_samples}"
+        )
+
+
+def p_star(group_size: int) -> float:
+    """Majority-degeneration threshold ``p*(g) = 1 - 2^(-1/g)``, in (0, 0.5]; ``p_star(8)`` is 0.083.
+
+    A prompt with a pass rate below it gives an all-wrong group more often than not.
+    """
+    _check_group_size(group_size)
+    return -expm1(-log(2.0) / group_size)
+
+
+def degenerate_fraction(pass_rate: float, group_size: int) -> DegenerateFraction:
+    """Degenerate probability of a group whose pass rate is *known*; use the estimate for counts."""
+    _check_rate(pass_rate)
+    _check_group_size(group_size)
+    return DegenerateFraction((1.0 - pass_rate) ** group_size, pass_rate**group_size)
+
+
+def estimate_degenerate_fraction(
+    num_samples: int, num_passed: int, group_size: int
+) -> DegenerateFraction:
+    """Unbiased estimate of :func:`degenerate_fraction` from ``num_passed`` of ``num_samples`` rollouts.
+
+    Raises:
+        ValueError: ``num_samples < group_size``: no unbiased estimate exists.
+
+    """
+    check_counts(num_samples, num_passed)
+    _check_group_size(group_size)
+    if num_samples < group_size:
+        raise ValueError(
+            f"{num_samples} samples per prompt cannot show how often a group of {group_size} agrees; "
+            f"draw at least {group_size} samples or give the group size that RL will use"
+        )
+    groups = comb(num_samples, group_size)
+    return DegenerateFraction(
+        comb(num_samples - num_passed, group_size) / groups, comb(num_passed, group_size) / groups
+    )
+
+
+def expected_within_group_variance(pass_rate: float, group_size: int) -> float:
+    """Proposition 1: ``p (1-p) (g-1) / g`` for a known pass rate, in [0, 0.25)."""
+    _check_rate(pass_rate)
+    _check_group_size(group_size)
+    return pass_rate * (1.0 - pass_rate) * (group_size - 1) / group_size
+
+
+def estimate_within_group_variance(num_samples: int, num_passed: int, group_size: int) -> float:
+    """Unbiased estimate of :func:`expected_within_group_variance`; needs two samples.
+
+    ``c (n-c) / (n (n-1))`` is the unbiased estimate of ``p (1-p)``.
+    """
+    check_counts(num_samples, num_passed)
+    _check_group_size(group_size)
+    if num_samples < 2:
+        raise ValueError(
+            "the variance of a group cannot be estimated from one sample; draw two or more"
+        )
+    spread = num_passed * (num_samples - num_passed) / (num_samples * (num_samples - 1))
+    return spread * (group_size - 1) / group_size

@@ -1,0 +1,197 @@
+"""Which checkpoints does a user mean, and are they safe to load? Nothing is loaded here.
+
+A checkpoint is a model directory, a PEFT adapter directory (its base is named in adapter_config.json), or a hub
+id of either. A trainer's output folder stands for all its ``checkpoint-*``, in numeric order, and not for the
+final model that may lie beside them: give that as a checkpoint of its own by copying or linking it elsewhere.
+
+Weights must be safetensors. A pickle runs code when it is loaded, so it is refused, with the command that
+converts it.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_STEP = re.compile(r"checkpoint-(\d+)")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_KINDS = "a model directory, a PEFT adapter directory, a trainer's output folder, or a hub id"
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint that was found and checked, not loaded.
+
+    Attributes:
+        name: short and unique among the checkpoints it was found with, for tables.
+        given: what the user wrote, or the path that it was expanded to.
+        directory: where its files are on this machine.
+        base: the base model of a PEFT adapter; None for a full model.
+
+    """
+
+    name: str
+    given: str
+    directory: Path
+    base: "CheckpointSource | None" = None
+
+
+def find_checkpoints(
+    paths_or_ids: Iterable[str | Path], *, trust_remote_code: bool = False
+) -> list[CheckpointSource]:
+    """Expand, check and name checkpoints, in the order given.
+
+    Hub ids are downloaded (safetensors and text files only) or taken from the local hub cache.
+
+    Raises:
+        FileNotFoundError: no such directory or hub id.
+        ValueError: no checkpoints, weights that are not safetensors, missing files, one given twice.
+
+    """
+    if isinstance(paths_or_ids, str | Path):
+        paths_or_ids = [paths_or_ids]
+    given = [part for path in paths_or_ids for part in _expand(path)]
+    if not given:
+        raise ValueError(f"no checkpoints were given; give {_KINDS}")
+    twice = sorted({path for path in given if given.count(path) > 1})
+    if twice:
+        raise ValueError(f"given more than once: {', '.join(twice)}")
+    sources = [_inspect(path, trust_remote_code=trust_remote_code) for path in given]
+    names = _short_names([source.given for source in sources])
+    return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
+
+
+def _expand(path: str | Path) -> list[str]:
+    """A trainer's output folder -> its checkpoint-*; anything else -> itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return [str(path)]
+    steps = [
+        (int(match[1]), child)
+        for child in folder.iterdir()
+        if child.is_dir() and (match := _STEP.fullmatch(child.name))
+    ]
+    return [str(child) for _, child in sorted(steps)] or [str(folder)]
+
+
+def _inspect(given: str, *, trust_remote_code: bool) -> CheckpointSource:
+    path = Path(given)
+    if path.is_file():
+        raise ValueError(f"{given} is a file; give the directory that it lies in ({_KINDS})")
+    directory = path if path.is_dir() else _from_hub(given, trust_remote_code=trust_remote_code)
+    if (directory / "adapter_config.json").is_file():
+        base = _base_of_adapter(given, directory, trust_remote_code=trust_remote_code)
+        _check_weights(given, directory, "adapter_model")
+        return CheckpointSource(path.name, given, directory, base)
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"{given} holds neither config.json nor adapter_config.json nor a checkpoint-*; give {_KINDS}"
+        )
+    _check_weights(given, directory, "model")
+    return CheckpointSource(path.name, given, directory)
+
+
+def _base_of_adapter(given: str, directory: Path, *, trust_remote_code: bool) -> CheckpointSource:
+    config = _read_json(directory / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"the adapter {given} does not name its base model; set base_model_name_or_path in its "
+            "adapter_config.json"
+        )
+    try:
+        source = _inspect(base, trust_remote_code=trust_remote_code)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the base model {base!r} of the adapter {given} was not found; put it there, or correct "
+            "base_model_name_or_path in the adapter's adapter_config.json"
+        ) from error
+    if source.base is not None:
+        raise ValueError(
+            f"the base {base!r} of the adapter {given} is an adapter itself; merge it into its own base first "
+            "(peft: merge_and_unload, then save_pretrained)"
+        )
+    return source
+
+
+def _check_weights(given: str, directory: Path, stem: str) -> None:
+    """Raise unless ``stem``'s weights are complete safetensors files."""
+    index = directory / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        shards = set(_read_json(index).get("weight_map", {}).values())
+        missing = sorted(shard for shard in shards if not (directory / shard).is_file())
+        if missing:
+            raise ValueError(
+                f"{given} is incomplete: its index names {', '.join(missing)}; copy it again"
+            )
+        return
+    if (directory / f"{stem}.safetensors").is_file():
+        return
+    pickles = sorted(
+        file.name
+        for pattern in _PICKLES
+        for file in directory.glob(pattern)
+        if file.name not in {"training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
+    )
+    if not pickles:
+        raise ValueError(f"{given} has no weights: there is no {stem}.safetensors in {directory}")
+    raise ValueError(
+        f"{given} has its weights as a pickle only ({', '.join(pickles)}), which can run code when loaded. If you "
+        f"trust its origin, convert it once and give the converted directory:\n{_conversion(given, stem)}"
+    )
+
+
+def _conversion(given: str, stem: str) -> str:
+    if stem == "adapter_model":
+        return (
+            '  python -c "import torch; from safetensors.torch import save_file; '
+            f"w = torch.load('{given}/adapter_model.bin', map_location='cpu', weights_only=True); "
+            "save_file({k: v.contiguous().clone() for k, v in w.items()}, "
+            f"'{given}/adapter_model.safetensors', metadata={{'format': 'pt'}})\""
+        )
+    target = f"{given.rstrip('/')}-safetensors"
+    return (
+        '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"M.from_pretrained('{given}', use_safetensors=False).save_pretrained('{target}'); "
+        f"T.from_pretrained('{given}').save_pretrained('{target}')\""
+    )
+
+
+def _from_hub(given: str, *, trust_remote_code: bool) -> Path:
+    if not _HUB_ID.fullmatch(given):
+        raise FileNotFoundError(f"no checkpoint at {given!r}; give {_KINDS}")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    if trust_remote_code:
+        patterns.append("*.py")
+    try:
+        return Path(snapshot_download(given, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except (OSError, ValueError) as error:  # not found, gated, offline and not cached, malformed id
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{given!r} is neither a directory here nor a model that the hub gave us ({reason}); give {_KINDS}"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; copy the checkpoint again")
+    return content
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    """The fewest last components that tell every path from the others."""
+    parts = [Path(path).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return paths

@@ -1,0 +1,230 @@
+"""Load a checkpoint for measuring: safetensors only, no code from the checkpoint unless asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A causal language model in evaluation mode, with its tokenizer.
+
+    Attributes:
+        name: what reports and errors call it.
+        path: what the user gave.
+        model: a transformers model, or a PEFT model around one (the adapter is not merged).
+        tokenizer: the checkpoint's own; for an adapter without one, its base's.
+
+    """
+
+    name: str
+    path: str
+    model: Any
+    tokenizer: Any
+
+    @property
+    def inner_model(self) -> Any:
+        """The transformers model, inside PEFT's wrapper if there is one."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a sequence: those of the model's generation config and the tokenizer's."""
+        configured = self.inner_model.generation_config.eos_token_id
+        ids = (
+            []
+            if configured is None
+            else configured
+            if isinstance(configured, list)
+            else [configured]
+        )
+        if self.tokenizer.eos_token_id is not None:
+            ids = [*ids, self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys(int(token) for token in ids))
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills the left of short rows, masked out; any token does where the tokenizer names none."""
+        if self.tokenizer.pad_token_id is not None:
+            return int(self.tokenizer.pad_token_id)
+        return self.eos_token_ids[0] if self.eos_token_ids else 0
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model was made for, prompt and completion together; None if it does not say."""
+        return _context_length(self.inner_model.config)
+
+    @contextmanager
+    def generation_defaults(self, defaults: GenerationConfig) -> Iterator[None]:
+        """Replace the checkpoint's own generation config for a while.
+
+        ``generate`` fills every field that its caller left open from the model's generation config, which may
+        hold a repetition penalty, suppressed tokens or a forced length: the rollouts would not be the policy's.
+        """
+        holders = [self.model] if self.model is self.inner_model else [self.model, self.inner_model]
+        before = [holder.generation_config for holder in holders]
+        try:
+            for holder in holders:
+                holder.generation_config = defaults
+            yield
+        finally:
+            for holder, config in zip(holders, before, strict=True):
+                holder.generation_config = config
+
+
+def load_checkpoint(
+    path_or_id: str | Path | CheckpointSource,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedCheckpoint:
+    """Load one checkpoint in evaluation mode.
+
+    Args:
+        path_or_id: model directory, PEFT adapter directory, hub id, or what ``find_checkpoints`` returned.
+        dtype: ``"auto"`` keeps the checkpoint's; else float32, bfloat16 or float16.
+        device: the first CUDA device if there is one, else the CPU, when left out.
+        trust_remote_code: run model code that travels with the checkpoint.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: pickled weights, weights that do not fit the configuration, no tokenizer, unknown dtype or device.
+
+    """
+    torch_dtype = resolve_dtype(dtype)
+    torch_device = resolve_device(device)
+    if isinstance(path_or_id, CheckpointSource):
+        source = path_or_id
+    else:
+        found = find_checkpoints([path_or_id], trust_remote_code=trust_remote_code)
+        if len(found) > 1:
+            raise ValueError(f"{path_or_id} holds {len(found)} checkpoints; give one of them")
+        source = found[0]
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    model = _load_model(source.base or source, torch_dtype, trust_remote_code=trust_remote_code)
+    if source.base is not None:
+        model = _load_adapter(model, source, len(tokenizer))
+    model = model.to(torch_device).eval()
+    return LoadedCheckpoint(source.name, source.given, model, tokenizer)
+
+
+def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's tokenizer; for an adapter without one, its base's.
+
+    Raises:
+        ValueError: there is none.
+
+    """
+    directory = source.directory
+    if source.base is not None and not (directory / "tokenizer_config.json").is_file():
+        directory = source.base.directory
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(directory), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{source.given} has no tokenizer that can be loaded ({reason}); save it beside the weights with "
+            "tokenizer.save_pretrained(directory)"
+        ) from error
+
+
+def context_length(source: CheckpointSource, *, trust_remote_code: bool = False) -> int | None:
+    """:attr:`LoadedCheckpoint.context_length`, from the configuration alone.
+
+    Raises:
+        ValueError: a configuration that transformers cannot read.
+
+    """
+    directory = (source.base or source).directory
+    try:
+        config = AutoConfig.from_pretrained(
+            str(directory), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{source.given} has a configuration that cannot be read: {error}"
+        ) from error
+    return _context_length(config)
+
+
+def _context_length(config: Any) -> int | None:
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """``"auto"`` or a torch dtype; ValueError for anything but float32, bfloat16 and float16."""
+    if dtype == "auto" or dtype in DTYPES.values():
+        return dtype
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    raise ValueError(f"unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}")
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device, checked; the first CUDA device or else the CPU for None."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason})") from error
+    return resolved
+
+
+def _load_model(
+    source: CheckpointSource, dtype: str | torch.dtype, *, trust_remote_code: bool
+) -> Any:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(source.directory),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"{source.given} cannot be loaded as a causal language model: {error}"
+        ) from error
+    absent = sorted(info["missing_keys"])
+    if absent:  # transformers would go on with random numbers in their place
+        raise ValueError(
+            f"{source.given} lacks {len(absent)} of its model's weights, {absent[0]} among them; it is not a "
+            "complete causal language model"
+        )
+    return model
+
+
+def _load_adapter(base: Any, source: CheckpointSource, vocabulary: int) -> Any:
+    from peft import PeftModel
+
+    if vocabulary > base.get_input_embeddings().num_embeddings:
+        base.resize_token_embeddings(
+            vocabulary
+        )  # tokens were added in training; the adapter holds their rows
+    try:
+        return PeftModel.from_pretrained(base, str(source.directory), is_trainable=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"the adapter {source.given} does not fit its base {source.base and source.base.given}: {error}"
+        ) from error

@@ -1,0 +1,71 @@
+"""Prompts from reasoning-gym: procedural tasks with their own verifier.
+
+``reasoning_gym:chain_sum?size=24&seed=7&min_terms=3`` names the task and, after ``?``, fields of its config.
+A row carries the whole entry as ``entry`` so that the task's verifier can score an answer to it later.
+"""
+
+import difflib
+import json
+from typing import Any
+from urllib.parse import parse_qsl
+
+PREFIX = "reasoning_gym:"
+_INSTALL = "reasoning-gym is not installed; pip install 'entropyfloor[tasks]'"
+
+
+def parse_reasoning_gym_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split ``reasoning_gym:TASK?a=1&b=x`` into the task and its options (JSON values, else strings)."""
+    task, _, query = spec.removeprefix(PREFIX).partition("?")
+    if not task:
+        raise ValueError(f"{spec!r} names no task; write {PREFIX}TASK?size=24&seed=7")
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError as error:
+        raise ValueError(
+            f"{spec!r}: options are written NAME=VALUE and joined by '&' ({error})"
+        ) from error
+    options: dict[str, Any] = {}
+    for name, text in pairs:
+        if name in options:
+            raise ValueError(f"{spec!r} sets {name!r} twice")
+        try:
+            options[name] = json.loads(text)
+        except json.JSONDecodeError:
+            options[name] = text
+    return task, options
+
+
+def reasoning_gym_dataset(task: str, options: dict[str, Any]) -> Any:
+    """The ``reasoning_gym.dataset.ProceduralDataset`` of a task.
+
+    Raises:
+        ValueError: reasoning-gym is missing, the task is unknown, or its config refuses the options.
+
+    """
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ValueError(_INSTALL) from error
+    if task not in DATASETS:
+        close = difflib.get_close_matches(task, DATASETS, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"reasoning-gym has no task {task!r} (it has {len(DATASETS)}){hint}")
+    try:
+        return reasoning_gym.create_dataset(task, **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        fields = ", ".join(DATASETS[task][1].__dataclass_fields__)
+        raise ValueError(
+            f"reasoning-gym's {task} refuses {options}: {error}; its options are {fields}"
+        ) from error
+
+
+def reasoning_gym_rows(spec: str) -> list[dict[str, Any]]:
+    """Rows ``prompt`` (the question), ``answer`` and ``entry`` of a ``reasoning_gym:`` spec."""
+    task, options = parse_reasoning_gym_spec(spec)
+    dataset = reasoning_gym_dataset(task, options)
+    entries = [dataset[index] for index in range(len(dataset))]
+    return [
+        {"prompt": entry["question"], "answer": entry["answer"], "entry": entry}
+        for entry in entries
+    ]
