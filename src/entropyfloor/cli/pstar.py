@@ -10,8 +10,8 @@ def main(argv: Sequence[str]) -> int:
     """Print ``p*(g) = 1 - 2^(-1/g)``, one line per group size. Returns 0."""
     parser = argparse.ArgumentParser(
         prog="entropyfloor pstar",
-        description="p*(g) = 1 - 2^(-1/g): a prompt whose pass rate is below it gives an all-wrong group "
-        "of g rollouts more often than not.",
+        description="p*(g) = 1 - 2^(-1/g): a prompt whose pass rate is below it gives "
+        "an all-wrong group of g rollouts more often than not.",
     )
     parser.add_argument(
         "group_size", nargs="+", type=int, metavar="G", help="rollouts per prompt in RL"

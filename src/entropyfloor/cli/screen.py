@@ -13,7 +13,8 @@ def main(argv: Sequence[str]) -> int:
     """Screen, print the table, write what was asked for.
 
     Returns:
-        0 if no checkpoint is flagged, 3 if one is. Errors are raised; ``entropyfloor`` exits with 2.
+        0 if no checkpoint is flagged, 3 if one is; errors are raised.
+
     """
     arguments = _parser().parse_args(argv)
 
@@ -55,7 +56,9 @@ def main(argv: Sequence[str]) -> int:
     )
     console = Console()
     if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width of its own; 80 columns would fold the numbers
+        console.width = (
+            200  # a file or a pipe has no width of its own; 80 columns would fold the numbers
+        )
     console.print(report.table())
     for remark in remarks(report):
         console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
@@ -80,8 +83,8 @@ def _check_target(target: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="entropyfloor screen",
-        description="Draw rollouts of each checkpoint on a prompt set and measure what group-relative RL "
-        "would meet: entropy, pass@k, degenerate groups.",
+        description="Draw rollouts of each checkpoint on a prompt set and measure what "
+        "group-relative RL would meet: entropy, pass@k, degenerate groups.",
         epilog="Exit code: 0 no checkpoint flagged, 3 at least one flagged, 2 usage or data error.",
     )
     parser.add_argument(

@@ -1,19 +1,21 @@
-"""Groups of a group-relative RL step: when do all rewards of one group agree?
+"""Groups of a group-relative RL step, and when all rewards of one group agree.
 
-A group is ``g`` rollouts of one prompt with binary rewards and pass rate ``p``. If all rewards agree the
-group is degenerate: its advantages are zero and it teaches nothing.
+A group is ``g`` rollouts of one prompt with binary rewards and pass rate ``p``. If all rewards
+agree the group is degenerate: its advantages are zero and it teaches nothing.
 
     P(all wrong)              = (1-p)^g
     P(all right)              = p^g
     P(degenerate)             = p^g + (1-p)^g
-    within-group variance     = p (1-p) (g-1) / g                       (expectation, population form)
-    p*(g)                     = 1 - 2^(-1/g)        below it most groups are expected to be all wrong
+    within-group variance     = p (1-p) (g-1) / g        expected, in the population form
+    p*(g)                     = 1 - 2^(-1/g)             from (1-p)^g = 1/2
 
-Source: rank-inversion paper, arXiv 2606.18487, Proposition 1 and the majority-degeneration threshold.
+Source: rank-inversion paper, arXiv 2606.18487, Proposition 1 and the majority-degeneration
+threshold.
 
-The pass rate is not observed: ``c`` of ``n`` rollouts passed, and plugging ``c/n`` into a power is biased. A
-group is ``g`` of the ``n`` rollouts, so averaging over all ``C(n, g)`` subsets gives the unbiased estimates
-``C(n-c, g) / C(n, g)`` (all wrong) and ``C(c, g) / C(n, g)`` (all right), the same idea as for pass@k.
+The pass rate is not observed: ``c`` of ``n`` rollouts passed, and plugging ``c/n`` into a power is
+biased. A group is ``g`` of the ``n`` rollouts, so averaging over all ``C(n, g)`` subsets gives the
+unbiased estimates ``C(n-c, g) / C(n, g)`` (all wrong) and ``C(c, g) / C(n, g)`` (all right), the
+same idea as for pass@k.
 """
 
 from math import comb, expm1, log
@@ -35,7 +37,8 @@ class DegenerateFraction(NamedTuple):
 def _check_group_size(group_size: int) -> None:
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
         raise ValueError(
-            f"group_size is the number of rollouts per prompt in RL, a whole number >= 1; got {group_size!r}"
+            "group_size is the number of rollouts per prompt in RL, a whole number >= 1; got "
+            f"{group_size!r}"
         )
 
 
@@ -48,12 +51,13 @@ def check_counts(num_samples: int, num_passed: int) -> None:
     """Raise ValueError unless ``0 <= num_passed <= num_samples`` and ``num_samples >= 1``."""
     if num_samples < 1 or not 0 <= num_passed <= num_samples:
         raise ValueError(
-            f"counts must satisfy 0 <= passed <= samples and samples >= 1; got {num_passed} of {num_samples}"
+            f"counts must satisfy 0 <= passed <= samples and samples >= 1; got {num_passed} of "
+            f"{num_samples}"
         )
 
 
 def p_star(group_size: int) -> float:
-    """Majority-degeneration threshold ``p*(g) = 1 - 2^(-1/g)``, in (0, 0.5]; ``p_star(8)`` is 0.083.
+    """Majority-degeneration threshold ``1 - 2^(-1/g)``, in (0, 0.5]; ``p_star(8)`` is 0.083.
 
     A prompt with a pass rate below it gives an all-wrong group more often than not.
     """
@@ -71,7 +75,7 @@ def degenerate_fraction(pass_rate: float, group_size: int) -> DegenerateFraction
 def estimate_degenerate_fraction(
     num_samples: int, num_passed: int, group_size: int
 ) -> DegenerateFraction:
-    """Unbiased estimate of :func:`degenerate_fraction` from ``num_passed`` of ``num_samples`` rollouts.
+    """Unbiased estimate of :func:`degenerate_fraction` from passes counted among samples.
 
     Raises:
         ValueError: ``num_samples < group_size``: no unbiased estimate exists.
@@ -81,8 +85,8 @@ def estimate_degenerate_fraction(
     _check_group_size(group_size)
     if num_samples < group_size:
         raise ValueError(
-            f"{num_samples} samples per prompt cannot show how often a group of {group_size} agrees; "
-            f"draw at least {group_size} samples or give the group size that RL will use"
+            f"{num_samples} samples per prompt cannot show how often a group of {group_size} "
+            f"agrees; draw at least {group_size} samples or give the group size that RL will use"
         )
     groups = comb(num_samples, group_size)
     return DegenerateFraction(

@@ -1,19 +1,23 @@
 """Bootstrap intervals that resample prompts.
 
-Rollouts of one prompt resemble each other, so the prompt is the unit that is drawn again (a clustered
-bootstrap). Every measure of a screening is a ratio of sums over prompts,
+Rollouts of one prompt resemble each other, so the prompt is the unit that is drawn again (a
+clustered bootstrap). Every measure of a screening is a ratio of sums over prompts,
 
     m = sum_i a_i / sum_i b_i          i runs over prompts
 
-with ``b_i = 1`` for a mean over prompts, and ``a_i`` the summed entropy, ``b_i`` the tokens of prompt ``i`` for
-a token-weighted mean. One resample draws n prompts with replacement and recomputes the ratio.
+with ``b_i = 1`` for a mean over prompts, and ``a_i`` the summed entropy, ``b_i`` the tokens of
+prompt ``i`` for a token-weighted mean. One resample draws n prompts with replacement and
+recomputes the ratio.
 
 The percentile interval is too narrow for few prompts. Its tails are widened to
-``Phi(-sqrt(n/(n-1)) t_{alpha/2, n-1})``, the "expanded percentile" of Hesterberg (The American Statistician 69,
-2015, section 4.3).
+``Phi(-sqrt(n/(n-1)) t_{alpha/2, n-1})``, the "expanded percentile" of Hesterberg (The American
+Statistician 69, 2015, section 4.3).
 
-What it does not know: if every prompt gives the same value (no rollout passed at all) every resample does, and
-the interval has no width although the truth may differ.
+If every prompt gives the same value, every resample does, and a bootstrap sees no spread at all.
+Where that value is a bound of the measure (no rollout passed: 0 of [0, 1]) something can still be
+said. A mean ``mu`` of values in [0, 1] makes a prompt differ from 0 with probability at least
+``mu``, so n prompts are all 0 with probability at most ``(1-mu)^n``: values above ``1 -
+(alpha/2)^(1/n)`` are excluded. The interval then reaches from the bound to there.
 """
 
 from collections.abc import Sequence
@@ -37,21 +41,25 @@ def bootstrap_interval(
     numerators: Sequence[float],
     denominators: Sequence[float] | None = None,
     *,
+    bounds: Interval | None = None,
     confidence: float = 0.95,
     num_resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """Interval of ``sum(numerators) / sum(denominators)``, resampling the entries (prompts) together.
+    """Interval of ``sum(numerators) / sum(denominators)``, resampling prompts.
 
     Args:
         numerators: one number per prompt.
         denominators: one number >= 0 per prompt; ones when left out.
+        bounds: the least and greatest value that one prompt can have, for a mean over prompts.
         confidence: coverage aimed at, in (0, 1).
         num_resamples: bootstrap draws.
-        seed: the same seed gives the same interval, and the same draws for every measure of a prompt set.
+        seed: the same seed gives the same interval, and the same draws for every measure of a
+            prompt set.
 
     Returns:
-        The interval, or None for fewer than two prompts, which say nothing about the spread of prompts.
+        The interval, or None for fewer than two prompts, which say nothing about the spread of
+        prompts.
 
     """
     if not 0.0 < confidence < 1.0:
@@ -64,13 +72,22 @@ def bootstrap_interval(
     below = np.ones_like(above) if denominators is None else np.asarray(denominators, np.float64)
     if above.shape != below.shape or above.ndim != 1:
         raise ValueError(
-            f"one numerator and one denominator per prompt are needed; got {above.shape} and {below.shape}"
+            f"one numerator and one denominator per prompt are needed; got {above.shape} and "
+            f"{below.shape}"
         )
     if not (np.isfinite(above).all() and np.isfinite(below).all()):
         raise ValueError("an interval of numbers that are not finite is not defined")
     count = above.size
     if count < 2:
         return None
+
+    first = above[0]
+    if bounds is not None and denominators is None and bool((above == first).all()):
+        reach = (bounds.high - bounds.low) * (1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / count))
+        if first == bounds.low:
+            return Interval(bounds.low, bounds.low + reach)
+        if first == bounds.high:
+            return Interval(bounds.high - reach, bounds.high)
 
     rng = np.random.default_rng(seed)
     ratios: list[np.ndarray] = []

@@ -2,8 +2,8 @@
 
     pass@k = 1 - C(n-c, k) / C(n, k)          c of n rollouts passed, k <= n
 
-This is the unbiased estimator of arXiv 2107.03374, equation 1. Integers are exact here, so there is no
-need of the product form that avoids overflow.
+This is the unbiased estimator of arXiv 2107.03374, equation 1. Integers are exact here, so there
+is no need of the product form that avoids overflow.
 """
 
 from math import comb
@@ -21,7 +21,8 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     check_counts(num_samples, num_passed)
     if not 1 <= k <= num_samples:
         raise ValueError(
-            f"pass@{k} needs 1 <= k <= samples per prompt ({num_samples}); draw more samples or lower k"
+            f"pass@{k} needs 1 <= k <= samples per prompt ({num_samples}); draw more samples or "
+            "lower k"
         )
     return 1.0 - comb(num_samples - num_passed, k) / comb(num_samples, k)
 

@@ -1,4 +1,4 @@
-"""Does a measure order checkpoints as their outcome after RL does?"""
+"""Whether a measure orders checkpoints as their outcome after RL does."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ def spearman(measure: Sequence[float], outcome: Sequence[float]) -> float:
     """
     if len(measure) != len(outcome):
         raise ValueError(
-            f"one outcome per checkpoint is needed; got {len(measure)} measures and {len(outcome)} outcomes"
+            f"one outcome per checkpoint is needed; got {len(measure)} measures and "
+            f"{len(outcome)} outcomes"
         )
     if len(measure) < 3:
         raise ValueError(f"a rank correlation needs at least three checkpoints; got {len(measure)}")

@@ -1,11 +1,12 @@
 """Which checkpoints does a user mean, and are they safe to load? Nothing is loaded here.
 
-A checkpoint is a model directory, a PEFT adapter directory (its base is named in adapter_config.json), or a hub
-id of either. A trainer's output folder stands for all its ``checkpoint-*``, in numeric order, and not for the
-final model that may lie beside them: give that as a checkpoint of its own by copying or linking it elsewhere.
+A checkpoint is a model directory, a PEFT adapter directory (its base is named in
+adapter_config.json), or a hub id of either. A trainer's output folder stands for all its
+``checkpoint-*``, in numeric order, and not for the final model that may lie beside them: give that
+as a checkpoint of its own by copying or linking it elsewhere.
 
-Weights must be safetensors. A pickle runs code when it is loaded, so it is refused, with the command that
-converts it.
+Weights must be safetensors. A pickle runs code when it is loaded, so it is refused, with the
+command that converts it.
 """
 
 import json
@@ -48,7 +49,8 @@ def find_checkpoints(
 
     Raises:
         FileNotFoundError: no such directory or hub id.
-        ValueError: no checkpoints, weights that are not safetensors, missing files, one given twice.
+        ValueError: no checkpoints, weights that are not safetensors, missing files, one given
+            twice.
 
     """
     if isinstance(paths_or_ids, str | Path):
@@ -59,13 +61,13 @@ def find_checkpoints(
     twice = sorted({path for path in given if given.count(path) > 1})
     if twice:
         raise ValueError(f"given more than once: {', '.join(twice)}")
-    sources = [_inspect(path, trust_remote_code=trust_remote_code) for path in given]
+    sources = [check_checkpoint(path, trust_remote_code=trust_remote_code) for path in given]
     names = _short_names([source.given for source in sources])
     return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
 
 
 def _expand(path: str | Path) -> list[str]:
-    """A trainer's output folder -> its checkpoint-*; anything else -> itself."""
+    """Turn a trainer's output folder into its checkpoint-*, anything else into itself."""
     folder = Path(path)
     if not folder.is_dir():
         return [str(path)]
@@ -77,8 +79,17 @@ def _expand(path: str | Path) -> list[str]:
     return [str(child) for _, child in sorted(steps)] or [str(folder)]
 
 
-def _inspect(given: str, *, trust_remote_code: bool) -> CheckpointSource:
-    path = Path(given)
+def check_checkpoint(
+    path_or_id: str | Path, *, trust_remote_code: bool = False
+) -> CheckpointSource:
+    """Find and check one checkpoint, without looking for a checkpoint-* inside it.
+
+    Raises:
+        FileNotFoundError: no such directory or hub id.
+        ValueError: weights that are not safetensors, or missing files.
+
+    """
+    given, path = str(path_or_id), Path(path_or_id)
     if path.is_file():
         raise ValueError(f"{given} is a file; give the directory that it lies in ({_KINDS})")
     directory = path if path.is_dir() else _from_hub(given, trust_remote_code=trust_remote_code)
@@ -88,7 +99,8 @@ def _inspect(given: str, *, trust_remote_code: bool) -> CheckpointSource:
         return CheckpointSource(path.name, given, directory, base)
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"{given} holds neither config.json nor adapter_config.json nor a checkpoint-*; give {_KINDS}"
+            f"{given} holds neither config.json nor adapter_config.json nor a checkpoint-*; give "
+            f"{_KINDS}"
         )
     _check_weights(given, directory, "model")
     return CheckpointSource(path.name, given, directory)
@@ -103,16 +115,16 @@ def _base_of_adapter(given: str, directory: Path, *, trust_remote_code: bool) ->
             "adapter_config.json"
         )
     try:
-        source = _inspect(base, trust_remote_code=trust_remote_code)
+        source = check_checkpoint(base, trust_remote_code=trust_remote_code)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"the base model {base!r} of the adapter {given} was not found; put it there, or correct "
-            "base_model_name_or_path in the adapter's adapter_config.json"
+            f"the base model {base!r} of the adapter {given} was not found; put it there, or "
+            "correct base_model_name_or_path in the adapter's adapter_config.json"
         ) from error
     if source.base is not None:
         raise ValueError(
-            f"the base {base!r} of the adapter {given} is an adapter itself; merge it into its own base first "
-            "(peft: merge_and_unload, then save_pretrained)"
+            f"the base {base!r} of the adapter {given} is an adapter itself; merge it into its "
+            "own base first (peft: merge_and_unload, then save_pretrained)"
         )
     return source
 
@@ -139,8 +151,9 @@ def _check_weights(given: str, directory: Path, stem: str) -> None:
     if not pickles:
         raise ValueError(f"{given} has no weights: there is no {stem}.safetensors in {directory}")
     raise ValueError(
-        f"{given} has its weights as a pickle only ({', '.join(pickles)}), which can run code when loaded. If you "
-        f"trust its origin, convert it once and give the converted directory:\n{_conversion(given, stem)}"
+        f"{given} has its weights as a pickle only ({', '.join(pickles)}), which can run code when "
+        "loaded. If you trust its origin, convert it once and give the converted directory:\n"
+        f"{_conversion(given, stem)}"
     )
 
 
@@ -173,7 +186,8 @@ def _from_hub(given: str, *, trust_remote_code: bool) -> Path:
     except (OSError, ValueError) as error:  # not found, gated, offline and not cached, malformed id
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"{given!r} is neither a directory here nor a model that the hub gave us ({reason}); give {_KINDS}"
+            f"{given!r} is neither a directory here nor a model that the hub gave us ({reason}); "
+            f"give {_KINDS}"
         ) from error
 
 
@@ -188,7 +202,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _short_names(paths: list[str]) -> list[str]:
-    """The fewest last components that tell every path from the others."""
+    """Cut paths to the fewest last components that tell each from the others."""
     parts = [Path(path).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]

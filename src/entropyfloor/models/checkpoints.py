@@ -1,4 +1,4 @@
-"""Load a checkpoint for measuring: safetensors only, no code from the checkpoint unless asked for."""
+"""Load a checkpoint for measuring: safetensors only, and no code of its own unless asked for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
+from entropyfloor.models.checkpoint_sources import CheckpointSource, check_checkpoint
 
 DTYPES = {
     "float32": torch.float32,
@@ -42,37 +42,32 @@ class LoadedCheckpoint:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every token that ends a sequence: those of the model's generation config and the tokenizer's."""
+        """Every token that ends a sequence: the generation config's and the tokenizer's."""
         configured = self.inner_model.generation_config.eos_token_id
-        ids = (
-            []
-            if configured is None
-            else configured
-            if isinstance(configured, list)
-            else [configured]
-        )
+        ids = list(configured) if isinstance(configured, list | tuple) else [configured]
         if self.tokenizer.eos_token_id is not None:
             ids = [*ids, self.tokenizer.eos_token_id]
-        return tuple(dict.fromkeys(int(token) for token in ids))
+        return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
 
     @property
     def pad_token_id(self) -> int:
-        """Fills the left of short rows, masked out; any token does where the tokenizer names none."""
+        """Fills the left of short rows, masked out; any token does if none is named."""
         if self.tokenizer.pad_token_id is not None:
             return int(self.tokenizer.pad_token_id)
         return self.eos_token_ids[0] if self.eos_token_ids else 0
 
     @property
     def context_length(self) -> int | None:
-        """Positions that the model was made for, prompt and completion together; None if it does not say."""
+        """Positions that the model was made for, or None if it does not say."""
         return _context_length(self.inner_model.config)
 
     @contextmanager
     def generation_defaults(self, defaults: GenerationConfig) -> Iterator[None]:
         """Replace the checkpoint's own generation config for a while.
 
-        ``generate`` fills every field that its caller left open from the model's generation config, which may
-        hold a repetition penalty, suppressed tokens or a forced length: the rollouts would not be the policy's.
+        ``generate`` fills every field that its caller left open from the model's generation
+        config, which may hold a repetition penalty, suppressed tokens or a forced length: the
+        rollouts would not be the policy's.
         """
         holders = [self.model] if self.model is self.inner_model else [self.model, self.inner_model]
         before = [holder.generation_config for holder in holders]
@@ -95,14 +90,16 @@ def load_checkpoint(
     """Load one checkpoint in evaluation mode.
 
     Args:
-        path_or_id: model directory, PEFT adapter directory, hub id, or what ``find_checkpoints`` returned.
+        path_or_id: model directory, PEFT adapter directory, hub id, or what ``find_checkpoints``
+            returned.
         dtype: ``"auto"`` keeps the checkpoint's; else float32, bfloat16 or float16.
         device: the first CUDA device if there is one, else the CPU, when left out.
         trust_remote_code: run model code that travels with the checkpoint.
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: pickled weights, weights that do not fit the configuration, no tokenizer, unknown dtype or device.
+        ValueError: pickled weights, weights that do not fit the configuration, no tokenizer,
+            unknown dtype or device.
 
     """
     torch_dtype = resolve_dtype(dtype)
@@ -110,10 +107,7 @@ def load_checkpoint(
     if isinstance(path_or_id, CheckpointSource):
         source = path_or_id
     else:
-        found = find_checkpoints([path_or_id], trust_remote_code=trust_remote_code)
-        if len(found) > 1:
-            raise ValueError(f"{path_or_id} holds {len(found)} checkpoints; give one of them")
-        source = found[0]
+        source = check_checkpoint(path_or_id, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     model = _load_model(source.base or source, torch_dtype, trust_remote_code=trust_remote_code)
     if source.base is not None:
@@ -123,7 +117,7 @@ def load_checkpoint(
 
 
 def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False) -> Any:
-    """The checkpoint's tokenizer; for an adapter without one, its base's.
+    """Load the checkpoint's tokenizer; for an adapter without one, its base's.
 
     Raises:
         ValueError: there is none.
@@ -139,8 +133,8 @@ def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"{source.given} has no tokenizer that can be loaded ({reason}); save it beside the weights with "
-            "tokenizer.save_pretrained(directory)"
+            f"{source.given} has no tokenizer that can be loaded ({reason}); save it beside the "
+            "weights with tokenizer.save_pretrained(directory)"
         ) from error
 
 
@@ -178,7 +172,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device, checked; the first CUDA device or else the CPU for None."""
+    """Check the device; None is the first CUDA device or else the CPU."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -209,8 +203,8 @@ def _load_model(
     absent = sorted(info["missing_keys"])
     if absent:  # transformers would go on with random numbers in their place
         raise ValueError(
-            f"{source.given} lacks {len(absent)} of its model's weights, {absent[0]} among them; it is not a "
-            "complete causal language model"
+            f"{source.given} lacks {len(absent)} of its model's weights, {absent[0]} among them; "
+            "it is not a complete causal language model"
         )
     return model
 
@@ -226,5 +220,6 @@ def _load_adapter(base: Any, source: CheckpointSource, vocabulary: int) -> Any:
         return PeftModel.from_pretrained(base, str(source.directory), is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"the adapter {source.given} does not fit its base {source.base and source.base.given}: {error}"
+            f"the adapter {source.given} does not fit its base "
+            f"{source.base and source.base.given}: {error}"
         ) from error

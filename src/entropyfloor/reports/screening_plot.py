@@ -1,4 +1,4 @@
-"""A screening as a picture: entropy with the tau_H line, pass@k, degenerate groups, one column per checkpoint."""
+"""A screening as a picture: entropy with the tau_H line, pass@k and degenerate groups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,10 @@ _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 
 def write_screening_plot(report: ScreeningReport, path: str | Path) -> Path:
-    """Write a PNG (or what the suffix says) and return its path; missing parent directories are made.
+    """Write a PNG (or what the suffix says) and return its path.
 
-    Three panels with a reward, the entropy alone without one. Whiskers are 95 % intervals over prompts.
+    Three panels with a reward, the entropy alone without one. Whiskers are 95 % intervals over
+    prompts.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

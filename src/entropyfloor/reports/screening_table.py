@@ -1,4 +1,4 @@
-"""A screening as a table: for a terminal (rich) and as Markdown. One list of columns serves both."""
+"""A screening as a table, for a terminal and as Markdown; one list of columns serves both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,12 +67,13 @@ def _caption(report: ScreeningReport) -> str:
     return (
         f"{settings['prompts']['count']} prompts × {settings['num_samples']} samples, "
         f"T = {settings['temperature']:g}, ≤ {settings['max_new_tokens']} tokens{scored}, "
-        f"seed {settings['seed']}; tau_H = {settings['tau_h']:g} nats; ranges are 95 % intervals over prompts"
+        f"seed {settings['seed']}; tau_H = {settings['tau_h']:g} nats; ranges are 95 % intervals "
+        "over prompts"
     )
 
 
 def screening_table(report: ScreeningReport) -> Table:
-    """A rich table: measures with their intervals below them; flagged checkpoints in red."""
+    """Build a rich table: intervals below the measures, flagged checkpoints in red."""
     table = Table(title="Screening before RL", caption=_caption(report), show_lines=False)
     table.add_column("checkpoint", overflow="fold")
     columns = _columns(report)
@@ -101,7 +102,7 @@ def remarks(report: ScreeningReport) -> list[str]:
 
 
 def screening_markdown(report: ScreeningReport) -> str:
-    """The same table in Markdown, intervals in brackets, reasons and notes as a list below."""
+    """Write the table in Markdown, intervals in brackets, reasons and notes listed below."""
     columns = _columns(report)
     headers = ["checkpoint", *(column.header for column in columns), "verdict"]
     lines = [

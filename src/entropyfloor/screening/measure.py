@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from entropyfloor.measures.diversity import unique_fraction
 from entropyfloor.measures.groups import (
@@ -51,8 +52,8 @@ def measure_checkpoint(
 
     Args:
         rollouts: at least one per prompt, in any order.
-        rewards: one per rollout, or None without a reward. A prompt whose rewards are all None is left out of
-            what needs a reward.
+        rewards: one per rollout, or None without a reward. A prompt whose rewards are all None is
+            left out of what needs a reward.
         name: of the checkpoint.
         path: of the checkpoint.
         settings: see :class:`MeasureSettings`.
@@ -70,69 +71,35 @@ def measure_checkpoint(
     for index in order:
         by_prompt.setdefault(rollouts[index].prompt_index, []).append(index)
     groups = [[rollouts[index] for index in indices] for indices in by_prompt.values()]
-    intervals: dict[str, Interval] = {}
 
-    def ratio(measure: str, above: Sequence[float], below: Sequence[float] | None = None) -> float:
-        interval = bootstrap_interval(above, below, seed=settings.seed)
-        if interval is not None:
-            intervals[measure] = interval
-        return float(sum(above) / (len(above) if below is None else sum(below)))
-
+    estimate = _Estimates(settings.seed)
     tokens = [float(sum(len(rollout.token_ids) for rollout in group)) for group in groups]
-    counts = [float(len(group)) for group in groups]
-    entropy = ratio(
-        "entropy_nats",
-        [float(sum(r.entropies_nats.sum(dtype=float) for r in group)) for group in groups],
-        tokens,
-    )
-    unique = ratio("unique_fraction", [unique_fraction([r.text for r in g]) for g in groups])
-    mean_tokens = ratio("mean_tokens", tokens, counts)
-    truncated = ratio(
-        "truncated_fraction", [float(sum(r.truncated for r in g)) for g in groups], counts
-    )
-
-    scored: dict[str, float | None] = {}
-    passes: dict[int, float] = {}
-    num_scored = None
+    measures: dict[str, Any] = {
+        "entropy_nats": estimate.ratio(
+            "entropy_nats",
+            [float(sum(r.entropies_nats.sum(dtype=float) for r in group)) for group in groups],
+            tokens,
+        ),
+        "unique_fraction": estimate.share(
+            "unique_fraction", [unique_fraction([r.text for r in group]) for group in groups]
+        ),
+        "mean_tokens": estimate.ratio("mean_tokens", tokens, [float(len(g)) for g in groups]),
+        "truncated_fraction": estimate.share(
+            "truncated_fraction", [sum(r.truncated for r in g) / len(g) for g in groups]
+        ),
+    }
     if rewards is not None:
-        values = _scored_groups([[rewards[index] for index in ids] for ids in by_prompt.values()])
-        num_scored = len(values)
-        passed = [
-            (len(group), sum(value >= settings.success_threshold for value in group))
-            for group in values
-        ]
-        size = settings.group_size
-        degenerate = [estimate_degenerate_fraction(n, c, size) for n, c in passed]
-        scored["pass_at_1"] = ratio("pass_at_1", [c / n for n, c in passed])
-        for k in settings.ks:
-            passes[k] = ratio(f"pass_at_{k}", [pass_at_k(n, c, k) for n, c in passed])
-        scored["degenerate_fraction"] = ratio(
-            "degenerate_fraction", [part.total for part in degenerate]
-        )
-        scored["degenerate_all_wrong"] = ratio(
-            "degenerate_all_wrong", [part.all_wrong for part in degenerate]
-        )
-        scored["degenerate_all_right"] = ratio(
-            "degenerate_all_right", [part.all_right for part in degenerate]
-        )
-        if all(n >= 2 for n, _ in passed):
-            scored["within_group_variance"] = ratio(
-                "within_group_variance",
-                [estimate_within_group_variance(n, c, size) for n, c in passed],
-            )
-        scored["p_hat_over_p_star"] = ratio(
-            "p_hat_over_p_star", [c / n / p_star(size) for n, c in passed]
-        )
-        scored["mean_reward"] = ratio("mean_reward", [sum(group) / len(group) for group in values])
+        scored = _scored_groups([[rewards[i] for i in indices] for indices in by_prompt.values()])
+        measures.update(_scored_measures(scored, settings, estimate))
 
     judged = verdict(
-        entropy,
+        measures["entropy_nats"],
         tau_h=settings.tau_h,
-        interval=intervals.get("entropy_nats"),
-        p_hat_over_p_star=scored.get("p_hat_over_p_star"),
-        degenerate_fraction=scored.get("degenerate_fraction"),
+        interval=estimate.intervals.get("entropy_nats"),
+        p_hat_over_p_star=measures.get("p_hat_over_p_star"),
+        degenerate_fraction=measures.get("degenerate_fraction"),
         group_size=settings.group_size,
-        truncated_fraction=truncated,
+        truncated_fraction=measures["truncated_fraction"],
         temperature=settings.temperature,
     )
     return CheckpointScreening(
@@ -140,19 +107,77 @@ def measure_checkpoint(
         path=path,
         num_prompts=len(groups),
         num_rollouts=len(rollouts),
-        entropy_nats=entropy,
-        unique_fraction=unique,
-        mean_tokens=mean_tokens,
-        truncated_fraction=truncated,
-        num_scored_prompts=num_scored,
-        pass_at_k=passes,
-        intervals=intervals,
+        intervals=estimate.intervals,
         flagged=judged.flagged,
         reasons=judged.reasons,
         notes=judged.notes,
         runtime_s=runtime_s,
-        **scored,
+        **measures,
     )
+
+
+class _Estimates:
+    """Computes measures from one value per prompt and collects their intervals."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.intervals: dict[str, Interval] = {}
+
+    def ratio(
+        self,
+        measure: str,
+        above: Sequence[float],
+        below: Sequence[float] | None = None,
+        bounds: Interval | None = None,
+    ) -> float:
+        """``sum(above) / sum(below)``; the mean of ``above`` without ``below``."""
+        interval = bootstrap_interval(above, below, bounds=bounds, seed=self._seed)
+        if interval is not None:
+            self.intervals[measure] = interval
+        return float(sum(above) / (len(above) if below is None else sum(below)))
+
+    def share(self, measure: str, values: Sequence[float]) -> float:
+        """Mean over prompts of a value in [0, 1]."""
+        return self.ratio(measure, values, bounds=Interval(0.0, 1.0))
+
+
+def _scored_measures(
+    rewards: Sequence[Sequence[float]], settings: MeasureSettings, estimate: _Estimates
+) -> dict[str, Any]:
+    """Compute what needs a reward from the rewards of each prompt."""
+    size, threshold = settings.group_size, settings.success_threshold
+    counts = [(len(group), sum(value >= threshold for value in group)) for group in rewards]
+    degenerate = [estimate_degenerate_fraction(n, c, size) for n, c in counts]
+    variance = None
+    if all(n >= 2 for n, _ in counts):
+        variance = estimate.ratio(
+            "within_group_variance",
+            [estimate_within_group_variance(n, c, size) for n, c in counts],
+        )
+    return {
+        "num_scored_prompts": len(counts),
+        "pass_at_1": estimate.share("pass_at_1", [c / n for n, c in counts]),
+        "pass_at_k": {
+            k: estimate.share(f"pass_at_{k}", [pass_at_k(n, c, k) for n, c in counts])
+            for k in settings.ks
+        },
+        "degenerate_fraction": estimate.share(
+            "degenerate_fraction", [part.total for part in degenerate]
+        ),
+        "degenerate_all_wrong": estimate.share(
+            "degenerate_all_wrong", [part.all_wrong for part in degenerate]
+        ),
+        "degenerate_all_right": estimate.share(
+            "degenerate_all_right", [part.all_right for part in degenerate]
+        ),
+        "within_group_variance": variance,
+        "p_hat_over_p_star": estimate.ratio(
+            "p_hat_over_p_star",
+            [c / n / p_star(size) for n, c in counts],
+            bounds=Interval(0.0, 1.0 / p_star(size)),
+        ),
+        "mean_reward": estimate.ratio("mean_reward", [sum(g) / len(g) for g in rewards]),
+    }
 
 
 def _scored_groups(groups: Sequence[Sequence[float | None]]) -> list[list[float]]:
@@ -162,8 +187,9 @@ def _scored_groups(groups: Sequence[Sequence[float | None]]) -> list[list[float]
         numbers = [value for value in group if value is not None]
         if numbers and len(numbers) < len(group):
             raise ValueError(
-                f"the reward is None for {len(group) - len(numbers)} of {len(group)} rollouts of prompt {index}; "
-                "whether a reward applies must depend on the prompt alone: return 0.0 for a wrong completion"
+                f"the reward is None for {len(group) - len(numbers)} of {len(group)} rollouts of "
+                f"prompt {index}; whether a reward applies must depend on the prompt alone: "
+                "return 0.0 for a wrong completion"
             )
         if numbers:
             scored.append(numbers)

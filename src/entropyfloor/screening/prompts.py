@@ -1,7 +1,8 @@
 """Prompt sets: rows with a ``prompt`` and whatever columns the reward needs.
 
-A prompt is a plain string, or a conversation (a list of ``{"role": ..., "content": ...}`` messages) that the
-checkpoint's own chat template renders, as in trl. Three sources, told apart by how they are written:
+A prompt is a plain string, or a conversation (a list of ``{"role": ..., "content": ...}``
+messages) that the checkpoint's own chat template renders, as in trl. Three sources, told apart by
+how they are written:
 
     PATH.jsonl                                   one JSON object per line
     DIRECTORY                                    a ``datasets.Dataset`` written by ``save_to_disk``
@@ -36,7 +37,8 @@ class PromptSet:
         source: where the rows came from, for reports.
 
     Raises:
-        ValueError: no rows, a row without ``prompt``, or an empty or malformed prompt; the row is named.
+        ValueError: no rows, a row without ``prompt``, or an empty or malformed prompt; the row is
+            named.
 
     """
 
@@ -65,12 +67,12 @@ class PromptSet:
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of the prompts: two reports with one digest are comparable."""
+        """First 16 hex digits of the SHA-256 of the prompts: equal for comparable reports."""
         text = json.dumps(self.prompts, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def as_chat(self, *, system: str | None = None) -> "PromptSet":
-        """Each plain prompt as one user message, after ``system`` if given; conversations stay as they are."""
+        """Send each plain prompt as a user message, after ``system`` if given."""
         before = [] if system is None else [{"role": "system", "content": system}]
         rows = [
             {**row, "prompt": [*before, {"role": "user", "content": row["prompt"]}]}
@@ -111,11 +113,13 @@ def _jsonl_rows(path: Path) -> Iterable[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg}); a JSONL file has one object per line"
+                f"{path}, line {number} is not JSON ({error.msg}); a JSONL file has one object "
+                "per line"
             ) from error
         if not isinstance(row, dict):
             raise ValueError(
-                f"{path}, line {number} is a JSON {type(row).__name__}; each line must be an object such as "
+                f"{path}, line {number} is a JSON {type(row).__name__}; each line must be an "
+                "object such as "
                 '{"prompt": "...", "answer": "..."}'
             )
         yield row
@@ -141,8 +145,9 @@ def _check_row(row: Any, where: str) -> None:
         raise ValueError(f"{where} is a {type(row).__name__}; a row is a mapping with a 'prompt'")
     if "prompt" not in row:
         raise ValueError(
-            f"{where} has no column 'prompt', only {', '.join(map(repr, sorted(row))) or 'nothing'}; "
-            "rename the column that holds the prompt"
+            f"{where} has no column 'prompt', only "
+            f"{', '.join(map(repr, sorted(row))) or 'nothing'}; rename the column that holds the "
+            "prompt"
         )
     prompt = row["prompt"]
     if isinstance(prompt, str):

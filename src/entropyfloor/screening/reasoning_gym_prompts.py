@@ -1,7 +1,8 @@
 """Prompts from reasoning-gym: procedural tasks with their own verifier.
 
-``reasoning_gym:chain_sum?size=24&seed=7&min_terms=3`` names the task and, after ``?``, fields of its config.
-A row carries the whole entry as ``entry`` so that the task's verifier can score an answer to it later.
+``reasoning_gym:chain_sum?size=24&seed=7&min_terms=3`` names the task and, after ``?``, fields of
+its config. A row carries the whole entry as ``entry`` so that the task's verifier can score an
+answer to it later.
 """
 
 import difflib
@@ -14,7 +15,7 @@ _INSTALL = "reasoning-gym is not installed; pip install 'entropyfloor[tasks]'"
 
 
 def parse_reasoning_gym_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """Split ``reasoning_gym:TASK?a=1&b=x`` into the task and its options (JSON values, else strings)."""
+    """Split ``reasoning_gym:TASK?a=1&b=x`` into task and options (JSON, else strings)."""
     task, _, query = spec.removeprefix(PREFIX).partition("?")
     if not task:
         raise ValueError(f"{spec!r} names no task; write {PREFIX}TASK?size=24&seed=7")
@@ -36,10 +37,11 @@ def parse_reasoning_gym_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def reasoning_gym_dataset(task: str, options: dict[str, Any]) -> Any:
-    """The ``reasoning_gym.dataset.ProceduralDataset`` of a task.
+    """Make the ``reasoning_gym.dataset.ProceduralDataset`` of a task.
 
     Raises:
-        ValueError: reasoning-gym is missing, the task is unknown, or its config refuses the options.
+        ValueError: reasoning-gym is missing, the task is unknown, or its config refuses the
+            options.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""What a screening found, as data: one record per checkpoint and the settings that produced them."""
+"""What a screening found, as data: a record per checkpoint, and the settings behind them."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -35,8 +35,8 @@ class CheckpointScreening:
         path: what was loaded.
         num_prompts: prompts in the set.
         num_rollouts: rollouts over all prompts.
-        entropy_nats: token-weighted mean Shannon entropy of the next-token distribution at temperature 1,
-            over all generated tokens, the end-of-sequence token included.
+        entropy_nats: token-weighted mean Shannon entropy of the next-token distribution at
+            temperature 1, over all generated tokens, the end-of-sequence token included.
         unique_fraction: distinct completions of a prompt over its rollouts, mean over prompts.
         mean_tokens: generated tokens per rollout, the end-of-sequence token included.
         truncated_fraction: rollouts that hit the length limit.
@@ -46,7 +46,8 @@ class CheckpointScreening:
         degenerate_fraction: groups whose rewards all agree, unbiased, mean over prompts.
         degenerate_all_wrong: the part of it where all are wrong.
         degenerate_all_right: the part of it where all are right.
-        within_group_variance: p(1-p)(g-1)/g, unbiased, mean over prompts; None for one sample per prompt.
+        within_group_variance: p(1-p)(g-1)/g, unbiased, mean over prompts; None for one sample per
+            prompt.
         p_hat_over_p_star: ``pass_at_1 / p*(group_size)``.
         mean_reward: mean of the reward itself.
         intervals: 95 % interval by measure name (``pass_at_8`` for k = 8), where there is one.
@@ -103,8 +104,8 @@ class ScreeningReport:
 
     Attributes:
         checkpoints: one record each.
-        settings: everything that determines the numbers (samples, group size, temperature, seed, tau_h, prompts,
-            reward, versions), and batch size, dtype and device.
+        settings: everything that determines the numbers (samples, group size, temperature, seed,
+            tau_h, prompts, reward, versions), and batch size, dtype and device.
 
     """
 
@@ -122,7 +123,7 @@ class ScreeningReport:
         return any(checkpoint.has_reward for checkpoint in self.checkpoints)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document: ``schema``, ``schema_version``, ``settings``, ``checkpoints``."""
+        """Return the document: ``schema``, ``schema_version``, ``settings``, ``checkpoints``."""
         return {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
@@ -139,13 +140,13 @@ class ScreeningReport:
         return target
 
     def to_markdown(self) -> str:
-        """The table and the reasons, as GitHub-flavoured Markdown."""
+        """Write the table and the reasons as GitHub-flavoured Markdown."""
         from entropyfloor.reports.screening_table import screening_markdown
 
         return screening_markdown(self)
 
     def table(self) -> "Table":
-        """The table for a terminal."""
+        """Build the table for a terminal."""
         from entropyfloor.reports.screening_table import screening_table
 
         return screening_table(self)

@@ -1,79 +1,38 @@
 """Rewards by name, in trl's signature.
 
-A reward is called as ``reward(prompts=..., completions=..., completion_ids=..., **columns)`` with one entry per
-rollout in every argument, and returns one number (or None: does not apply) per rollout. ``columns`` are the
-prompt set's other columns. As in trl a completion is a string, or for a conversational prompt a list of one
-assistant message.
+A reward is called as ``reward(prompts=..., completions=..., completion_ids=..., **columns)`` with
+one entry per rollout in every argument, and returns one number (or None: does not apply) per
+rollout. ``columns`` are the prompt set's other columns. As in trl a completion is a string, or for
+a conversational prompt a list of one assistant message.
 
-    exact_match          1.0 where the final answer of completion and column ``answer`` are the same text
-    reasoning_gym        the task's own verifier on the row's ``entry``
-    module:function      anything importable, the current directory included
+    exact_match        1.0 where the completion's final answer equals that of column ``answer``
+    reasoning_gym      the task's own verifier on the row's ``entry``
+    module:function    anything importable, the current directory included
 """
 
 import importlib
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.screening.answers import final_answer, marked_answer
 from entropyfloor.screening.prompts import PromptSet
 
 RewardFunction = Callable[..., Any]
 
-# A marker, and what it marks: the rest of its line, or what the braces or tags enclose.
-_LINE_MARKER = re.compile(r"####|answer\s*:", re.IGNORECASE)
-_BOXED = "\\boxed{"
-
-
-def marked_answer(text: str) -> str | None:
-    r"""The answer that a completion marks, stripped of whitespace; None if it marks none.
-
-    Markers are ``####``, ``Answer:`` (any case) and ``\boxed{...}``; the one that comes last in the text wins.
-    The first two mark the rest of their line, or the next line that is not blank if nothing follows on
-    theirs; ``\boxed`` marks what its braces enclose.
-    """
-    found: tuple[int, str] | None = None
-    for match in _LINE_MARKER.finditer(text):
-        lines = [line.strip() for line in text[match.end() :].split("\n")]
-        found = (match.start(), next((line for line in lines if line), ""))
-    start = text.rfind(_BOXED)
-    if start >= 0 and (found is None or start > found[0]):
-        found = (start, _enclosed(text, start + len(_BOXED)))
-    elif found is not None and found[1].startswith(_BOXED):
-        found = (found[0], _enclosed(found[1], len(_BOXED)))
-    return None if found is None else found[1]
-
-
-def _enclosed(text: str, start: int) -> str:
-    """Text from ``start`` to the brace that closes the one before it (to the end if none does)."""
-    depth = 1
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start:position].strip()
-    return text[start:].strip()
-
-
-def final_answer(text: str) -> str:
-    """:func:`marked_answer`, else the last line that is not blank, stripped; empty for empty text."""
-    marked = marked_answer(text)
-    if marked is not None:
-        return marked
-    return text.strip().rpartition("\n")[2].strip()
-
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a completion: itself, or the content of its last message."""
+    """Take the text of a completion: itself, or the content of its last message."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def exact_match(
     completions: Sequence[Any], answer: Sequence[Any] | None = None, **_: Any
 ) -> list[float]:
-    """1.0 where :func:`final_answer` of the completion equals that of the column ``answer``, else 0.0."""
+    """Score 1.0 where :func:`final_answer` equals that of the column ``answer``, else 0.0."""
     if answer is None:
         raise ValueError(_NEEDED[exact_match])
     return [
@@ -85,11 +44,11 @@ def exact_match(
 def reasoning_gym(
     completions: Sequence[Any], entry: Sequence[Any] | None = None, **_: Any
 ) -> list[float]:
-    """Score of the task's verifier, in [0, 1]; 1.0 is a fully correct answer.
+    """Score by the task's verifier, in [0, 1]; 1.0 is a fully correct answer.
 
-    It is given :func:`marked_answer` of the completion, or the whole completion, stripped, if it marks none. An
-    answer on which the verifier raises scores 0.0.
-    The row's ``entry`` is the reasoning-gym entry (or its JSON); its metadata name the task.
+    It is given :func:`marked_answer` of the completion, or the whole completion, stripped, if it
+    marks none. An answer on which the verifier raises scores 0.0. The row's ``entry`` is the
+    reasoning-gym entry (or its JSON); its metadata name the task.
     """
     if entry is None:
         raise ValueError(_NEEDED[reasoning_gym])
@@ -124,15 +83,17 @@ NAMED_REWARDS: dict[str, RewardFunction] = {
 
 # What a reward cannot do without: the column, and how to get it.
 _NEEDED: dict[RewardFunction, str] = {
-    exact_match: "the reward exact_match needs a column 'answer' in the prompt set; add it or use another reward",
-    reasoning_gym: "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) in the prompt "
+    exact_match: "the reward exact_match needs a column 'answer' in the prompt set; add it or "
+    "use another reward",
+    reasoning_gym: "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) "
+    "in the prompt "
     "set; use the prompts reasoning_gym:TASK?size=24&seed=7, which have it",
 }
 _NEEDED_COLUMN: dict[RewardFunction, str] = {exact_match: "answer", reasoning_gym: "entry"}
 
 
 def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
-    """Raise ValueError if a row lacks the column that a reward of ours needs, before anything is generated."""
+    """Raise ValueError if a row lacks the column that a reward of ours needs."""
     column = _NEEDED_COLUMN.get(reward)
     if column is None:
         return
@@ -142,7 +103,7 @@ def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
 
 
 def reward_by_name(name: str) -> RewardFunction:
-    """The reward of a name, or the function that ``module:function`` points to.
+    """Find the reward of a name, or the function that ``module:function`` points to.
 
     Raises:
         ValueError: unknown name, or a module or function that cannot be imported.
@@ -184,7 +145,7 @@ def call_reward(
     completion_ids: list[list[int]],
     columns: dict[str, list[Any]],
 ) -> list[float | None]:
-    """Call a reward as trl does and check what it returns: one finite number or None per rollout."""
+    """Call a reward as trl does; check that it gives a finite number or None per rollout."""
     name = reward_name(reward)
     returned = reward(
         prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
@@ -193,8 +154,8 @@ def call_reward(
         values = list(returned)
     except TypeError as error:
         raise ValueError(
-            f"reward {name} returned a {type(returned).__name__}; it must return a list with one number per "
-            "completion (asynchronous rewards are not supported)"
+            f"reward {name} returned a {type(returned).__name__}; it must return a list with one "
+            "number per completion (asynchronous rewards are not supported)"
         ) from error
     if len(values) != len(completions):
         raise ValueError(
@@ -206,8 +167,8 @@ def call_reward(
         number = None if value is None else _as_float(value, name, index)
         if number is not None and not math.isfinite(number):
             raise ValueError(
-                f"reward {name} returned {number} for completion {index}; return a finite number, or None where "
-                "the reward does not apply"
+                f"reward {name} returned {number} for completion {index}; return a finite number, "
+                "or None where the reward does not apply"
             )
         rewards.append(number)
     return rewards

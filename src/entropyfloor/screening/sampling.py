@@ -1,18 +1,19 @@
 """What happens to the logits of one generation step: record their entropy, then choose the token.
 
-Both are transformers ``LogitsProcessor``s around transformers' own warpers, used with ``do_sample=False``:
+Both are transformers ``LogitsProcessor``s around transformers' own warpers, used with
+``do_sample=False``:
 
     raw logits ─► EntropyRecorder ─► temperature ─► top-k ─► top-p ─► InverseCDFSampler ─► argmax
 
-    H = log s - (sum_v e_v z_v) / s,   z = logits - max,  e = exp(z),  s = sum_v e_v        nats, at temperature 1
+    H = log s - (sum_v e_v z_v) / s        z = logits - max,  e = exp(z),  s = sum_v e_v;  nats
 
-The recorder sees the distribution at temperature 1 whatever the warpers do, and keeps one number per row and
-step: ``[batch, V]`` exists for one step only, as it does anyway in generation.
+The recorder sees the distribution at temperature 1 whatever the warpers do, and keeps one number
+per row and step: ``[batch, V]`` exists for one step only, as it does anyway in generation.
 
-``generate``'s own sampling draws from one global stream, so a token depends on which rows share the batch. Here
-every rollout owns its uniforms, seeded by (seed, prompt index, sample index), one per step; the token is the
-first whose cumulative probability exceeds it. The rollout is then the same in any batch, up to the rounding of
-the logits themselves.
+``generate``'s own sampling draws from one global stream, so a token depends on which rows share
+the batch. Here every rollout owns its uniforms, seeded by (seed, prompt index, sample index), one
+per step; the token is the first whose cumulative probability exceeds it. The rollout is then the
+same in any batch, up to the rounding of the logits themselves.
 """
 
 from collections.abc import Sequence
@@ -31,18 +32,20 @@ from transformers.generation.logits_process import (
 def rollout_uniforms(
     seed: int, rollouts: Sequence[tuple[int, int]], num_steps: int
 ) -> torch.Tensor:
-    """``[len(rollouts), num_steps]`` float64 in [0, 1), on the CPU; row i depends on (seed, rollouts[i]) only.
+    """``[len(rollouts), num_steps]`` float64 in [0, 1) on the CPU; row i is of rollouts[i] only.
 
-    ``rollouts`` holds (prompt index, sample index). More steps extend a row and do not change its beginning.
+    ``rollouts`` holds (prompt index, sample index). More steps extend a row and do not change its
+    beginning.
     """
     rows = [np.random.default_rng((seed, *rollout)).random(num_steps) for rollout in rollouts]
     return torch.from_numpy(np.stack(rows))
 
 
 def next_token_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Shannon entropy in nats of ``softmax(logits)`` over the last axis: ``[batch, V]`` -> ``[batch]`` fp32.
+    """Shannon entropy, nats, of ``softmax(logits)``: ``[batch, V]`` -> ``[batch]`` fp32.
 
-    A logit of -inf has probability zero. NaN, or +inf, or a row of -inf only, gives NaN. Not for training.
+    A logit of -inf has probability zero. NaN, or +inf, or a row of -inf only, gives NaN. Not for
+    training.
     """
     shifted = logits.float() - logits.float().amax(dim=-1, keepdim=True)
     weights = shifted.exp()
@@ -55,7 +58,8 @@ class EntropyRecorder(LogitsProcessor):
     """Keeps the next-token entropy of every row and step; leaves the logits alone.
 
     Raises:
-        ValueError: at the first step whose logits are NaN or infinite in a row that still generates.
+        ValueError: at the first step whose logits are NaN or infinite in a row that still
+            generates.
 
     """
 
@@ -77,19 +81,20 @@ class EntropyRecorder(LogitsProcessor):
         if not bool((entropy.isfinite() | ~self._running).all()):
             step = input_ids.shape[1] - self._prompt_width
             raise ValueError(
-                f"{self._where} gave logits that are NaN or infinite at generated token {step}; the checkpoint "
-                "is damaged, or overflows in this dtype: try dtype float32 or bfloat16"
+                f"{self._where} gave logits that are NaN or infinite at generated token {step}; "
+                "the checkpoint is damaged, or overflows in this dtype: try dtype float32 or "
+                "bfloat16"
             )
         self._steps.append(entropy)
         return scores
 
     def entropies(self) -> np.ndarray:
-        """``[batch, steps]`` float32, nats; what lies after a row's end-of-sequence step has no meaning."""
+        """``[batch, steps]`` float32, nats; without meaning after a row's end of sequence."""
         return torch.stack(self._steps, dim=1).cpu().numpy()
 
 
 class InverseCDFSampler(LogitsProcessor):
-    """Chooses a token by inverse CDF and leaves only that token possible: argmax then returns it."""
+    """Chooses a token by inverse CDF and leaves only it possible, for argmax to return."""
 
     def __init__(self, prompt_width: int, uniforms: torch.Tensor) -> None:
         self._prompt_width = prompt_width
@@ -104,7 +109,8 @@ class InverseCDFSampler(LogitsProcessor):
         wide = torch.float32 if scores.device.type == "mps" else torch.float64
         cumulative = scores.softmax(dim=-1, dtype=torch.float32).to(wide).cumsum(dim=-1)
         target = uniform.to(cumulative) * cumulative[:, -1:]
-        # right=True: the first cumulative value *above* the target, so a token of probability zero is never it.
+        # right=True: the first cumulative value *above* the target, so a token of probability zero
+        # is never it.
         chosen = torch.searchsorted(cumulative, target, right=True)
         chosen = chosen.clamp_max(scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
@@ -118,7 +124,7 @@ def processors(
     top_p: float,
     top_k: int,
 ) -> LogitsProcessorList:
-    """The chain of this module's docstring; a warper that would change nothing is left out."""
+    """Build the chain of this module's docstring, without warpers that would change nothing."""
     chain: list[LogitsProcessor] = [recorder]
     if temperature != 1.0:
         chain.append(TemperatureLogitsWarper(temperature))

@@ -16,7 +16,8 @@ def score_rollouts(
     """One reward per rollout; None where the reward says that it does not apply.
 
     Raises:
-        ValueError: the reward returned the wrong number of values, or something that is no finite number.
+        ValueError: the reward returned the wrong number of values, or something that is no finite
+            number.
 
     """
     names = sorted({name for row in prompts.rows for name in row} - _RESERVED)

@@ -1,22 +1,23 @@
-"""``screen``: which of these checkpoints can reinforcement learning still improve?
+"""``screen``: find the checkpoints that reinforcement learning can still improve.
 
-Rollouts of every checkpoint on one prompt set, measured and judged. Everything that can be checked without a
-model is checked first: arguments, prompts, reward columns, every checkpoint's files, tokenizer and context.
+Rollouts of every checkpoint on one prompt set, measured and judged. Everything that can be checked
+without a model is checked first: arguments, prompts, reward columns, every checkpoint's files,
+tokenizer and context.
 """
 
 import gc
-import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers.utils import logging as transformers_logging
 
 from entropyfloor import __version__
 from entropyfloor.measures.groups import p_star
@@ -30,6 +31,7 @@ from entropyfloor.models.checkpoints import (
     resolve_dtype,
 )
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
+from entropyfloor.screening.outputs import write_report, write_rollouts
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.rewards import (
@@ -99,11 +101,13 @@ def screen(
         dtype: ``"auto"`` (the checkpoint's), float32, bfloat16 or float16.
         device: CUDA if there is one, else CPU, when left out.
         trust_remote_code: run model code that travels with a checkpoint.
-        output_dir: if given, gets screening.json, screening.md, screening.png and the rollouts as JSONL.
+        output_dir: if given, gets screening.json, screening.md, screening.png and the rollouts as
+            JSONL.
         progress: show a progress bar on standard error.
 
     Raises:
-        ValueError: an argument, prompt, reward or checkpoint that cannot work; the message says how to mend it.
+        ValueError: an argument, prompt, reward or checkpoint that cannot work; the message says
+            how to mend it.
         FileNotFoundError: a checkpoint that does not exist.
 
     """
@@ -140,7 +144,7 @@ def screen(
     )
     requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(num_samples)]
     screened: list[CheckpointScreening] = []
-    with _progress(progress) as bars:
+    with _quiet_loading(), _progress(progress) as bars:
         rows = [bars.add_task(task.source.name, total=len(requests)) for task in tasks]
         for task, row in zip(tasks, rows, strict=True):
             started = time.perf_counter()
@@ -168,7 +172,7 @@ def screen(
                 )
             )
             if folder is not None:
-                _write_rollouts(folder, task.source.name, rollouts, rewards)
+                write_rollouts(folder, task.source.name, rollouts, rewards)
 
     settings = {
         **asdict(sampling),
@@ -192,7 +196,7 @@ def screen(
     }
     report = ScreeningReport(tuple(screened), settings)
     if folder is not None:
-        _write_report(report, folder)
+        write_report(report, folder)
     return report
 
 
@@ -205,14 +209,15 @@ def _check_samples(
         return ()
     if num_samples < group_size:
         raise ValueError(
-            f"{num_samples} samples per prompt cannot show how often a group of {group_size} agrees; draw at least "
-            f"{group_size} samples, or set group_size to what RL will use"
+            f"{num_samples} samples per prompt cannot show how often a group of {group_size} "
+            f"agrees; draw at least {group_size} samples, or set group_size to what RL will use"
         )
     chosen = default_ks(num_samples) if ks is None else tuple(sorted(set(ks)))
     wrong = [k for k in chosen if not 1 <= k <= num_samples]
     if wrong:
         raise ValueError(
-            f"pass@k needs 1 <= k <= num_samples ({num_samples}); got k = {', '.join(map(str, wrong))}"
+            f"pass@k needs 1 <= k <= num_samples ({num_samples}); got k = "
+            f"{', '.join(map(str, wrong))}"
         )
     return chosen
 
@@ -239,6 +244,18 @@ def _check_checkpoints(
     return tasks
 
 
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silence transformers' own bars, which would be drawn across ours."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
 def _progress(enabled: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -249,36 +266,3 @@ def _progress(enabled: bool) -> Progress:
         console=Console(stderr=True),
         disable=not enabled,
     )
-
-
-def _write_rollouts(
-    folder: Path, name: str, rollouts: Sequence[Rollout], rewards: Sequence[float | None] | None
-) -> None:
-    """One JSON object per rollout, by prompt and sample."""
-    lines: list[tuple[tuple[int, int], dict[str, Any]]] = []
-    for index, rollout in enumerate(rollouts):
-        record: dict[str, Any] = {
-            "prompt_index": rollout.prompt_index,
-            "sample_index": rollout.sample_index,
-            "text": rollout.text,
-            "num_tokens": len(rollout.token_ids),
-            "entropy_nats": float(rollout.entropies_nats.mean(dtype=float)),
-            "truncated": rollout.truncated,
-        }
-        if rewards is not None:
-            record["reward"] = rewards[index]
-        lines.append(((rollout.prompt_index, rollout.sample_index), record))
-    text = "".join(
-        json.dumps(record, ensure_ascii=False) + "\n"
-        for _, record in sorted(lines, key=lambda line: line[0])
-    )
-    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-    (folder / f"rollouts-{safe}.jsonl").write_text(text, encoding="utf-8")
-
-
-def _write_report(report: ScreeningReport, folder: Path) -> None:
-    from entropyfloor.reports.screening_plot import write_screening_plot
-
-    report.write_json(folder / "screening.json")
-    (folder / "screening.md").write_text(report.to_markdown(), encoding="utf-8")
-    write_screening_plot(report, folder / "screening.png")

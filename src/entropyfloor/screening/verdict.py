@@ -1,8 +1,9 @@
 """From the numbers of one checkpoint to a verdict in words.
 
-Stage 1 of the rank-inversion paper (arXiv 2606.18487): a checkpoint whose own rollouts at temperature 1 have a
-mean next-token entropy below ``tau_H`` is flagged. The paper calls its 0.18 nats specific to its model family:
-the order of checkpoints carries over, the number may not, so it is a parameter.
+Stage 1 of the rank-inversion paper (arXiv 2606.18487): a checkpoint whose own rollouts at
+temperature 1 have a mean next-token entropy below ``tau_H`` is flagged. The paper calls its 0.18
+nats specific to its model family: the order of checkpoints carries over, the number may not, so it
+is a parameter.
 
 Only the entropy flags. What else speaks for or against a checkpoint is a note beside the verdict.
 """
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from entropyfloor.measures.intervals import Interval
 
 TAU_H = 0.18
-# A share of rollouts cut off by the length limit above which length, not skill, shapes the numbers (our choice).
+# A share of rollouts cut off by the length limit above which length, not skill, shapes the numbers
+# (our choice).
 TRUNCATED_SHARE = 0.1
 
 
@@ -60,30 +62,32 @@ def verdict(
     reasons, notes = [], []
     if entropy_nats < tau_h:
         reasons.append(
-            f"mean rollout entropy {entropy_nats:.3f} nats is below tau_H = {tau_h:g}: the rollouts of one prompt "
-            "hardly differ, so RL has little to choose from"
+            f"mean rollout entropy {entropy_nats:.3f} nats is below tau_H = {tau_h:g}: the "
+            "rollouts of one prompt hardly differ, so RL has little to choose from"
         )
     if interval is not None and interval.low < tau_h <= interval.high:
         notes.append(
-            f"the interval of the entropy, {interval.low:.3f} to {interval.high:.3f}, contains tau_H = {tau_h:g}: "
-            "more prompts or samples could turn the verdict"
+            f"the interval of the entropy, {interval.low:.3f} to {interval.high:.3f}, contains "
+            f"tau_H = {tau_h:g}: more prompts or samples could turn the verdict"
         )
     if p_hat_over_p_star is not None and p_hat_over_p_star < 1.0:
         notes.append(
-            f"the pass rate is {p_hat_over_p_star:.2f} of p*({group_size}): a prompt at that rate gives an all-wrong "
-            "group more often than not"
+            f"the pass rate is {p_hat_over_p_star:.2f} of p*({group_size}): a prompt at that rate "
+            "gives an all-wrong group more often than not"
         )
     if degenerate_fraction is not None and degenerate_fraction > 0.5:
         notes.append(
-            f"{degenerate_fraction:.0%} of groups of {group_size} would agree on their reward and teach nothing"
+            f"{degenerate_fraction:.0%} of groups of {group_size} would agree on their reward and "
+            "teach nothing"
         )
     if truncated_fraction > TRUNCATED_SHARE:
         notes.append(
-            f"{truncated_fraction:.0%} of rollouts hit the length limit: raise max_new_tokens, or read entropy and "
-            "pass rates as those of cut-off answers"
+            f"{truncated_fraction:.0%} of rollouts hit the length limit: raise max_new_tokens, or "
+            "read entropy and pass rates as those of cut-off answers"
         )
     if temperature != 1.0:
         notes.append(
-            f"rollouts were drawn at temperature {temperature:g}; tau_H is about rollouts at temperature 1"
+            f"rollouts were drawn at temperature {temperature:g}; tau_H is about rollouts at "
+            "temperature 1"
         )
     return Verdict(bool(reasons), tuple(reasons), tuple(notes))
