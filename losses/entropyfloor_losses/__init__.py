@@ -15,7 +15,13 @@ from .entropy_bonus import EntropyBonusLoss
 from .fused_head import linear_loss, linear_token_statistics
 from .gem import GEMLoss
 from .reduction import reduce_tokens, token_mean
-from .registry import LOSS_NAMES, loss_by_name, loss_options, needs_calibration
+from .registry import (
+    LOSS_NAMES,
+    loss_by_name,
+    loss_name_and_options,
+    loss_options,
+    needs_calibration,
+)
 from .selective_entropy import SelectiveEntropyLoss
 from .statistics import (
     IGNORE_INDEX,
@@ -37,6 +43,7 @@ __all__ = [
     "linear_loss",
     "linear_token_statistics",
     "loss_by_name",
+    "loss_name_and_options",
     "loss_options",
     "needs_calibration",
     "reduce_tokens",

@@ -41,7 +41,9 @@ class CrossEntropyLoss:
         if self.smoothing == 0.0:
             return -statistics.log_prob
         assert statistics.mean_log_prob is not None
-        return -(1 - self.smoothing) * statistics.log_prob - self.smoothing * statistics.mean_log_prob
+        return (
+            -(1 - self.smoothing) * statistics.log_prob - self.smoothing * statistics.mean_log_prob
+        )
 
     def selected(self, statistics: TokenStatistics) -> Tensor:
         """Tokens on which this loss differs from plain cross-entropy: all if smoothed, else none."""

@@ -128,7 +128,9 @@ def linear_token_statistics(
     call = _Call.prepare(
         hidden, weight, labels, bias, request, temperature, softcap, logit_scale, chunk_size
     )
-    return call.unflatten(_LinearTokenStatistics.apply(call.hidden, weight, bias, call.labels, call))
+    return call.unflatten(
+        _LinearTokenStatistics.apply(call.hidden, weight, bias, call.labels, call)
+    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class _Call:
     transform: LogitTransform
     compute_dtype: torch.dtype
     chunk_size: int
+    # Inside autograd.Function.forward, needs_input_grad ignores no_grad: remember the caller's mode.
+    grad_enabled: bool
 
     @classmethod
     def prepare(
@@ -198,6 +202,7 @@ class _Call:
             transform=LogitTransform(logit_scale, softcap, temperature),
             compute_dtype=compute_dtype,
             chunk_size=chunk_size,
+            grad_enabled=torch.is_grad_enabled(),
         )
 
     def unflatten(self, flat: Any) -> TokenStatistics:
@@ -237,7 +242,8 @@ class _LinearLoss(torch.autograd.Function):
         loss: TokenLoss,
         call: _Call,
     ) -> tuple[Tensor | None, ...]:
-        products = _Products.allocate(hidden, weight, bias, call, ctx.needs_input_grad[:3])
+        needs = tuple(n and call.grad_enabled for n in ctx.needs_input_grad[:3])
+        products = _Products.allocate(hidden, weight, bias, call, needs)
         objective = torch.zeros((), dtype=products.dtype, device=hidden.device)
         parts = []
         for chunk in products.chunks(hidden, labels):
@@ -485,7 +491,9 @@ def _accumulate_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None
 def _join(blocks: list[BlockStatistics]) -> BlockStatistics:
     if len(blocks) == 1:
         return blocks[0]
-    columns = {f.name: [getattr(block, f.name) for block in blocks] for f in fields(BlockStatistics)}
+    columns = {
+        f.name: [getattr(block, f.name) for block in blocks] for f in fields(BlockStatistics)
+    }
     return BlockStatistics(
         **{name: None if v[0] is None else torch.cat(v) for name, v in columns.items()}
     )

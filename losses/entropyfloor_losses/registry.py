@@ -63,6 +63,27 @@ def loss_by_name(name: str, **options: Any) -> Any:
     return partial(entry.loss_class, **entry.fixed)(**options)
 
 
+def loss_name_and_options(loss: Any) -> tuple[str, dict[str, Any]]:
+    """The inverse of `loss_by_name`: ``loss_by_name(name, **options) == loss``.
+
+    Raises:
+        ValueError: not one of this package's losses.
+
+    """
+    for name, entry in _LOSSES.items():
+        if type(loss) is not entry.loss_class:
+            continue
+        if all(getattr(loss, option) == value for option, value in entry.fixed.items()):
+            # DCR with tau above 1 weights as DFT does, but only tau=inf is the name "dft".
+            if name == "dcr" and loss.tau == float("inf"):
+                continue
+            return name, {option: getattr(loss, option) for option in loss_options(name)}
+    raise ValueError(
+        f"{type(loss).__name__} is not one of {', '.join(LOSS_NAMES)}; pass your own losses to "
+        "SEDTrainer(loss=...)"
+    )
+
+
 def needs_calibration(loss: Any) -> bool:
     """Whether ``loss`` has a tau="auto" that has to be measured on the initial model first."""
     if not hasattr(loss, "calibrated") or getattr(loss, "tau", None) != "auto":

@@ -27,7 +27,9 @@ from .statistics import StatisticsRequest, TokenStatistics
 def check_lam(lam: float) -> None:
     """Refuse a weight that is negative or not finite."""
     if not (math.isfinite(lam) and lam >= 0):
-        raise ValueError(f"lam is {lam!r}; it must be a finite number >= 0 (0 is plain cross-entropy)")
+        raise ValueError(
+            f"lam is {lam!r}; it must be a finite number >= 0 (0 is plain cross-entropy)"
+        )
 
 
 def check_tau(tau: float | str) -> None:

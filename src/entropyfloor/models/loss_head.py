@@ -1,0 +1,157 @@
+"""Make a causal language model answer ``model(..., labels=..., fused_lm_head=True)`` with our objective.
+
+trl's SFTTrainer patches the model's forward with its fused head, calls it with ``fused_lm_head=True``
+and reduces ``-outputs.log_probs.sum()``. We replace that forward by one with the same contract whose
+``log_probs`` is a scalar: minus the *sum* of the objective over the scored tokens, its gradient already
+computed chunk by chunk. Everything around it (reduction, accumulation, auxiliary losses, metrics) is
+inherited. Running inside the model's forward is what keeps DDP, FSDP and PEFT wrappers working.
+
+Knows: where the backbone, the head and the MoE router are. Does not know: which loss, which trainer.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+
+from entropyfloor_losses import IGNORE_INDEX, TokenStatistics, linear_loss
+
+from .logit_transform import head_options
+
+
+@dataclass
+class LossHeadOutput(FusedCausalLMOutput):
+    """trl's fused output, with the objective in place of the log-probabilities.
+
+    Attributes:
+        log_probs: scalar, minus the sum of the objective over this call's scored tokens; carries the
+            gradient. (Not per token: trl only ever sums it.)
+        token_log_probs: ``[batch, length]`` log-probability of each label, detached, 0 where ignored.
+        top_k_mass: ``[batch, length]`` top-k mass at the loss's k, detached, 0 where ignored.
+        selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
+
+    """
+
+    token_log_probs: Tensor | None = None
+    top_k_mass: Tensor | None = None
+    selected: Tensor | None = None
+
+
+@dataclass
+class LossHead:
+    """What a patched model evaluates. Assign ``loss`` to change it (after calibration, say)."""
+
+    loss: Callable[[TokenStatistics], Tensor]
+
+
+def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], Tensor]) -> LossHead:
+    """Patch ``model.forward``; without ``fused_lm_head=True`` it is what it was.
+
+    Args:
+        model: a causal language model, not yet wrapped by DDP or FSDP (below PEFT, if there is PEFT).
+        loss: maps `TokenStatistics` to per-token values.
+
+    Returns:
+        The `LossHead` that the patched forward reads its loss from.
+
+    Raises:
+        ValueError: the model has no head with a plain weight matrix.
+
+    """
+    _check_head(model)
+    head = LossHead(loss)
+    text_config = model.config.get_text_config()
+    previous_forward = model.forward
+    options = head_options(model.config)
+
+    # The original signature: `generate` and `Trainer` validate keyword arguments against it.
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: Any,
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not fused_lm_head:
+            given = {"labels": labels, "shift_labels": shift_labels}
+            kwargs.update({name: value for name, value in given.items() if value is not None})
+            return previous_forward(*args, **kwargs)
+        kwargs.pop("num_items_in_batch", None)
+        kwargs["use_cache"] = False
+        if getattr(text_config, "output_router_logits", False):
+            kwargs.setdefault("output_router_logits", True)
+        backbone = self.base_model(*args, **kwargs)
+        hidden = backbone.last_hidden_state
+        if shift_labels is None:
+            assert labels is not None
+            hidden, targets = hidden[:, :-1], labels[:, 1:]
+        else:
+            targets = shift_labels
+        # Looked up on each call: PEFT and FSDP replace the head after patching.
+        lm_head = self.get_output_embeddings()
+        weight, bias = _full(lm_head.weight), _full(getattr(lm_head, "bias", None))
+        assert weight is not None
+        hidden, targets = hidden.to(weight.device), targets.to(weight.device)
+        if not torch.is_autocast_enabled(hidden.device.type):
+            weight = weight.to(hidden.dtype)
+        with maybe_gather_lm_head_ctx(lm_head.weight, getattr(lm_head, "bias", None)):
+            # num_items=1 leaves the sum: the trainer divides by the global count.
+            objective, statistics = linear_loss(
+                hidden, weight, targets, head.loss, bias=bias, num_items=1, **options
+            )
+        aux_loss = None
+        if kwargs.get("output_router_logits"):
+            aux_loss = load_balancing_loss_func(
+                backbone.router_logits,
+                text_config.num_experts,
+                text_config.num_experts_per_tok,
+                kwargs.get("attention_mask"),
+            )
+        return LossHeadOutput(
+            log_probs=-objective,
+            entropy=statistics.entropy,
+            is_top1=statistics.is_top1,
+            label_mask=targets != IGNORE_INDEX,
+            aux_loss=aux_loss,
+            token_log_probs=statistics.log_prob,
+            top_k_mass=statistics.top_k_mass,
+            selected=_selected(head.loss, statistics),
+        )
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    return head
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    lm_head = model.get_output_embeddings()
+    weight = getattr(lm_head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim not in (1, 2):
+        raise ValueError(
+            f"the output embedding of {type(model).__name__} is {type(lm_head).__name__}, which has no "
+            "plain weight matrix to compute the loss from. Adapters on the head and "
+            "`trainable_token_indices` with tied embeddings replace it: train the head itself with "
+            "`modules_to_save=['lm_head']`, or leave it frozen"
+        )
+
+
+def _full(parameter: Tensor | None) -> Tensor | None:
+    """FSDP2 shards parameters as DTensors while hidden states are plain tensors: gather first."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _selected(loss: Any, statistics: TokenStatistics) -> Tensor:
+    """A loss without a ``selected`` method (a plain function) acts on every scored token."""
+    selected = getattr(loss, "selected", None)
+    return statistics.scored if selected is None else selected(statistics)

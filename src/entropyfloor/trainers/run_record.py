@@ -1,0 +1,42 @@
+"""entropyfloor.json: what a checkpoint was trained with, so that it can be resumed and screened.
+
+Written beside the weights of every checkpoint and final model; the loss's options are those in force,
+with a calibrated tau in place of "auto".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from entropyfloor_losses import loss_by_name, loss_name_and_options
+
+FILE_NAME = "entropyfloor.json"
+VERSION = 1
+
+
+def write_run_record(directory: str | Path, loss: Any) -> None:
+    """Write the loss in force into ``directory``; a custom callable is recorded by its class name."""
+    try:
+        name, options = loss_name_and_options(loss)
+    except ValueError:
+        name, options = f"custom:{type(loss).__qualname__}", {}
+    record = {"version": VERSION, "loss": name, "options": options}
+    (Path(directory) / FILE_NAME).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_recorded_loss(directory: str | Path) -> Any | None:
+    """The loss recorded in a checkpoint; None where there is no record or the loss was custom."""
+    path = Path(directory) / FILE_NAME
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    if record.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has version {record.get('version')!r} and this release reads {VERSION}; "
+            "resume with the release that wrote it"
+        )
+    if record["loss"].startswith("custom:"):
+        return None
+    return loss_by_name(record["loss"], **record["options"])

@@ -1,0 +1,121 @@
+"""SEDConfig: trl's SFTConfig plus the choice of an entropy-preserving loss.
+
+Loss options carry their paper's name and are None by default, which means "the loss's own default";
+setting one that the chosen loss does not have is an error, not a no-op.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from entropyfloor_losses import loss_by_name, loss_name_and_options
+
+LOSS_OPTIONS = ("lam", "top_k", "tau", "quantile", "beta", "smoothing")
+
+
+@dataclass
+class SEDConfig(SFTConfig):
+    """Arguments of `SEDTrainer`: every field of ``trl.SFTConfig`` and the ones below.
+
+    Args:
+        loss: "ce", "sed", "dcr", "dft", "gem", "entropy_bonus" or "selective_entropy_bonus"; a loss
+            object of `entropyfloor_losses` is taken apart into its name and options. Your own
+            callables go to ``SEDTrainer(loss=...)``.
+        lam: weight of SED's penalty or of the entropy bonus, >= 0.
+        top_k: k of the top-k mass that selects uncertain tokens.
+        tau: threshold: on the top-k mass (SED, selective bonus; "auto" calibrates it on the initial
+            model), or on p_y (DCR).
+        quantile: for tau="auto": the share of scored tokens selected when training starts.
+        beta: GEM's temperature.
+        smoothing: label smoothing of cross-entropy, in [0, 1).
+        calibration_rows: for tau="auto": rows of the training set that are measured, spread evenly.
+
+    Raises:
+        ValueError: an unknown loss, an option the loss does not have, a value out of range, or a
+            setting of SFTConfig that would silently replace our loss.
+
+    """
+
+    loss: Any = field(
+        default="sed",
+        metadata={
+            "help": "Loss: ce, sed, dcr, dft, gem, entropy_bonus or selective_entropy_bonus."
+        },
+    )
+    lam: float | None = field(
+        default=None, metadata={"help": "Weight of SED's penalty or of the entropy bonus (>= 0)."}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "k of the top-k mass that selects uncertain tokens."}
+    )
+    tau: str | None = field(
+        default=None,
+        metadata={
+            "help": "Threshold: top-k mass in (0, 1] or 'auto' (sed, selective_entropy_bonus); "
+            "label probability (dcr)."
+        },
+    )
+    quantile: float | None = field(
+        default=None,
+        metadata={"help": "tau='auto': share of scored tokens selected when training starts."},
+    )
+    beta: float | None = field(default=None, metadata={"help": "GEM's temperature (> 0)."})
+    smoothing: float | None = field(
+        default=None, metadata={"help": "Label smoothing of cross-entropy, in [0, 1)."}
+    )
+    calibration_rows: int = field(
+        default=128, metadata={"help": "tau='auto': training rows measured to calibrate tau."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.loss, str):
+            self.loss, options = loss_name_and_options(self.loss)
+            given = [name for name in LOSS_OPTIONS if getattr(self, name) is not None]
+            if given:
+                raise ValueError(
+                    f"loss is an object and {', '.join(given)} {'is' if len(given) == 1 else 'are'} "
+                    "set beside it; put every option into the object"
+                )
+            for name, value in options.items():
+                setattr(self, name, value)
+        if self.tau is not None and self.tau != "auto":
+            try:
+                self.tau = float(self.tau)  # type: ignore[assignment]
+            except ValueError:
+                raise ValueError(f'tau is {self.tau!r}; it must be "auto" or a number') from None
+        if self.calibration_rows < 1:
+            raise ValueError(f"calibration_rows is {self.calibration_rows}; it must be >= 1")
+        self.build_loss()
+        self._refuse_what_replaces_the_loss()
+
+    def loss_options(self) -> dict[str, Any]:
+        """The loss options that were set."""
+        return {n: value for n in LOSS_OPTIONS if (value := getattr(self, n)) is not None}
+
+    def build_loss(self) -> Any:
+        """The loss object these settings describe."""
+        return loss_by_name(self.loss, **self.loss_options())
+
+    @classmethod
+    def from_arguments(cls, args: TrainingArguments) -> SEDConfig:
+        """Turn an SFTConfig or plain TrainingArguments into an SEDConfig with the default loss."""
+        # Not args.to_dict(): it masks every field that ends in `_token`, eos_token among them.
+        return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
+
+    def _refuse_what_replaces_the_loss(self) -> None:
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} makes trl train on the model's own "
+                "smoothed loss, so the chosen loss would be ignored. Use "
+                f'SEDConfig(loss="ce", smoothing={self.label_smoothing_factor}) instead'
+            )
+        if self.loss_type != "nll":
+            raise ValueError(
+                f"loss_type={self.loss_type!r} is SFTConfig's own switch and would be applied on top of "
+                f'the chosen loss. Leave loss_type="nll" and use SEDConfig(loss={self.loss_type!r})'
+            )
