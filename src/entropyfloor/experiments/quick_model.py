@@ -1,0 +1,141 @@
+"""A small stand-in for a pretrained model, built in seconds: for ``entropyfloor demo --quick`` and tests.
+
+A two-layer Llama with its own byte-level BPE tokenizer and chat template, taught the task's *format* on problems
+of its own whose answers are often wrong. It then does what the real model does at the start of the demo: it
+writes many kinds of working, and sometimes the right answer. Nothing is downloaded.
+"""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from entropyfloor.experiments.tasks import SumProblem, worked_solutions
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Share of solutions whose final number is off: enough that the base is not already good, as in the toy of METHODS.md.
+WRONG_SHARE = 0.4
+
+
+def quick_model_directory(
+    target: Path, problems: Sequence[SumProblem], *, steps: int, seed: int
+) -> Path:
+    """Build the model at ``target``, or find it there; it appears complete or not at all.
+
+    Args:
+        target: the model directory.
+        problems: what it is pretrained on; keep held-out problems out of them.
+        steps: pretraining steps of 64 rows.
+        seed: of weights and data.
+
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+    try:
+        tokenizer = build_tokenizer(problems)
+        model = _pretrain(tokenizer, problems, steps=steps, seed=seed)
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def build_tokenizer(problems: Sequence[SumProblem]) -> Any:
+    """A byte-level BPE tokenizer of about 400 tokens; each digit is a token of its own."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d|[^\w\s]"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for problem in problems[:200] for text in worked_solutions(problem)]
+    texts += [problem.prompt[0]["content"] for problem in problems[:50]]
+    texts += ["user\n", "assistant\n"] * 50
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=special[0],
+        eos_token=special[2],
+        model_max_length=256,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def _pretrain(tokenizer: Any, problems: Sequence[SumProblem], *, steps: int, seed: int) -> Any:
+    """A model of about 0.4 M parameters after ``steps`` steps of next-token prediction on noisy solutions."""
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    batches = _batches(tokenizer, problems, random.Random(f"{seed}:pretraining"))
+    model.train()
+    for _ in track(range(steps), "building a small model", console=Console(stderr=True)):
+        batch = next(batches)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def _batches(
+    tokenizer: Any, problems: Sequence[SumProblem], rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Endless batches of 64 conversations."""
+    while True:
+        conversations = []
+        for problem in rng.choices(problems, k=64):
+            solution = rng.choice(worked_solutions(problem))
+            if rng.random() < WRONG_SHARE:
+                working = solution.rpartition(" ")[0]
+                solution = f"{working} {problem.answer + rng.choice([-3, -2, -1, 1, 2, 3])}"
+            conversations.append([*problem.prompt, {"role": "assistant", "content": solution}])
+        texts = tokenizer.apply_chat_template(conversations, tokenize=False)
+        yield dict(
+            tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+        )

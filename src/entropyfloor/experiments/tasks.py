@@ -1,0 +1,185 @@
+"""A verifiable task with several valid worked solutions per problem: reasoning-gym's three-term sums.
+
+A problem is ``a ± b ± c``. Each can be worked in several orders (left to right, outer terms first, the last two
+first, tens and units apart) and wordings, and every worked solution ends in the line ``Answer: N``, which
+reasoning-gym's own verifier judges. Training on several of them is where keeping entropy has a meaning: there
+is more than one right way to continue.
+
+    problems   reasoning-gym entries, held-out ones drawn first, no two the same sum in another order
+    rows       {"prompt": [user message], "completion": [assistant message]}    one per worked solution
+    prompts    {"prompt": [user message], "entry": reasoning-gym's entry}       one per held-out problem
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Draws per problem wanted before giving up: with two digits hardly any draw repeats a sum.
+_DRAWS_PER_PROBLEM = 50
+
+
+@dataclass(frozen=True)
+class SumProblem:
+    """One three-term sum.
+
+    Attributes:
+        terms: the three terms with their signs; the first is never negative.
+        entry: reasoning-gym's entry (question, answer, metadata), for its verifier.
+
+    """
+
+    terms: tuple[int, int, int]
+    entry: dict[str, Any]
+
+    @property
+    def expression(self) -> str:
+        """As in ``42-25+7``."""
+        return _chain(self.terms)
+
+    @property
+    def answer(self) -> int:
+        """The sum."""
+        return sum(self.terms)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Equal for two problems that differ in the order of their terms only."""
+        return tuple(sorted(self.terms))
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """One user message."""
+        text = f'Work out {self.expression}. Then write "Answer:" and the number.'
+        return [{"role": "user", "content": text}]
+
+
+@dataclass(frozen=True)
+class SumTask:
+    """Training problems and held-out problems, disjoint even when the order of terms is ignored."""
+
+    train: tuple[SumProblem, ...]
+    held_out: tuple[SumProblem, ...]
+
+    def __post_init__(self) -> None:
+        shared = {p.key for p in self.train} & {p.key for p in self.held_out}
+        assert not shared, f"{len(shared)} held-out problems are also trained on"
+
+    def train_rows(self, *, solutions_per_problem: int, seed: int) -> list[dict[str, Any]]:
+        """``solutions_per_problem`` different worked solutions of each training problem, or all it has."""
+        rng = random.Random(f"{seed}:rows")
+        return [
+            {
+                "prompt": problem.prompt,
+                "completion": [{"role": "assistant", "content": solution}],
+            }
+            for problem in self.train
+            for solution in _sample(worked_solutions(problem), solutions_per_problem, rng)
+        ]
+
+    def held_out_rows(self) -> list[dict[str, Any]]:
+        """What ``PromptSet`` takes; the reward ``reasoning_gym`` reads the column ``entry``."""
+        return [{"prompt": problem.prompt, "entry": problem.entry} for problem in self.held_out]
+
+
+def sum_task(*, train_problems: int, held_out_problems: int, digits: int, seed: int) -> SumTask:
+    """Draw a task.
+
+    The held-out problems depend on ``held_out_problems``, ``digits`` and ``seed`` only, so that runs with
+    different amounts of training data are measured on the same prompts.
+
+    Args:
+        train_problems: different problems to train on, at least 1.
+        held_out_problems: different problems to measure on, at least 1.
+        digits: digits of each term: 1 or 2.
+        seed: of reasoning-gym's generator; 0 or more.
+
+    Raises:
+        ValueError: a count below 1, another number of digits, or more problems than exist.
+
+    """
+    for name, count in (
+        ("train_problems", train_problems),
+        ("held_out_problems", held_out_problems),
+    ):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1; got {count}")
+    if digits not in (1, 2):
+        raise ValueError(f"digits must be 1 or 2; got {digits}")
+    wanted = train_problems + held_out_problems
+    problems = _draw(wanted, digits=digits, seed=seed)
+    return SumTask(
+        train=tuple(problems[held_out_problems:]), held_out=tuple(problems[:held_out_problems])
+    )
+
+
+def _draw(count: int, *, digits: int, seed: int) -> list[SumProblem]:
+    """The first ``count`` problems of reasoning-gym's ``chain_sum`` that are no reordering of an earlier one."""
+    # Kept out of the module's head: reasoning-gym is an optional dependency (the extra `tasks`).
+    import reasoning_gym
+
+    attempts = count * _DRAWS_PER_PROBLEM
+    generator = reasoning_gym.create_dataset(
+        "chain_sum",
+        seed=seed,
+        size=attempts,
+        min_terms=3,
+        max_terms=3,
+        min_digits=digits,
+        max_digits=digits,
+    )
+    found: dict[tuple[int, ...], SumProblem] = {}
+    for index in range(attempts):
+        entry = generator[index]
+        problem = SumProblem(_terms(entry["metadata"]["expression"]), entry)
+        found.setdefault(problem.key, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(
+        f"{count} different problems were asked for (training and held-out together), but {attempts} draws of "
+        f"three-term sums with {digits} digit(s) gave {len(found)}: ask for fewer"
+    )
+
+
+def _terms(expression: str) -> tuple[int, int, int]:
+    """``"42 - 25 + 7"`` -> ``(42, -25, 7)``."""
+    first, sign_b, b, sign_c, c = expression.split()
+    return int(first), int(sign_b + b), int(sign_c + c)
+
+
+def worked_solutions(problem: SumProblem) -> list[str]:
+    """Every worked solution we know for a problem, no two equal; all end in ``Answer: N``.
+
+    Two-digit problems have one more than one-digit ones (tens and units), unless terms coincide.
+    """
+    a, b, c = problem.terms
+    total = problem.answer
+    left, outer, last = a + b, a + c, b + c
+    workings = [
+        f"{_chain((a, b))}={left}, {_chain((left, c))}={total}.",
+        f"{_chain((a, c))}={outer}, {_chain((outer, b))}={total}.",
+        f"{_chain((b, c))}={last}, {_chain((a, last))}={total}.",
+        f"First {_chain((a, b))} is {left}. Then {_chain((left, c))} is {total}.",
+        f"Start at {a}. {_step(b)} gives {left}. {_step(c)} gives {total}.",
+    ]
+    if max(abs(term) for term in problem.terms) > 9:
+        tens = [int(term / 10) * 10 for term in problem.terms]
+        units = [term - ten for term, ten in zip(problem.terms, tens, strict=True)]
+        workings.append(
+            f"Tens: {_chain(tens)}={sum(tens)}. Units: {_chain(units)}={sum(units)}. "
+            f"{_chain((sum(tens), sum(units)))}={total}."
+        )
+    return [f"{working}\nAnswer: {total}" for working in dict.fromkeys(workings)]
+
+
+def _chain(terms: Sequence[int]) -> str:
+    """``(42, -25, 7)`` -> ``"42-25+7"``."""
+    return f"{terms[0]}" + "".join(f"{term:+d}" for term in terms[1:])
+
+
+def _step(term: int) -> str:
+    return f"Add {term}" if term >= 0 else f"Subtract {-term}"
+
+
+def _sample(solutions: list[str], count: int, rng: random.Random) -> list[str]:
+    return rng.sample(solutions, min(count, len(solutions)))
