@@ -31,6 +31,7 @@ class CheckpointSource:
         given: what the user wrote, or the path that it was expanded to.
         directory: where its files are on this machine.
         base: the base model of a PEFT adapter; None for a full model.
+        virtual_tokens: positions that a prompt-learning adapter takes from the context.
 
     """
 
@@ -38,6 +39,7 @@ class CheckpointSource:
     given: str
     directory: Path
     base: "CheckpointSource | None" = None
+    virtual_tokens: int = 0
 
 
 def find_checkpoints(
@@ -94,9 +96,11 @@ def check_checkpoint(
         raise ValueError(f"{given} is a file; give the directory that it lies in ({_KINDS})")
     directory = path if path.is_dir() else _from_hub(given, trust_remote_code=trust_remote_code)
     if (directory / "adapter_config.json").is_file():
-        base = _base_of_adapter(given, directory, trust_remote_code=trust_remote_code)
+        config = _read_json(directory / "adapter_config.json")
+        base = _base_of_adapter(given, config, trust_remote_code=trust_remote_code)
         _check_weights(given, directory, "adapter_model")
-        return CheckpointSource(path.name, given, directory, base)
+        virtual_tokens = config.get("num_virtual_tokens") or 0
+        return CheckpointSource(path.name, given, directory, base, virtual_tokens)
     if not (directory / "config.json").is_file():
         raise ValueError(
             f"{given} holds neither config.json nor adapter_config.json nor a checkpoint-*; give "
@@ -106,8 +110,9 @@ def check_checkpoint(
     return CheckpointSource(path.name, given, directory)
 
 
-def _base_of_adapter(given: str, directory: Path, *, trust_remote_code: bool) -> CheckpointSource:
-    config = _read_json(directory / "adapter_config.json")
+def _base_of_adapter(
+    given: str, config: dict[str, Any], *, trust_remote_code: bool
+) -> CheckpointSource:
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(

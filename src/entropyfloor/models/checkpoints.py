@@ -57,27 +57,41 @@ class LoadedCheckpoint:
         return self.eos_token_ids[0] if self.eos_token_ids else 0
 
     @property
-    def context_length(self) -> int | None:
-        """Positions that the model was made for, or None if it does not say."""
-        return _context_length(self.inner_model.config)
+    def pads(self) -> bool:
+        """Whether rows of different lengths may share a batch.
+
+        Prompt learning (PEFT 0.21) drops the position ids that left padding needs: the distance
+        between virtual tokens and prompt would count the padding.
+        """
+        adapter = getattr(self.model, "active_peft_config", None)
+        return adapter is None or not adapter.is_prompt_learning
 
     @contextmanager
-    def generation_defaults(self, defaults: GenerationConfig) -> Iterator[None]:
-        """Replace the checkpoint's own generation config for a while.
+    def generating(self, defaults: GenerationConfig) -> Iterator[None]:
+        """Set the model up for ``generate``, and put everything back afterwards.
 
         ``generate`` fills every field that its caller left open from the model's generation
         config, which may hold a repetition penalty, suppressed tokens or a forced length: the
-        rollouts would not be the policy's.
+        rollouts would not be the policy's. ``defaults`` takes its place.
+
+        A mixture of experts that was trained with its auxiliary loss still asks for router logits,
+        and its load-balancing loss fails on a cached step (transformers 5.23).
         """
         holders = [self.model] if self.model is self.inner_model else [self.model, self.inner_model]
         before = [holder.generation_config for holder in holders]
+        config = self.inner_model.config.get_text_config()
+        router_logits = getattr(config, "output_router_logits", None)
         try:
             for holder in holders:
                 holder.generation_config = defaults
+            if router_logits:
+                config.output_router_logits = False
             yield
         finally:
-            for holder, config in zip(holders, before, strict=True):
-                holder.generation_config = config
+            for holder, own in zip(holders, before, strict=True):
+                holder.generation_config = own
+            if router_logits:
+                config.output_router_logits = router_logits
 
 
 def load_checkpoint(
@@ -139,7 +153,7 @@ def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False)
 
 
 def context_length(source: CheckpointSource, *, trust_remote_code: bool = False) -> int | None:
-    """:attr:`LoadedCheckpoint.context_length`, from the configuration alone.
+    """Positions for prompt and completion together, or None if the configuration does not say.
 
     Raises:
         ValueError: a configuration that transformers cannot read.
@@ -154,12 +168,10 @@ def context_length(source: CheckpointSource, *, trust_remote_code: bool = False)
         raise ValueError(
             f"{source.given} has a configuration that cannot be read: {error}"
         ) from error
-    return _context_length(config)
-
-
-def _context_length(config: Any) -> int | None:
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    if not isinstance(length, int) or length <= 0:
+        return None
+    return length - source.virtual_tokens
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -23,7 +23,7 @@ def write_screening_plot(report: ScreeningReport, path: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     panels = 3 if report.has_reward else 1
     width = min(24.0, max(6.0, 1.6 + 0.7 * len(report.checkpoints)))
-    figure = Figure(figsize=(width, 0.8 + 2.4 * panels), layout="constrained", dpi=130)
+    figure = Figure(figsize=(width, 0.9 + 1.9 * panels), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     grid = figure.subplots(panels, 1, sharex=True, squeeze=False)
     axes: list[Axes] = [row[0] for row in grid]
@@ -75,6 +75,8 @@ def _entropy(axes: Axes, report: ScreeningReport) -> None:
         f"tau_H = {tau_h:g}",
         (1.0, tau_h),
         xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
         ha="right",
         va="bottom",
         color=_GREY,
@@ -90,16 +92,19 @@ def _entropy(axes: Axes, report: ScreeningReport) -> None:
     axes.set_title("rollout entropy; triangles are flagged", fontsize=9, loc="left")
 
 
+def _legend_above(axes: Axes) -> None:
+    axes.legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), frameon=False)
+
+
 def _pass_rates(axes: Axes, report: ScreeningReport) -> None:
-    positions = range(len(report.checkpoints))
     largest = max(report.settings["ks"])
     series = [(1, _BLUE, "o")] if largest == 1 else [(1, _BLUE, "o"), (largest, _ORANGE, "s")]
-    for k, colour, marker in series:
+    for shift, (k, colour, marker) in zip((-0.08, 0.08), series, strict=False):
         values = [
             (c.pass_at_1 if k == 1 else c.pass_at_k.get(k)) or 0.0 for c in report.checkpoints
         ]
         axes.errorbar(
-            positions,
+            [index + shift for index in range(len(values))],
             values,
             yerr=_whiskers(report.checkpoints, f"pass_at_{k}", values),
             fmt=marker,
@@ -109,7 +114,7 @@ def _pass_rates(axes: Axes, report: ScreeningReport) -> None:
         )
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("pass rate")
-    axes.legend(fontsize=8, ncols=2, loc="best")
+    _legend_above(axes)
 
 
 def _degenerate(axes: Axes, report: ScreeningReport) -> None:
@@ -129,4 +134,4 @@ def _degenerate(axes: Axes, report: ScreeningReport) -> None:
     )
     axes.set_ylim(0, 1.03)
     axes.set_ylabel(f"degenerate, g = {report.settings['group_size']}")
-    axes.legend(fontsize=8, ncols=2, loc="best")
+    _legend_above(axes)

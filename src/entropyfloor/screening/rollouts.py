@@ -164,11 +164,29 @@ def generate_rollouts(
         pad_token_id=checkpoint.pad_token_id,
     )
     defaults = GenerationConfig(eos_token_id=eos or None, pad_token_id=checkpoint.pad_token_id)
-    for start in range(0, len(ordered), settings.batch_size):
-        batch = ordered[start : start + settings.batch_size]
-        with checkpoint.generation_defaults(defaults), torch.inference_mode():
+    for batch in _batches(ordered, encoded, settings.batch_size, pads=checkpoint.pads):
+        with checkpoint.generating(defaults), torch.inference_mode():
             rollouts = _generate_batch(checkpoint, encoded, batch, settings, config)
         yield rollouts
+
+
+def _batches(
+    ordered: Sequence[tuple[int, int]],
+    encoded: Sequence[Sequence[int]],
+    batch_size: int,
+    *,
+    pads: bool,
+) -> Iterator[list[tuple[int, int]]]:
+    """Cut requests, sorted by prompt length, into batches; of one length each without padding."""
+    batch: list[tuple[int, int]] = []
+    for request in ordered:
+        longer = batch and len(encoded[batch[0][0]]) != len(encoded[request[0]])
+        if len(batch) == batch_size or (longer and not pads):
+            yield batch
+            batch = []
+        batch.append(request)
+    if batch:
+        yield batch
 
 
 def _generate_batch(
