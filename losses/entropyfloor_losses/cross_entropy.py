@@ -1,7 +1,7 @@
 """Cross-entropy with label smoothing:  -(1 - eps) log p_y - eps * mean_v log p_v.
 
-eps = 0 is the negative log-likelihood. Smoothing (Szegedy et al., arXiv:1512.00567, section 7) is kept
-as the control of arXiv:2606.18487: it raises entropy and does not rescue the RL that follows.
+eps = 0 is the negative log-likelihood. Smoothing (Szegedy et al., arXiv:1512.00567, section 7) is
+kept as the control of arXiv:2606.18487: it raises entropy and does not rescue the RL that follows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CrossEntropyLoss:
         return StatisticsRequest(mean_log_prob=self.smoothing > 0)
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
-        """Per-token loss in nats, in the statistics' shape; 0 at ignored positions. Differentiable."""
+        """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         if self.smoothing == 0.0:
             return -statistics.log_prob
         assert statistics.mean_log_prob is not None
@@ -46,5 +46,5 @@ class CrossEntropyLoss:
         )
 
     def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from plain cross-entropy: all if smoothed, else none."""
+        """Tokens on which this loss differs from cross-entropy: all if smoothed, else none."""
         return statistics.scored if self.smoothing > 0 else torch.zeros_like(statistics.scored)

@@ -1,8 +1,8 @@
 """Entropy bonus:  -log p_y - lam * M * H,  with M = 1 everywhere, or SED's mask.
 
-The classic regulariser. ``selective=True`` pays the bonus only where the model is uncertain: M is 1
-where the top-k mass is below tau, detached, calibrated as in ``selective_entropy.py``. A uniform bonus
-also feeds junk tokens at positions where only one continuation makes sense.
+The classic regulariser. ``selective=True`` pays the bonus only where the model is uncertain: M is
+1 where the top-k mass is below tau, detached, calibrated as in ``selective_entropy.py``. A
+uniform bonus also feeds junk tokens at positions where only one continuation makes sense.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class EntropyBonusLoss:
         return replace(self, tau=calibrate_tau(top_k_mass, self.quantile))
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
-        """Per-token loss in nats, in the statistics' shape; 0 at ignored positions. Differentiable."""
+        """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         bonus = self.lam * statistics.entropy
         if self.selective:
             bonus = torch.where(self.selected(statistics), bonus, torch.zeros_like(bonus))

@@ -1,17 +1,18 @@
-"""Token statistics and losses from (hidden states, head weight) without ever holding ``[N, V]`` logits.
+"""Token statistics and losses from (hidden states, head weight), never holding ``[N, V]`` logits.
 
-`linear_loss` trains. Logits exist one chunk of tokens at a time; while a chunk is there, its statistics
-become leaves, the loss is evaluated on them, autograd gives dL/dstatistic, and the formula in
-``logit_blocks.py`` turns the chunk's logits into dL/dz in place. Three matrix products (z = h W^T,
-dh = dz W, dW += dz^T h), the floor for this computation; two when the head or the hidden states are
-frozen, one when both are. Backward only scales what is already there.
+`linear_loss` trains. Logits exist one chunk of tokens at a time; while a chunk is there, its
+statistics become leaves, the loss is evaluated on them, autograd gives dL/dstatistic, and the
+formula in ``logit_blocks.py`` turns the chunk's logits into dL/dz in place. Three matrix products
+(z = h W^T, dh = dz W, dW += dz^T h), the floor for this computation; two when the head or the
+hidden states are frozen, one when both are. Backward only scales what is already there.
 
 `linear_token_statistics` is the differentiable variant, for callers who need per-token upstream
 gradients: it keeps one number per token and recomputes the chunks in backward (four products).
 
-Precision: products accumulate in fp32 inside the matrix product; softmax, log-sum-exp, entropy and
-the gradient of the weight across chunks are fp32 (fp64 for fp64 input). On CUDA, 16-bit products are
-returned in fp32; on a CPU they are rounded once to the input's dtype, as the model's own forward does.
+Precision: products accumulate in fp32 inside the matrix product; softmax, log-sum-exp, entropy
+and the gradient of the weight across chunks are fp32 (fp64 for fp64 input). On CUDA, 16-bit
+products are returned in fp32; on a CPU they are rounded once to the input's dtype, as the model's
+own forward does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from .logit_blocks import (
     BlockStatistics,
     LogitTransform,
     Upstream,
+    concatenate,
     logit_gradient_,
+    rows_of,
     shift_and_fold,
 )
 from .reduction import token_mean
@@ -45,11 +48,12 @@ from .statistics import (
 
 TokenLoss = Callable[[TokenStatistics], Tensor]
 
-# Logits of one chunk, in bytes. 2048 tokens x 49,152 entries in fp32 are 403 MB; a chunk of 128 MiB is
-# 682 tokens, where a matrix product on two cores already runs at the speed of the whole one.
+# Logits of one chunk, in bytes. 2048 tokens x 49,152 entries in fp32 are 403 MB; a chunk of 128 MiB
+# is 682 tokens, where a matrix product on two cores already runs at the speed of the whole one.
 _CHUNK_BYTES = {"cpu": 128 * 2**20, "default": 512 * 2**20}
-# Element-wise passes run over blocks of rows that stay in a core's L2 cache: 5 rows x 49,152 x 4 bytes
-# are 1 MB. On other devices kernel launches cost more than memory passes: one block is the chunk.
+# Element-wise passes run over blocks of rows that stay in a core's L2 cache: 5 rows x 49,152 x 4
+# bytes are 1 MB. On other devices kernel launches cost more than memory passes: one block is the
+# chunk.
 _BLOCK_BYTES_CPU = 2**20
 
 
@@ -87,8 +91,9 @@ def linear_loss(
 
     Returns:
         (loss, statistics): a scalar (fp32; fp64 for fp64 input) that carries gradients to hidden,
-        weight and bias, and detached `TokenStatistics` in the labels' shape. With no scored token the
-        loss is 0 and the graph is alive. Backward may run once: gradients are handed over, not copied.
+        weight and bias, and detached `TokenStatistics` in the labels' shape. With no scored token
+        the loss is 0 and the graph is alive. Backward may run once: gradients are handed over,
+        not copied.
 
     Raises:
         ValueError: shapes or dtypes that do not match, labels out of range, k > V, NaN logits.
@@ -98,7 +103,8 @@ def linear_loss(
     call = _Call.prepare(
         hidden, weight, labels, bias, request, temperature, softcap, logit_scale, chunk_size
     )
-    objective, *flat = _LinearLoss.apply(call.hidden, weight, bias, call.labels, loss, call)
+    with _no_autocast(hidden):
+        objective, *flat = _LinearLoss.apply(call.hidden, weight, bias, call.labels, loss, call)
     scored_count = call.labels.numel()
     return (
         token_mean(objective, scored_count if num_items is None else num_items),
@@ -119,7 +125,7 @@ def linear_token_statistics(
     logit_scale: float = 1.0,
     chunk_size: int | None = None,
 ) -> TokenStatistics:
-    """`token_statistics` of ``hidden @ weight.T + bias`` without the logits, differentiable per token.
+    """`token_statistics` of ``hidden @ weight.T + bias`` without logits, differentiable per token.
 
     Arguments are `linear_loss`'s; ``request`` (or ``top_k``) says what to compute. Any upstream
     gradients, uniform or not, are honoured; backward recomputes the chunks.
@@ -144,7 +150,8 @@ class _Call:
     transform: LogitTransform
     compute_dtype: torch.dtype
     chunk_size: int
-    # Inside autograd.Function.forward, needs_input_grad ignores no_grad: remember the caller's mode.
+    # Inside autograd.Function.forward, needs_input_grad ignores no_grad: remember the caller's
+    # mode.
     grad_enabled: bool
 
     @classmethod
@@ -181,8 +188,8 @@ class _Call:
             compute_dtype = hidden.dtype
         else:
             raise ValueError(
-                f"hidden is {hidden.dtype} and weight {weight.dtype}; cast one of them, or run under "
-                "torch.autocast"
+                f"hidden is {hidden.dtype} and weight {weight.dtype}; cast one of them, or run "
+                "under torch.autocast"
             )
         if not compute_dtype.is_floating_point:
             raise ValueError(f"hidden is {compute_dtype}; it must be a floating dtype")
@@ -253,20 +260,20 @@ class _LinearLoss(torch.autograd.Function):
             objective += values.sum()
             if products.wants_gradient:
                 chunk.accumulate(folded, upstream)
-        flat = _concatenate(parts, call.request, products)
+        flat = _flat_statistics(parts, call.request, products)
         ctx.gradients = products.results()
         ctx.mark_non_differentiable(*(values for values in flat if values is not None))
         ctx.set_materialize_grads(False)
         return (objective, *flat)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 6
         if ctx.gradients is None:
             raise RuntimeError(
-                "linear_loss was differentiated a second time, but its gradients were handed over the "
-                "first time. Call linear_loss again, or use linear_token_statistics with retain_graph"
+                "linear_loss was differentiated a second time, but its gradients were handed over "
+                "the first time. Call linear_loss again, or use linear_token_statistics"
             )
         gradients, ctx.gradients = ctx.gradients, None
         # In place: at 151,936 x 896 a scaled copy of the weight's gradient would be 545 MB more.
@@ -274,7 +281,7 @@ class _LinearLoss(torch.autograd.Function):
 
 
 class _LinearTokenStatistics(torch.autograd.Function):
-    """Statistics forward; backward recomputes each chunk's logits and applies the upstream vectors."""
+    """Statistics forward; backward recomputes each chunk and applies the upstream vectors."""
 
     @staticmethod
     def forward(
@@ -287,7 +294,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         products = _Products.allocate(hidden, weight, bias, call, (False, False, False))
         parts = [chunk.fold() for chunk in products.chunks(hidden, labels)]
-        flat = _concatenate(parts, call.request, products)
+        flat = _flat_statistics(parts, call.request, products)
         ctx.save_for_backward(hidden, weight, bias, labels)
         # Inputs live in saved tensors (version-checked); the call must not keep the graph alive.
         ctx.call = replace(call, hidden=hidden.detach())
@@ -297,20 +304,21 @@ class _LinearTokenStatistics(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels = ctx.saved_tensors
         by_name = dict(zip(_STATISTIC_NAMES, upstream, strict=True))
         wanted = Upstream(**{name: by_name[name] for name in _DIFFERENTIABLE})
         products = _Products.allocate(hidden, weight, bias, ctx.call, ctx.needs_input_grad[:3])
         if products.wants_gradient and any(by_name[name] is not None for name in _DIFFERENTIABLE):
-            for chunk in products.chunks(hidden, labels):
-                chunk.accumulate(chunk.fold(), wanted.rows(chunk.start, chunk.stop))
+            with _no_autocast(hidden):
+                for chunk in products.chunks(hidden, labels):
+                    chunk.accumulate(chunk.fold(), rows_of(wanted, slice(chunk.start, chunk.stop)))
         return (*products.results(), None, None)
 
 
 @dataclass
 class _Products:
-    """The head's matrix products: one logits buffer, one scratch block, three gradient accumulators."""
+    """The head's matrix products: a logits buffer, a scratch block, three gradient sums."""
 
     weight: Tensor  # compute dtype
     bias: Tensor | None
@@ -382,7 +390,7 @@ class _Products:
 
 @dataclass
 class _Chunk:
-    """Tokens [start, stop): fold their logits into statistics, then their gradient into the sums."""
+    """Tokens [start, stop): fold logits into statistics, then their gradient into the sums."""
 
     products: _Products
     start: int
@@ -402,7 +410,7 @@ class _Chunk:
             shift_and_fold(rows, self.labels[span], call.request, scratch)
             for span, rows, scratch in self._blocks()
         ]
-        folded = _join(blocks)
+        folded = concatenate(blocks)
         if not bool(torch.isfinite(folded.log_sum + folded.entropy).all()):
             raise ValueError(nonfinite_message("the logits of this head"))
         return folded
@@ -415,8 +423,8 @@ class _Chunk:
             logit_gradient_(
                 rows,
                 self.labels[span],
-                _rows_of(folded, span),
-                upstream.rows(span.start, span.stop),
+                rows_of(folded, span),
+                rows_of(upstream, span),
                 call.request,
                 call.transform,
                 scratch,
@@ -467,49 +475,36 @@ def _evaluate(
     return values.detach(), Upstream(**gradients)
 
 
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    """The compute dtype is chosen already; autocast would run fp32 reductions in 16 bit."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def _matmul_out(a: Tensor, b: Tensor, out: Tensor) -> None:
     """``out = a @ b`` where ``out`` may be fp32 for 16-bit factors."""
-    with torch.autocast(a.device.type, enabled=False):
-        if out.dtype == a.dtype:
-            torch.mm(a, b, out=out)
-        elif a.is_cuda:
-            torch.mm(a, b, out_dtype=out.dtype, out=out)
-        else:
-            out.copy_(torch.mm(a, b))
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
 
 
 def _accumulate_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
     """``total += gradient.T @ hidden`` without rounding a chunk's share to 16 bit first."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        if hidden.is_cuda and hidden.dtype != total.dtype:
-            share = gradient.to(hidden.dtype).t()
-            torch.addmm(total, share, hidden, out_dtype=total.dtype, out=total)
-        else:
-            total.addmm_(gradient.t(), hidden.to(total.dtype))
+    if hidden.is_cuda and hidden.dtype != total.dtype:
+        share = gradient.to(hidden.dtype).t()
+        torch.addmm(total, share, hidden, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(gradient.t(), hidden.to(total.dtype))
 
 
-def _join(blocks: list[BlockStatistics]) -> BlockStatistics:
-    if len(blocks) == 1:
-        return blocks[0]
-    columns = {
-        f.name: [getattr(block, f.name) for block in blocks] for f in fields(BlockStatistics)
-    }
-    return BlockStatistics(
-        **{name: None if v[0] is None else torch.cat(v) for name, v in columns.items()}
-    )
-
-
-def _rows_of(folded: BlockStatistics, span: slice) -> BlockStatistics:
-    cut = {f.name: getattr(folded, f.name) for f in fields(BlockStatistics)}
-    return BlockStatistics(**{name: None if v is None else v[span] for name, v in cut.items()})
-
-
-def _concatenate(
+def _flat_statistics(
     parts: list[BlockStatistics], request: StatisticsRequest, products: _Products
 ) -> tuple[Tensor | None, ...]:
     """Statistics of all chunks in the order of `_STATISTIC_NAMES`; empty vectors for no tokens."""
     if parts:
-        joined = _join(parts)
+        joined = concatenate(parts)
         return tuple(getattr(joined, name) for name in _STATISTIC_NAMES)
     empty = torch.zeros(0, dtype=products.dtype, device=products.logits.device)
     optional = (request.mean_log_prob, request.gem_beta is not None)

@@ -1,8 +1,9 @@
 """GEM with linear h:  -log p_y + sum_v q_v log p_v,  q = sg(softmax(z / beta)).
 
-The gradient with respect to the logits is q - e_y: the label pulls, and instead of p the sharper q
-(beta < 1) pushes, so that mass is taken from tokens the model already prefers and the tail survives.
-Source: GEM, arXiv:2408.16673 (beta 0.7). At beta = 1 the gradient is cross-entropy's, the value is not.
+The gradient with respect to the logits is q - e_y: the label pulls, and instead of p the sharper
+q (beta < 1) pushes, so that mass is taken from tokens the model already prefers and the tail
+survives. Source: GEM, arXiv:2408.16673 (beta 0.7). At beta = 1 the gradient is cross-entropy's,
+the value is not.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class GEMLoss:
         return StatisticsRequest(gem_beta=self.beta)
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
-        """Per-token loss in nats, in the statistics' shape; 0 at ignored positions. Differentiable."""
+        """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         assert statistics.tempered_log_prob is not None
         return statistics.tempered_log_prob - statistics.log_prob
 

@@ -1,6 +1,7 @@
-"""The mathematics of one block of logits, in place: statistics out of it, then its gradient into it.
+"""The mathematics of one block of logits, in place: statistics out, then its gradient in.
 
-Rows are tokens, columns the vocabulary. With m the row maximum, s = z - m, S = sum exp(s), p = exp(s)/S:
+Rows are tokens, columns the vocabulary. With m the row maximum, s = z - m, S = sum exp(s),
+p = exp(s) / S:
 
     log p_y = s_y - log S        H = log S - (sum exp(s) s) / S        mean log p = mean(s) - log S
 
@@ -15,15 +16,17 @@ block, and a caller who passes blocks that fit the cache pays each memory pass a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .statistics import StatisticsRequest
 
-# Columns per tile when looking for the row maximum and the top k. The k largest entries of a row lie in
-# the k tiles with the largest maxima, so one vectorised pass serves the maximum, argmax and any top k.
+# Columns per tile when looking for the row maximum and the top k. The k largest entries of a row
+# lie in the k tiles with the largest maxima, so one vectorised pass serves the maximum, argmax and
+# any top k.
 _TILE = 128
 
 
@@ -63,7 +66,7 @@ class LogitTransform:
         raw.mul_(self.logit_scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
 
     def chain_(self, gradient: Tensor, logits: Tensor | None) -> None:
-        """Turn dL/dlogits into dL/draw, in place. ``logits`` are needed, and spoiled, for a soft cap."""
+        """Turn dL/dlogits into dL/draw, in place; a soft cap needs, and spoils, ``logits``."""
         if self.softcap is not None:
             assert logits is not None
             # tanh = logits * temperature / cap, and its derivative is 1 - tanh^2.
@@ -112,25 +115,35 @@ def shift_and_fold(
 
 @dataclass(frozen=True)
 class Upstream:
-    """Gradients of the objective with respect to each statistic, ``[R]`` or None where there is none."""
+    """Gradients of the objective by statistic, ``[R]`` or None where there is none."""
 
     log_prob: Tensor | None
     entropy: Tensor | None
     mean_log_prob: Tensor | None
     tempered_log_prob: Tensor | None
 
-    def rows(self, start: int, stop: int) -> Upstream:
-        """The same for a slice of the rows."""
 
-        def cut(gradient: Tensor | None) -> Tensor | None:
-            return None if gradient is None else gradient[start:stop]
+Record = TypeVar("Record", BlockStatistics, Upstream)
 
-        return Upstream(
-            cut(self.log_prob),
-            cut(self.entropy),
-            cut(self.mean_log_prob),
-            cut(self.tempered_log_prob),
-        )
+
+def rows_of(record: Record, span: slice) -> Record:
+    """A slice of the rows of every field."""
+    cut: dict[str, Any] = {
+        f.name: None if (value := getattr(record, f.name)) is None else value[span]
+        for f in fields(record)
+    }
+    return replace(record, **cut)
+
+
+def concatenate(records: list[Record]) -> Record:
+    """Consecutive blocks of rows as one."""
+    if len(records) == 1:
+        return records[0]
+    columns = {f.name: [getattr(r, f.name) for r in records] for f in fields(records[0])}
+    joined: dict[str, Any] = {
+        name: None if values[0] is None else torch.cat(values) for name, values in columns.items()
+    }
+    return replace(records[0], **joined)
 
 
 def logit_gradient_(

@@ -1,7 +1,7 @@
 """Reduction by a global token count.
 
-A batch may be cut into micro-batches and spread over ranks with unequal numbers of scored tokens. A
-mean of means then weights tokens unequally; a sum divided by the count of the *whole* batch does not.
+A batch may be cut into micro-batches and spread over ranks with unequal numbers of scored tokens.
+A mean of means then weights tokens unequally; a sum over the count of the *whole* batch does not.
 """
 
 from __future__ import annotations

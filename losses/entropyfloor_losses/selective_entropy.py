@@ -1,15 +1,15 @@
-"""SED, the selective entropy loss:  -log p_y + lam * M * (p_y - 1/2)^2,  M = 1[top-k mass < tau], detached.
+"""SED, selective entropy:  -log p_y + lam * M * (p_y - 1/2)^2,  M = 1[top-k mass < tau], detached.
 
     p_y  probability of the label          M  1 where the model is *un*certain
-    tau  a number, or "auto": the ``quantile`` of the top-k mass of the *initial* model on scored tokens
+    tau  a number, or "auto": the ``quantile`` of the *initial* model's top-k mass, scored tokens
 
-Source: SED-SFT, arXiv:2602.07464. Despite its name the penalty is not Shannon entropy. How we depart:
-the release calibrates tau with top-10 mass over all positions, prompt included, and trains with top-2;
-we calibrate with the k that trains, on scored tokens only. Its ratio 0.7 is our ``quantile=0.3``: about
-30 % of the tokens fall below tau and are regularised when training starts.
+Source: SED-SFT, arXiv:2602.07464. Despite its name the penalty is not Shannon entropy. How we
+depart: the release calibrates tau with top-10 mass over all positions, prompt included, and trains
+with top-2; we calibrate with the k that trains, on scored tokens only. Its ratio 0.7 is our
+``quantile=0.3``: about 30 % of the tokens fall below tau and are regularised when training starts.
 
-What it does not do: for lam <= 1 it has no fixed point below p = 1, so it slows collapse and sets no
-floor; the mask switches off exactly as the model becomes confident.
+What it does not do: for lam <= 1 it has no fixed point below p = 1, so it slows collapse and sets
+no floor; the mask switches off exactly as the model becomes confident.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def calibrate_tau(top_k_mass: Tensor, quantile: float) -> float:
     """
     if top_k_mass.numel() == 0:
         raise ValueError(
-            "tau cannot be calibrated: the sample has no scored token. Check the labels (all -100?), "
-            "or pass tau as a number"
+            "tau cannot be calibrated: the sample has no scored token. Check the labels "
+            "(all -100?), or pass tau as a number"
         )
     # numpy-style linear interpolation; torch.quantile refuses more than 16 million values.
     ordered = top_k_mass.flatten().double().sort().values
@@ -102,7 +102,7 @@ class SelectiveEntropyLoss:
         return replace(self, tau=calibrate_tau(top_k_mass, self.quantile))
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
-        """Per-token loss in nats, in the statistics' shape; 0 at ignored positions. Differentiable."""
+        """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         probability = statistics.log_prob.exp()
         penalty = self.lam * (probability - 0.5).square()
         mask = self.selected(statistics)
@@ -112,8 +112,8 @@ class SelectiveEntropyLoss:
         """The mask M: scored tokens whose top-k mass is below tau."""
         if isinstance(self.tau, str):
             raise ValueError(
-                'tau is "auto" and has not been calibrated. SEDTrainer does it at the first step; in your '
-                "own loop call loss = loss.calibrated(statistics.top_k_mass[statistics.scored]) with the "
-                "initial model's statistics, or pass tau as a number in (0, 1]"
+                'tau is "auto" and has not been calibrated. SEDTrainer does it at the first step; '
+                "in your own loop call loss = loss.calibrated(s.top_k_mass[s.scored]) with the "
+                "initial model's statistics s, or pass tau as a number in (0, 1]"
             )
         return (statistics.top_k_mass < self.tau) & statistics.scored

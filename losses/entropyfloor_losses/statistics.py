@@ -1,4 +1,4 @@
-"""Token statistics: the per-token numbers every loss, log line, controller and screen is computed from.
+"""Token statistics: the per-token numbers that losses, logs, controllers and screens share.
 
     log_prob           log p_y
     entropy            H = -sum_v p_v log p_v          (Shannon, nats)
@@ -7,15 +7,15 @@
     mean_log_prob      (1/V) sum_v log p_v             (label smoothing)
     tempered_log_prob  sum_v q_v log p_v, q = softmax(z / beta) without gradient   (GEM)
 
-with z the final logits of one position, p = softmax(z), y its label. This file holds the vocabulary
-of the package and the readable reference, plain torch on full logits. ``fused_head.py`` computes the
-same from (hidden, head weight) without ever holding ``[N, V]``.
+with z the final logits of one position, p = softmax(z), y its label. This file holds the
+vocabulary of the package and the readable reference, plain torch on full logits.
+``fused_head.py`` computes the same from (hidden, head weight) without ever holding ``[N, V]``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,15 +77,8 @@ class TokenStatistics:
     tempered_log_prob: Tensor | None = None
 
     def where_scored(self, values: Tensor) -> Tensor:
-        """``values`` with the positions whose label is -100 set to exactly 0 (and no gradient there)."""
+        """``values``, exactly 0 (and without gradient) where the label is -100."""
         return torch.where(self.scored, values, torch.zeros_like(values))
-
-    def detach(self) -> TokenStatistics:
-        """The same statistics without gradients."""
-        present = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TokenStatistics(
-            **{name: None if value is None else value.detach() for name, value in present.items()}
-        )
 
 
 def token_statistics(
@@ -161,7 +154,7 @@ def token_statistics(
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64 input, fp32 for everything else: softmax and log-sum-exp never run in 16 bit."""
+    """fp64 for fp64 input, fp32 for everything else: the softmax never runs in 16 bit."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

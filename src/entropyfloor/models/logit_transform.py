@@ -1,10 +1,11 @@
 """How a Hugging Face causal language model turns head products into logits, read off its config.
 
-    logits = softcap * tanh(logit_scale * (h W^T + bias) / softcap)        (no cap: the scaled products)
+    logits = softcap * tanh(logit_scale * (h W^T + bias) / softcap)     (no cap: scaled products)
 
-There is no common attribute: Gemma 2 has ``final_logit_softcapping``, Cohere ``logit_scale``, Falcon-H1
-``lm_head_multiplier``, Muse Glimmer ``output_multiplier``; Granite and MiniCPM3 *divide* by
-``logits_scaling``, HyperCLOVA X multiplies by it. The tests compare with each family's own forward.
+There is no common attribute: Gemma 2 has ``final_logit_softcapping``, Cohere ``logit_scale``,
+Falcon-H1 ``lm_head_multiplier``, Muse Glimmer ``output_multiplier``; Granite and MiniCPM3
+*divide* by ``logits_scaling``, HyperCLOVA X multiplies by it. The tests compare with each
+family's own forward.
 """
 
 from typing import Any, TypedDict

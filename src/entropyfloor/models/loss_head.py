@@ -1,12 +1,13 @@
-"""Make a causal language model answer ``model(..., labels=..., fused_lm_head=True)`` with our objective.
+"""Make a causal language model compute our objective inside its forward.
 
-trl's SFTTrainer patches the model's forward with its fused head, calls it with ``fused_lm_head=True``
-and reduces ``-outputs.log_probs.sum()``. We replace that forward by one with the same contract whose
-``log_probs`` is a scalar: minus the *sum* of the objective over the scored tokens, its gradient already
-computed chunk by chunk. Everything around it (reduction, accumulation, auxiliary losses, metrics) is
-inherited. Running inside the model's forward is what keeps DDP, FSDP and PEFT wrappers working.
+trl's SFTTrainer patches the model's forward with its fused head, calls it with
+``fused_lm_head=True`` and reduces ``-outputs.log_probs.sum()``. We replace that forward by one with
+the same contract whose ``log_probs`` is a scalar: minus the *sum* of the objective over the scored
+tokens, its gradient already computed chunk by chunk. Everything around it (reduction, accumulation,
+auxiliary losses, metrics) is inherited. Running inside the model's forward is what keeps DDP, FSDP
+and PEFT wrappers working.
 
-Knows: where the backbone, the head and the MoE router are. Does not know: which loss, which trainer.
+Knows: where the backbone, the head and the MoE router are. Does not know: which loss or trainer.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class LossHeadOutput(FusedCausalLMOutput):
     """trl's fused output, with the objective in place of the log-probabilities.
 
     Attributes:
-        log_probs: scalar, minus the sum of the objective over this call's scored tokens; carries the
-            gradient. (Not per token: trl only ever sums it.)
-        token_log_probs: ``[batch, length]`` log-probability of each label, detached, 0 where ignored.
+        log_probs: scalar, minus the sum of the objective over this call's scored tokens; carries
+            the gradient. (Not per token: trl only ever sums it.)
+        token_log_probs: ``[batch, length]`` log-probability of the labels, detached, 0 if ignored.
         top_k_mass: ``[batch, length]`` top-k mass at the loss's k, detached, 0 where ignored.
         selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
 
@@ -58,7 +59,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
     """Patch ``model.forward``; without ``fused_lm_head=True`` it is what it was.
 
     Args:
-        model: a causal language model, not yet wrapped by DDP or FSDP (below PEFT, if there is PEFT).
+        model: a causal language model, not yet wrapped by DDP or FSDP; below PEFT if there is PEFT.
         loss: maps `TokenStatistics` to per-token values.
 
     Returns:
@@ -130,7 +131,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             selected=_selected(head.loss, statistics),
         )
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)
     return head
 
 
@@ -139,8 +140,8 @@ def _check_head(model: PreTrainedModel) -> None:
     weight = getattr(lm_head, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim not in (1, 2):
         raise ValueError(
-            f"the output embedding of {type(model).__name__} is {type(lm_head).__name__}, which has no "
-            "plain weight matrix to compute the loss from. Adapters on the head and "
+            f"the output embedding of {type(model).__name__} is {type(lm_head).__name__}, which "
+            "has no plain weight matrix to compute the loss from. Adapters on the head and "
             "`trainable_token_indices` with tied embeddings replace it: train the head itself with "
             "`modules_to_save=['lm_head']`, or leave it frozen"
         )

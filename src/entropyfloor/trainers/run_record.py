@@ -1,7 +1,7 @@
 """entropyfloor.json: what a checkpoint was trained with, so that it can be resumed and screened.
 
-Written beside the weights of every checkpoint and final model; the loss's options are those in force,
-with a calibrated tau in place of "auto".
+Written beside the weights of every checkpoint and final model; the loss's options are those in
+force, with a calibrated tau in place of "auto".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VERSION = 1
 
 
 def write_run_record(directory: str | Path, loss: Any) -> None:
-    """Write the loss in force into ``directory``; a custom callable is recorded by its class name."""
+    """Write the loss in force into ``directory``; a custom callable by its class name."""
     try:
         name, options = loss_name_and_options(loss)
     except ValueError:

@@ -78,8 +78,8 @@ class SEDConfig(SFTConfig):
             given = [name for name in LOSS_OPTIONS if getattr(self, name) is not None]
             if given:
                 raise ValueError(
-                    f"loss is an object and {', '.join(given)} {'is' if len(given) == 1 else 'are'} "
-                    "set beside it; put every option into the object"
+                    f"loss is an object and {', '.join(given)} set beside it; "
+                    "put every option into the object"
                 )
             for name, value in options.items():
                 setattr(self, name, value)
@@ -110,12 +110,13 @@ class SEDConfig(SFTConfig):
     def _refuse_what_replaces_the_loss(self) -> None:
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} makes trl train on the model's own "
-                "smoothed loss, so the chosen loss would be ignored. Use "
+                f"label_smoothing_factor={self.label_smoothing_factor} makes trl train on the "
+                "model's own smoothed loss, so the chosen loss would be ignored. Use "
                 f'SEDConfig(loss="ce", smoothing={self.label_smoothing_factor}) instead'
             )
         if self.loss_type != "nll":
             raise ValueError(
-                f"loss_type={self.loss_type!r} is SFTConfig's own switch and would be applied on top of "
-                f'the chosen loss. Leave loss_type="nll" and use SEDConfig(loss={self.loss_type!r})'
+                f"loss_type={self.loss_type!r} is SFTConfig's own switch and would be applied on "
+                'top of the chosen loss. Leave loss_type="nll" and use '
+                f"SEDConfig(loss={self.loss_type!r})"
             )

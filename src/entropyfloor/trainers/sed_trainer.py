@@ -45,13 +45,13 @@ class SEDTrainer(SFTTrainer):
         model: model id, local directory, model or PEFT model, as in SFTTrainer.
         args: `SEDConfig`; an ``SFTConfig`` or ``TrainingArguments`` is converted.
         *sft_args: SFTTrainer's further positional arguments, unchanged.
-        loss: replaces ``args.loss``: a name, an object of `entropyfloor_losses`, or any callable that
-            maps `TokenStatistics` of n tokens to ``[n]`` values token by token.
+        loss: replaces ``args.loss``: a name, an object of `entropyfloor_losses`, or any callable
+            that maps `TokenStatistics` of n tokens to ``[n]`` values token by token.
         **sft_kwargs: SFTTrainer's keyword arguments, unchanged.
 
     Logged beside trl's metrics, token-weighted over accumulation steps and ranks: ``ce`` (nats per
-    token), ``penalty`` (objective minus CE), ``selected_fraction`` (tokens the loss treats other than
-    CE does) and ``top_k_mass``. Evaluation uses the same loss.
+    token), ``penalty`` (objective minus CE), ``selected_fraction`` (tokens the loss treats other
+    than CE does) and ``top_k_mass``. Evaluation uses the same loss.
 
     Raises:
         ValueError: a bad loss or option, or a setting that would silently drop the loss:
@@ -88,8 +88,8 @@ class SEDTrainer(SFTTrainer):
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and getattr(parallelism, "sp_enabled", False):
             raise ValueError(
-                "sequence parallelism (Ulysses/ALST) makes Trainer reduce the model's own loss, so the "
-                "chosen loss would be ignored. Use context parallelism (cp_size) or none"
+                "sequence parallelism (Ulysses/ALST) makes Trainer reduce the model's own loss, so "
+                "the chosen loss would be ignored. Use context parallelism (cp_size) or none"
             )
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._head = attach_loss_head(base, chosen)
@@ -131,9 +131,9 @@ class SEDTrainer(SFTTrainer):
     def calibrate(self, model: Any | None = None) -> None:
         """Replace tau="auto" by a number: a quantile of the current model's top-k mass.
 
-        Measured on ``args.calibration_rows`` training rows spread evenly over the set (the first ones
-        of a streamed set), scored tokens only, dropout off; no random state is consumed, so the run
-        that follows is the run without it. Called by itself before the first step.
+        Measured on ``args.calibration_rows`` training rows spread evenly over the set (the first
+        ones of a streamed set), scored tokens only, dropout off; no random state is consumed, so
+        the run that follows is the run without it. Called by itself before the first step.
         """
         if not needs_calibration(self.loss):
             return
@@ -213,8 +213,8 @@ class SEDTrainer(SFTTrainer):
             )
         elif not hasattr(recorded, "tau") or replace(recorded, tau="auto") != waiting:
             raise ValueError(
-                f"{checkpoint} was trained with {recorded} and this run asks for {waiting}. Resume with "
-                "the same loss, or pass tau as a number to change it on purpose"
+                f"{checkpoint} was trained with {recorded} and this run asks for {waiting}. Resume "
+                "with the same loss, or pass tau as a number to change it on purpose"
             )
         else:
             self._head.loss = recorded
@@ -238,7 +238,7 @@ def _choose_loss(args: SEDConfig, loss: str | Loss | None) -> Loss:
         )
     if args.loss_options():
         raise ValueError(
-            f"loss is an object and SEDConfig sets {', '.join(args.loss_options())} beside it, which "
-            "would have no effect; put every option into the object"
+            f"loss is an object and SEDConfig sets {', '.join(args.loss_options())} beside it, "
+            "which would have no effect; put every option into the object"
         )
     return loss
