@@ -24,7 +24,9 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
             f"pass@{k} needs 1 <= k <= samples per prompt ({num_samples}); draw more samples or "
             "lower k"
         )
-    return 1.0 - comb(num_samples - num_passed, k) / comb(num_samples, k)
+    subsets = comb(num_samples, k)
+    # One division of integers: pass@1 is then exactly passed / samples.
+    return (subsets - comb(num_samples - num_passed, k)) / subsets
 
 
 def default_ks(num_samples: int) -> tuple[int, ...]:

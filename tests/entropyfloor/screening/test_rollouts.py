@@ -5,7 +5,6 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy import stats
-from tiny_models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint, load_checkpoint
@@ -16,6 +15,7 @@ from entropyfloor.screening.rollouts import (
     encode_prompts,
     generate_rollouts,
 )
+from tiny_models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
 
 PROMPTS = PromptSet(
     tuple({"prompt": text} for text in ["1+2=", "a", "12+34+56=", "bcdef: 7-", "0", "99-1=#"])

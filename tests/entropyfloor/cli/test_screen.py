@@ -1,0 +1,119 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from entropyfloor.cli.main import main
+
+SMALL = ["--max-new-tokens", "6", "--samples", "4", "--group-size", "4", "--no-progress"]
+
+
+@pytest.fixture
+def prompts(write_jsonl):
+    return str(write_jsonl([{"prompt": f"{a}+1=", "answer": str(a + 1)} for a in range(5)]))
+
+
+def test_end_to_end(save_checkpoint, prompts, tmp_path, capsys):
+    out = {name: tmp_path / "out" / name for name in ("o.json", "o.png", "o.md")}
+    code = main(
+        [
+            "screen",
+            str(save_checkpoint("wide")),
+            str(save_checkpoint("narrow", peak=300.0)),
+            "--prompts",
+            prompts,
+            "--reward",
+            "exact_match",
+            "--json",
+            str(out["o.json"]),
+            "--plot",
+            str(out["o.png"]),
+            "--markdown",
+            str(out["o.md"]),
+            *SMALL,
+        ]
+    )
+    assert code == 3
+    printed = capsys.readouterr().out
+    assert "narrow: mean rollout entropy" in printed and "not flagged" in printed
+    document = json.loads(out["o.json"].read_text())
+    assert [c["flagged"] for c in document["checkpoints"]] == [False, True]
+    assert document["settings"]["group_size"] == 4
+    assert document["checkpoints"][0]["pass_at_k"].keys() == {"1", "2", "4"}
+    assert out["o.png"].read_bytes()[:4] == b"\x89PNG"
+    assert out["o.md"].read_text().startswith("| checkpoint | entropy (nats) |")
+
+
+def test_exit_code_is_zero_when_none_is_flagged(save_checkpoint, prompts):
+    directory = str(save_checkpoint())
+    assert main(["screen", directory, "--prompts", prompts, *SMALL]) == 0
+    assert main(["screen", directory, "--prompts", prompts, "--tau-h", "9", *SMALL]) == 3
+
+
+def test_an_output_folder_and_a_reasoning_gym_spec(save_checkpoint, tmp_path):
+    for step in (10, 2):
+        save_checkpoint(f"run/checkpoint-{step}")
+    code = main(
+        [
+            "screen",
+            str(tmp_path / "run"),
+            "--json",
+            str(tmp_path / "o.json"),
+            "--chat",
+            "--prompts",
+            "reasoning_gym:chain_sum?size=3&seed=7",
+            "--reward",
+            "reasoning_gym",
+            *SMALL,
+        ]
+    )
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert code == 0
+    assert [c["name"] for c in document["checkpoints"]] == ["checkpoint-2", "checkpoint-10"]
+
+
+def test_data_errors_are_exit_code_two(save_checkpoint, prompts, write_jsonl, tmp_path, capsys):
+    good = str(save_checkpoint())
+    empty = str(write_jsonl([], "empty.jsonl"))
+    cases = {
+        "no prompts at": [good, "--prompts", str(tmp_path / "none.jsonl")],
+        "has no rows": [good, "--prompts", empty],
+        "no checkpoint at": [str(tmp_path / "gone"), "--prompts", prompts],
+        "pickle only": [str(save_checkpoint("bad", safe=False)), "--prompts", prompts],
+        "unknown reward": [good, "--prompts", prompts, "--reward", "magic"],
+        "draw at least 8": [
+            good,
+            "--prompts",
+            prompts,
+            "--reward",
+            "exact_match",
+            "--samples",
+            "4",
+            "--group-size",
+            "8",
+        ],
+        "give both": [good, "--prompts", prompts, "--system", "x"],
+        "is a directory": [good, "--prompts", prompts, "--json", str(tmp_path)],
+    }
+    for words, arguments in cases.items():
+        assert main(["screen", *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["x"], ["--prompts", "x"], ["x", "--prompts", "y", "--samples", "many"]]
+)
+def test_usage_errors_are_exit_code_two(arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main(["screen", *arguments])
+    assert exit_.value.code == 2
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys\nfrom entropyfloor.cli.main import main\n"
+        "try: main(['screen', '--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

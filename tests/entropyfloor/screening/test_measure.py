@@ -1,0 +1,116 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from entropyfloor.measures.groups import p_star
+from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
+from entropyfloor.screening.rollouts import Rollout
+
+SETTINGS = MeasureSettings(
+    group_size=2, ks=(1, 2, 3), success_threshold=1.0, tau_h=0.18, temperature=1.0, seed=0
+)
+
+
+def rollout(prompt, sample, entropies, text="x", truncated=False):
+    ids = tuple(range(len(entropies)))
+    return Rollout(prompt, sample, ids, np.array(entropies, np.float32), text, truncated)
+
+
+ROLLOUTS = [
+    rollout(0, 0, [0.5, 0.5], "a"),
+    rollout(0, 1, [1.0], "a"),
+    rollout(0, 2, [0.0] * 5, "b", truncated=True),
+    rollout(1, 0, [0.25, 0.75], "c"),
+    rollout(1, 1, [0.5], "d"),
+    rollout(1, 2, [0.5], "e"),
+]
+REWARDS = [1.0, 0.0, 2.0, 0.5, 0.0, 0.0]  # prompt 0: two of three pass; prompt 1: none
+
+
+def measured(rollouts=ROLLOUTS, rewards=REWARDS, settings=SETTINGS):
+    return measure_checkpoint(rollouts, rewards, name="n", path="p", settings=settings)
+
+
+def test_by_hand():
+    result = measured()
+    assert result.entropy_nats == pytest.approx((2.0 + 2.0) / 12)
+    assert result.mean_tokens == 2.0
+    assert result.truncated_fraction == pytest.approx(1 / 6)
+    assert result.unique_fraction == pytest.approx((2 / 3 + 1.0) / 2)
+    assert result.pass_at_1 == result.pass_at_k[1] == pytest.approx(1 / 3)
+    assert result.pass_at_k[2] == result.pass_at_k[3] == pytest.approx(0.5)
+    # Pairs of prompt 0: one of three is all right, none all wrong; all of prompt 1's are all wrong.
+    assert result.degenerate_all_right == pytest.approx((1 / 3 + 0) / 2)
+    assert result.degenerate_all_wrong == pytest.approx((0 + 1) / 2)
+    assert result.degenerate_fraction == pytest.approx(2 / 3)
+    pairs = list(itertools.combinations([1, 0, 1], 2))
+    variance = sum(((a - b) / 2) ** 2 for a, b in pairs) / len(pairs)
+    assert result.within_group_variance == pytest.approx((variance + 0.0) / 2)
+    assert result.p_hat_over_p_star == pytest.approx(1 / 3 / p_star(2))
+    assert result.mean_reward == pytest.approx((1.0 + 0.5 / 3) / 2)
+    assert (result.num_prompts, result.num_rollouts, result.num_scored_prompts) == (2, 6, 2)
+
+
+def test_order_does_not_matter():
+    order = [4, 0, 5, 2, 1, 3]
+    shuffled = measured([ROLLOUTS[i] for i in order], [REWARDS[i] for i in order])
+    assert shuffled == measured()
+
+
+def test_every_measure_has_an_interval_around_it():
+    result = measured()
+    expected = {
+        "entropy_nats": result.entropy_nats,
+        "pass_at_1": result.pass_at_1,
+        "pass_at_3": result.pass_at_k[3],
+        "degenerate_fraction": result.degenerate_fraction,
+        "degenerate_all_wrong": result.degenerate_all_wrong,
+        "degenerate_all_right": result.degenerate_all_right,
+        "within_group_variance": result.within_group_variance,
+        "p_hat_over_p_star": result.p_hat_over_p_star,
+        "mean_reward": result.mean_reward,
+        "unique_fraction": result.unique_fraction,
+        "mean_tokens": result.mean_tokens,
+        "truncated_fraction": result.truncated_fraction,
+    }
+    for name, value in expected.items():
+        low, high = result.intervals[name]
+        assert low <= value <= high, name
+
+
+def test_threshold_decides_what_passes():
+    lower = MeasureSettings(**{**SETTINGS.__dict__, "success_threshold": 0.5})
+    assert measured(settings=lower).pass_at_1 == pytest.approx((2 / 3 + 1 / 3) / 2)
+
+
+def test_without_reward_nothing_is_scored():
+    result = measured(rewards=None)
+    assert not result.has_reward
+    assert result.pass_at_k == {}
+    assert result.entropy_nats == measured().entropy_nats
+    assert not {key for key in result.to_dict() if "pass" in key or "degenerate" in key}
+    assert set(result.intervals) == {
+        "entropy_nats",
+        "mean_tokens",
+        "truncated_fraction",
+        "unique_fraction",
+    }
+
+
+def test_prompts_that_the_reward_does_not_apply_to_are_left_out():
+    result = measured(rewards=[None, None, None, 1.0, 1.0, 1.0])
+    assert result.num_scored_prompts == 1
+    assert result.pass_at_1 == 1.0
+    assert result.num_prompts == 2
+    with pytest.raises(ValueError, match="None for 1 of 3 rollouts of prompt 0"):
+        measured(rewards=[None, 1.0, 1.0, 1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="None for every prompt"):
+        measured(rewards=[None] * 6)
+
+
+def test_verdict_is_part_of_the_record():
+    assert not measured().flagged
+    flagged = measured([rollout(0, 0, [0.1]), rollout(1, 0, [0.0])], None)
+    assert flagged.flagged
+    assert "below tau_H" in flagged.reasons[0]
