@@ -1,0 +1,270 @@
+"""The one-line swap: SEDTrainer(loss="ce") is SFTTrainer, loss by loss, to 1e-6 in fp32.
+
+Every test runs one function twice; the only difference is the class that is called.
+"""
+
+import pytest
+from peft import LoraConfig, PromptTuningConfig
+from sft_runs import (
+    Run,
+    arguments,
+    assert_same_run,
+    build,
+    conversation_rows,
+    prompt_completion_rows,
+    sed_trainer_with_ce,
+    text_rows,
+)
+from tiny_models import tiny_model, tiny_tokenizer
+from trl import SFTConfig, SFTTrainer
+
+from entropyfloor import SEDConfig, SEDTrainer
+
+
+def train_both(tmp_path, *, family="llama", model=None, trainer=None, **config):
+    """``trainer`` returns fresh trainer arguments, ``config`` goes to SFTConfig."""
+
+    def script(trainer_class, name):
+        return Run.of(
+            build(
+                trainer_class,
+                arguments(tmp_path / name, **config),
+                model=tiny_model(family, **(model or {})),
+                **(trainer() if trainer else {}),
+            )
+        )
+
+    return script(sed_trainer_with_ce, "sed"), script(SFTTrainer, "sft")
+
+
+def test_one_line_swap(tmp_path):
+    """A user's script with trl's defaults: AdamW, gradient checkpointing, accumulation left alone."""
+
+    def script(trainer_class):
+        trainer = trainer_class(
+            model=tiny_model(),
+            args=SFTConfig(
+                str(tmp_path),
+                max_steps=3,
+                logging_steps=1,
+                bf16=False,
+                use_cpu=True,
+                report_to=[],
+                save_strategy="no",
+            ),
+            train_dataset=prompt_completion_rows(),
+            processing_class=tiny_tokenizer(),
+        )
+        return Run.of(trainer)
+
+    assert_same_run(script(sed_trainer_with_ce), script(SFTTrainer))
+
+
+def test_own_config_is_the_same_run(tmp_path):
+    ours = Run.of(build(SEDTrainer, arguments(tmp_path, SEDConfig, loss="ce")))
+    assert_same_run(ours, Run.of(build(SFTTrainer, arguments(tmp_path))))
+    for step in ours.steps:
+        assert step["ce"] == pytest.approx(step["loss"], rel=1e-6)
+        assert step["penalty"] == pytest.approx(0.0, abs=2e-6)
+        assert step["selected_fraction"] == 0.0
+        assert 0.0 < step["top_k_mass"] <= 1.0
+
+
+# GPT-2 trains with dropout 0.1: the same losses mean the same random numbers, too.
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "granite"])
+def test_full_fine_tune(tmp_path, family):
+    assert_same_run(*train_both(tmp_path, family=family))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("coefficient", [None, 0.5, 0.0])
+def test_mixture_of_experts(tmp_path, family, coefficient):
+    ours, theirs = train_both(
+        tmp_path, family=family, router_aux_loss_coef=coefficient, gradient_accumulation_steps=2
+    )
+    assert_same_run(ours, theirs)
+    assert ("aux_loss" in ours.steps[0]) == (coefficient != 0.0)
+
+
+@pytest.mark.parametrize(
+    "peft_config",
+    [
+        lambda: LoraConfig(r=4, task_type="CAUSAL_LM"),
+        lambda: LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear"),
+        lambda: LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"]),
+        lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+    ids=["lora", "all-linear", "modules_to_save", "prompt-tuning"],
+)
+def test_peft(tmp_path, peft_config):
+    ours, theirs = train_both(
+        tmp_path,
+        model={"tie_word_embeddings": False},
+        trainer=lambda: {"peft_config": peft_config(), "eval_dataset": prompt_completion_rows(6)},
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    assert_same_run(ours, theirs)
+
+
+def test_modules_to_save_trains_the_copy_of_the_head(tmp_path):
+    config = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"])
+    trainer = build(
+        sed_trainer_with_ce,
+        arguments(tmp_path),
+        model=tiny_model(tie_word_embeddings=False),
+        peft_config=config,
+    )
+    head = trainer.model.get_base_model().lm_head
+    before = head.weight.detach().clone()
+    Run.of(trainer)
+    assert not head.weight.equal(before)
+    assert head.original_module.weight.equal(before)
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+def test_packed(tmp_path, strategy):
+    ours, theirs = train_both(
+        tmp_path,
+        trainer=lambda: {"train_dataset": text_rows(48), "eval_dataset": text_rows(12)},
+        packing=True,
+        packing_strategy=strategy,
+        max_length=64,
+        per_device_train_batch_size=2,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    assert_same_run(ours, theirs)
+
+
+def test_padding_free(tmp_path):
+    assert_same_run(*train_both(tmp_path, padding_free=True, max_length=None))
+
+
+@pytest.mark.parametrize("average_tokens", [True, False])
+def test_accumulation_of_unequal_micro_batches(tmp_path, average_tokens):
+    config = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2}
+    ours, theirs = train_both(
+        tmp_path, **config, average_tokens_across_devices=average_tokens, max_grad_norm=0.5
+    )
+    assert_same_run(ours, theirs)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(tmp_path, reentrant):
+    ours, theirs = train_both(
+        tmp_path,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+    )
+    assert_same_run(ours, theirs)
+
+
+def test_assistant_only_loss(tmp_path):
+    ours, theirs = train_both(
+        tmp_path, trainer=lambda: {"train_dataset": conversation_rows()}, assistant_only_loss=True
+    )
+    assert_same_run(ours, theirs)
+
+
+@pytest.mark.parametrize("completion_only", [True, False])
+def test_completion_only_loss(tmp_path, completion_only):
+    assert_same_run(*train_both(tmp_path, completion_only_loss=completion_only))
+
+
+def test_language_modelling_text(tmp_path):
+    assert_same_run(*train_both(tmp_path, trainer=lambda: {"train_dataset": text_rows()}))
+
+
+def test_streamed_rows(tmp_path):
+    def streamed():
+        return {"train_dataset": prompt_completion_rows().to_iterable_dataset()}
+
+    assert_same_run(*train_both(tmp_path, trainer=streamed))
+
+
+def test_evaluation(tmp_path):
+    ours, theirs = train_both(
+        tmp_path,
+        trainer=lambda: {"eval_dataset": prompt_completion_rows(10)},
+        eval_strategy="steps",
+        eval_steps=2,
+        eval_on_start=True,
+        per_device_eval_batch_size=4,  # 4 + 4 + 2 rows: the last batch is smaller
+    )
+    assert_same_run(ours, theirs)
+    assert len(ours.evaluations) == 3
+    for name in ("ce", "penalty", "selected_fraction", "top_k_mass", "entropy"):
+        assert f"eval_{name}" in ours.evaluations[0]
+
+
+def test_several_evaluation_sets(tmp_path):
+    sets = {"few": prompt_completion_rows(4), "more": prompt_completion_rows(10)}
+    ours, theirs = train_both(
+        tmp_path, trainer=lambda: {"eval_dataset": sets}, eval_strategy="steps", eval_steps=4
+    )
+    for name in sets:
+        mine = [e for e in ours.trainer.state.log_history if f"eval_{name}_loss" in e]
+        other = [e for e in theirs.trainer.state.log_history if f"eval_{name}_loss" in e]
+        assert len(mine) == len(other) == 1
+        assert mine[0][f"eval_{name}_loss"] == pytest.approx(other[0][f"eval_{name}_loss"], 1e-6)
+
+
+def test_compute_metrics_gets_the_models_logits(tmp_path):
+    def compute_metrics(prediction):
+        return {"largest": float(prediction.predictions.max())}
+
+    ours, theirs = train_both(
+        tmp_path,
+        trainer=lambda: {
+            "eval_dataset": prompt_completion_rows(4),
+            "compute_metrics": compute_metrics,
+        },
+        eval_strategy="steps",
+        eval_steps=4,
+    )
+    assert_same_run(ours, theirs)
+    assert ours.evaluations[0]["eval_largest"] > 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_from_a_checkpoint(tmp_path, accumulation):
+    """Steps 3 and 4 of a resumed run are those of the uninterrupted one, and SFTTrainer's."""
+    config = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": accumulation,
+    }
+
+    def whole(trainer_class, name):
+        return Run.of(
+            build(trainer_class, arguments(tmp_path / name, **config), model=tiny_model("gpt2"))
+        )
+
+    def resumed(trainer_class, name):
+        trainer = build(
+            trainer_class, arguments(tmp_path / name, **config), model=tiny_model("gpt2", seed=1)
+        )
+        return Run.of(trainer, resume_from_checkpoint=str(tmp_path / name / "checkpoint-2"))
+
+    ours, theirs = whole(sed_trainer_with_ce, "sed"), whole(SFTTrainer, "sft")
+    assert_same_run(ours, theirs)
+    again = resumed(sed_trainer_with_ce, "sed")
+    assert again.series("loss") == ours.series("loss")
+    assert_same_run(again, resumed(SFTTrainer, "sft"))
+
+
+def test_checkpoint_of_sft_trainer_continues_in_sed_trainer(tmp_path):
+    """The swap also works half-way: checkpoints have one format."""
+    config = {"save_strategy": "steps", "save_steps": 2}
+    theirs = Run.of(build(SFTTrainer, arguments(tmp_path, **config)))
+    trainer = build(sed_trainer_with_ce, arguments(tmp_path, **config), model=tiny_model(seed=1))
+    ours = Run.of(trainer, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert ours.series("loss") == pytest.approx(theirs.series("loss"), rel=1e-6)
+
+
+def test_bf16_autocast(tmp_path):
+    """Products round to bf16 (8 bits) in other places than trl's: logits near 1 move by 2^-9, means less."""
+    ours, theirs = train_both(tmp_path, bf16=True)
+    assert_same_run(ours, theirs, loss=1e-3, others=2e-2)
