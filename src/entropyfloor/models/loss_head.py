@@ -66,10 +66,11 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         The `LossHead` that the patched forward reads its loss from.
 
     Raises:
-        ValueError: the model has no head with a plain weight matrix.
+        ValueError: the model has no head with a plain weight matrix, or the loss asks for the mass
+            of more tokens than the vocabulary has.
 
     """
-    _check_head(model)
+    _check_head(model, loss)
     head = LossHead(loss)
     text_config = model.config.get_text_config()
     previous_forward = model.forward
@@ -102,12 +103,14 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             targets = shift_labels
         # Looked up on each call: PEFT and FSDP replace the head after patching.
         lm_head = self.get_output_embeddings()
-        weight, bias = _full(lm_head.weight), _full(getattr(lm_head, "bias", None))
+        weight, bias = _full(lm_head.weight), _full(_bias(lm_head))
         assert weight is not None
         hidden, targets = hidden.to(weight.device), targets.to(weight.device)
-        if not torch.is_autocast_enabled(hidden.device.type):
-            weight = weight.to(hidden.dtype)
-        with maybe_gather_lm_head_ctx(lm_head.weight, getattr(lm_head, "bias", None)):
+        # ZeRO-3 shards parameters to nothing: gather before anything is computed from them.
+        with maybe_gather_lm_head_ctx(weight, bias):
+            if not torch.is_autocast_enabled(hidden.device.type):
+                weight = weight.to(hidden.dtype)
+                bias = None if bias is None else bias.to(hidden.dtype)
             # num_items=1 leaves the sum: the trainer divides by the global count.
             objective, statistics = linear_loss(
                 hidden, weight, targets, head.loss, bias=bias, num_items=1, **options
@@ -135,16 +138,34 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
     return head
 
 
-def _check_head(model: PreTrainedModel) -> None:
+def _check_head(model: PreTrainedModel, loss: Any) -> None:
     lm_head = model.get_output_embeddings()
     weight = getattr(lm_head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim not in (1, 2):
+    if (
+        not isinstance(weight, Tensor)
+        or weight.ndim not in (1, 2)
+        or not weight.is_floating_point()
+    ):
         raise ValueError(
             f"the output embedding of {type(model).__name__} is {type(lm_head).__name__}, which "
-            "has no plain weight matrix to compute the loss from. Adapters on the head and "
-            "`trainable_token_indices` with tied embeddings replace it: train the head itself with "
-            "`modules_to_save=['lm_head']`, or leave it frozen"
+            "has no plain weight matrix to compute the loss from. An adapter on the head or its "
+            "quantisation hides it: train the head itself with `modules_to_save=['lm_head']`, or "
+            "leave it frozen and out of the quantisation"
         )
+    vocabulary = model.config.get_text_config().vocab_size
+    request = getattr(loss, "request", None)
+    if request is not None and request.top_k > vocabulary:
+        raise ValueError(
+            f"top_k is {request.top_k}, more than the vocabulary of {vocabulary} tokens"
+        )
+
+
+def _bias(lm_head: Any) -> Tensor | None:
+    """The head's bias; PEFT's wrapper for `trainable_token_indices` hides the one of its module."""
+    bias = getattr(lm_head, "bias", None)
+    return (
+        getattr(getattr(lm_head, "original_module", None), "bias", None) if bias is None else bias
+    )
 
 
 def _full(parameter: Tensor | None) -> Tensor | None:

@@ -40,7 +40,8 @@ class SEDConfig(SFTConfig):
 
     """
 
-    loss: Any = field(
+    # Annotated str, although objects are taken: the command line parses by the annotation.
+    loss: str = field(
         default="sed",
         metadata={
             "help": "Loss: ce, sed, dcr, dft, gem, entropy_bonus or selective_entropy_bonus."
@@ -91,7 +92,7 @@ class SEDConfig(SFTConfig):
         if self.calibration_rows < 1:
             raise ValueError(f"calibration_rows is {self.calibration_rows}; it must be >= 1")
         self.build_loss()
-        self._refuse_what_replaces_the_loss()
+        self.refuse_what_replaces_the_loss()
 
     def loss_options(self) -> dict[str, Any]:
         """The loss options that were set."""
@@ -103,11 +104,23 @@ class SEDConfig(SFTConfig):
 
     @classmethod
     def from_arguments(cls, args: TrainingArguments) -> SEDConfig:
-        """Turn an SFTConfig or plain TrainingArguments into an SEDConfig with the default loss."""
+        """Turn an SFTConfig or plain TrainingArguments into an SEDConfig with the default loss.
+
+        Raises:
+            ValueError: a subclass with fields of its own, which an SEDConfig cannot hold.
+
+        """
+        own = {f.name for f in fields(args)} - {f.name for f in fields(cls)}
+        if own:
+            raise ValueError(
+                f"{type(args).__name__} has fields that SEDConfig does not have: "
+                f"{', '.join(sorted(own))}; derive {type(args).__name__} from SEDConfig"
+            )
         # Not args.to_dict(): it masks every field that ends in `_token`, eos_token among them.
         return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
 
-    def _refuse_what_replaces_the_loss(self) -> None:
+    def refuse_what_replaces_the_loss(self) -> None:
+        """Raise ValueError where a setting of SFTConfig would train on another loss than ours."""
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} makes trl train on the "

@@ -76,6 +76,7 @@ class SEDTrainer(SFTTrainer):
             args = SEDConfig(f"{source.split('/')[-1]}-SED")
         elif not isinstance(args, SEDConfig):
             args = SEDConfig.from_arguments(args)
+        args.refuse_what_replaces_the_loss()  # fields may have been assigned since it was built
         chosen = _choose_loss(args, loss)
         # compute_loss_func is SFTTrainer's seventh positional argument: model, args and four more.
         if sft_kwargs.get("compute_loss_func") or (len(sft_args) > 4 and sft_args[4] is not None):
