@@ -1,7 +1,7 @@
 """Tiny training runs on the CPU. One function builds SFTTrainer and SEDTrainer alike.
 
-Rows differ in length on purpose: micro-batches and ranks then hold unequal numbers of scored tokens,
-which is where a wrong normalisation shows.
+Rows differ in length on purpose: micro-batches and ranks then hold unequal numbers of scored
+tokens, which is where a wrong normalisation shows.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor
 from trl import SFTConfig
 
 from entropyfloor import SEDConfig, SEDTrainer
+from tiny_models import tiny_model, tiny_tokenizer
 
 sed_trainer_with_ce = partial(SEDTrainer, loss="ce")
 

@@ -15,10 +15,10 @@ from sft_runs import (
     sed_trainer_with_ce,
     text_rows,
 )
-from tiny_models import tiny_model, tiny_tokenizer
 from trl import SFTConfig, SFTTrainer
 
 from entropyfloor import SEDConfig, SEDTrainer
+from tiny_models import tiny_model, tiny_tokenizer
 
 
 def train_both(tmp_path, *, family="llama", model=None, trainer=None, **config):
@@ -38,7 +38,7 @@ def train_both(tmp_path, *, family="llama", model=None, trainer=None, **config):
 
 
 def test_one_line_swap(tmp_path):
-    """A user's script with trl's defaults: AdamW, gradient checkpointing, accumulation left alone."""
+    """A user's script with trl's defaults: AdamW, gradient checkpointing."""
 
     def script(trainer_class):
         trainer = trainer_class(
@@ -265,6 +265,6 @@ def test_checkpoint_of_sft_trainer_continues_in_sed_trainer(tmp_path):
 
 
 def test_bf16_autocast(tmp_path):
-    """Products round to bf16 (8 bits) in other places than trl's: logits near 1 move by 2^-9, means less."""
+    """The same products, rounded to bf16 (8 bits) elsewhere: logits near 1 move by 2^-9."""
     ours, theirs = train_both(tmp_path, bf16=True)
     assert_same_run(ours, theirs, loss=1e-3, others=2e-2)

@@ -1,0 +1,114 @@
+"""What would silently drop or break the chosen loss is refused before a step is computed."""
+
+import types
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sft_runs import arguments, build, prompt_completion_rows, sed_trainer
+from trl import SFTConfig, SFTTrainer
+
+from entropyfloor import SEDConfig, SEDTrainer
+from entropyfloor_losses import CrossEntropyLoss, SelectiveEntropyLoss
+from tiny_models import tiny_model, tiny_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("config", "trainer", "message"),
+    [
+        ({}, {"loss": "cross-entropy"}, "unknown loss 'cross-entropy'; choose one of ce, sed"),
+        ({"lam": 0.5}, {"loss": "ce"}, "loss 'ce' does not take 'lam'; it takes smoothing"),
+        ({}, {"loss": 3}, "loss is 3; pass a name, a loss object or a callable"),
+        ({"lam": 0.5}, {"loss": SelectiveEntropyLoss()}, "SEDConfig sets lam beside it"),
+        ({"top_k": 262}, {}, "top_k is 262, more than the vocabulary of 261 tokens"),
+        ({}, {"compute_loss_func": lambda *a, **k: 0}, "compute_loss_func would replace"),
+    ],
+)
+def test_refused_by_the_trainer(tmp_path, config, trainer, message):
+    with pytest.raises(ValueError, match=message):
+        sed_trainer(tmp_path, trainer=trainer, **config)
+
+
+def test_positional_compute_loss_func(tmp_path):
+    positional = (None, prompt_completion_rows(), None, tiny_tokenizer())
+    with pytest.raises(ValueError, match="compute_loss_func would replace the chosen loss"):
+        SEDTrainer(tiny_model(), arguments(tmp_path), *positional, lambda *a, **k: 0)
+    SEDTrainer(tiny_model(), arguments(tmp_path), *positional, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss_type": "dft"}, r"Leave loss_type=\"nll\" and use SEDConfig\(loss='dft'\)"),
+        ({"label_smoothing_factor": 0.1}, r'use SEDConfig\(loss="ce", smoothing=0.1\)|Use\s+SED'),
+    ],
+)
+def test_sft_config_that_replaces_the_loss(tmp_path, given, message):
+    args = arguments(tmp_path, SFTConfig, **given)
+    with pytest.raises(ValueError, match=message):
+        build(SEDTrainer, args)
+
+
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "loss_type"])
+def test_set_after_the_config_was_built(tmp_path, name):
+    """Attributes of a config can be assigned later, past its checks."""
+    args = arguments(tmp_path, SEDConfig)
+    setattr(args, name, {"label_smoothing_factor": 0.1, "loss_type": "dft"}[name])
+    with pytest.raises(ValueError, match=name):
+        build(SEDTrainer, args)
+
+
+def test_adapter_on_the_head(tmp_path):
+    with pytest.raises(ValueError, match="Applying a PEFT adapter to `lm_head` is not supported"):
+        build(
+            SEDTrainer,
+            arguments(tmp_path),
+            peft_config=LoraConfig(target_modules=["q_proj", "lm_head"]),
+        )
+
+
+@pytest.mark.parametrize("head", [None, torch.nn.Identity()])
+def test_a_model_without_a_plain_head(tmp_path, monkeypatch, head):
+    model = tiny_model()
+    monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: head)
+    with pytest.raises(ValueError, match=r"no plain weight matrix.*modules_to_save=\['lm_head'\]"):
+        build(SEDTrainer, arguments(tmp_path), model=model)
+
+
+def test_a_quantised_head(tmp_path):
+    model = tiny_model()
+    packed = torch.zeros(16, 1, dtype=torch.uint8)
+    model.lm_head.weight = torch.nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(ValueError, match="out of the quantisation"):
+        build(SEDTrainer, arguments(tmp_path), model=model)
+
+
+def test_a_peft_model_is_taken_as_it_is(tmp_path):
+    model = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"]))
+    trainer = build(SEDTrainer, arguments(tmp_path, max_steps=1), model=model, loss="ce")
+    trainer.train()
+    assert trainer.state.log_history[0]["ce"] > 0
+
+
+def test_sequence_parallelism(tmp_path, monkeypatch):
+    """Mocked: it needs DeepSpeed and several accelerators."""
+
+    def sft_trainer_under_sp(self, model, *args, **kwargs):
+        parallelism = types.SimpleNamespace(sp_enabled=True)
+        self.model = model
+        self.accelerator = types.SimpleNamespace(parallelism_config=parallelism)
+
+    monkeypatch.setattr(SFTTrainer, "__init__", sft_trainer_under_sp)
+    with pytest.raises(ValueError, match=r"sequence parallelism.*Use context parallelism"):
+        build(SEDTrainer, arguments(tmp_path), loss=CrossEntropyLoss())
+
+
+def test_nothing_is_computed_before_a_refusal(tmp_path, monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("the model was called"))
+    monkeypatch.setattr(
+        SEDTrainer, "_prepare_dataset", lambda *a, **k: pytest.fail("the data was prepared")
+    )
+    for loss, config in (("nonsense", {}), ("ce", {"lam": 1.0})):
+        with pytest.raises(ValueError, match="loss"):
+            sed_trainer(tmp_path, trainer={"model": model, "loss": loss}, **config)
