@@ -1,8 +1,8 @@
 """Forward and backward of the head: our fused losses beside their floor and their peers.
 
-One process, methods in turn, round after round: each row is the median of its ratio to the three bare
-matrix products *of the same round*, so that a drifting machine cancels. Peak memory is measured in a
-fresh process per method: what it needs beyond its inputs and the gradients it returns.
+One process, methods in turn, round after round: each row is the median of its ratio to the three
+bare matrix products *of the same round*, so that a drifting machine cancels. Peak memory is measured
+in a fresh process per method: what it needs beyond its inputs and the gradients it returns.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ def peak_mib(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device:
 def peak_in_fresh_process(name: str, shape: tuple[int, int, int], dtype: str) -> float:
     """`peak_mib` where nothing was allocated before."""
     code = f"from head import child; child({name!r}, {shape!r}, {dtype!r})"
-    folder = str(__import__("pathlib").Path(__file__).parent)
+    folder = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
@@ -210,7 +211,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"head, forward + backward, {dtype}, {device}, torch {torch.__version__}")
     for shape in SHAPES:
-        print(f"\n(N, H, V) = {shape}; full logits {shape[0] * shape[2] * 4 / 2**20:.0f} MiB in fp32")
+        full = shape[0] * shape[2] * 4 / 2**20
+        print(f"\n(N, H, V) = {shape}; full logits {full:.0f} MiB in fp32")
         print(f"{'method':<28}{'seconds':>9}{'x floor':>9}{'(min)':>8}{'extra MiB':>11}")
         for row in bench(shape, dtype, options.rounds):
             print(

@@ -1,7 +1,7 @@
 """One whole training step (forward, backward, clipping, AdamW) of SEDTrainer beside SFTTrainer.
 
-The demo's architecture (SmolLM2-135M, random weights), every token scored, the trainers in turn. The
-row to read is the ratio of the same round; steps are timed by a callback, the first one left out.
+The demo's architecture (SmolLM2-135M, random weights), every token scored, the trainers in turn.
+The row to read is the ratio of the same round; steps are timed by a callback, the first one left out.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from entropyfloor import SEDTrainer
@@ -46,9 +47,6 @@ class StepTimer(TrainerCallback):
 
 def build(trainer_class: Any, folder: str, rows: int, length: int, **options: Any) -> Any:
     """A trainer on random tokens of equal length, and its timer."""
-    from transformers import PreTrainedTokenizerFast
-    from tokenizers import Tokenizer, models
-
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>")),
         pad_token="<pad>",
