@@ -49,6 +49,9 @@ def test_uniforms_belong_to_the_rollout():
     alone = rollout_uniforms(7, [(4, 2)], 3)
     assert torch.equal(both[1, :3], alone[0])
     assert not torch.equal(both, rollout_uniforms(8, [(0, 1), (4, 2)], 6))
+    keys = [(0, 0), (0, 1), (1, 0), (1, 1), (12, 0), (1, 20)]
+    rows = rollout_uniforms(7, keys, 6)
+    assert len({tuple(row) for row in rows.tolist()}) == len(keys)
     assert both.dtype == torch.float64
     assert ((both >= 0) & (both < 1)).all()
 
