@@ -93,6 +93,7 @@ class SEDTrainer(SFTTrainer):
                 "the chosen loss would be ignored. Use context parallelism (cp_size) or none"
             )
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._chosen_loss = chosen
         self._head = attach_loss_head(base, chosen)
 
     @property
@@ -100,12 +101,13 @@ class SEDTrainer(SFTTrainer):
         """The loss in force; after calibration its ``tau`` is a number."""
         return self._head.loss
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train as SFTTrainer does; on resume, a calibrated tau comes from the checkpoint."""
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
-        if isinstance(checkpoint, str) and needs_calibration(self.loss):
+        # The loss as chosen: an evaluation before may have calibrated it, on another model.
+        if isinstance(checkpoint, str | Path) and needs_calibration(self._chosen_loss):
             self._restore_tau(checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -147,7 +149,8 @@ class SEDTrainer(SFTTrainer):
             network.eval()
             devices = [self.args.device] if self.args.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), torch.no_grad():
-                for batch in self.get_eval_dataloader(self._calibration_sample()):
+                # Not get_eval_dataloader: with persistent workers Trainer keeps that one.
+                for batch in self.get_test_dataloader(self._calibration_sample()):
                     inputs = self._prepare_inputs(batch)
                     with self.compute_loss_context_manager():
                         output: LossHeadOutput = network(**inputs, fused_lm_head=True)
@@ -190,7 +193,9 @@ class SEDTrainer(SFTTrainer):
             "selected": output.selected.sum(),
             "top_k_mass": output.top_k_mass.sum(),
         }
-        stacked = torch.stack([value.double() for value in local.values()])
+        # Sums over long runs between two logs need fp64, which MPS does not have.
+        wide = torch.float32 if self.args.device.type == "mps" else torch.float64
+        stacked = torch.stack([value.to(wide) for value in local.values()])
         total = self.accelerator.reduce(stacked, reduction="sum")
         sums = defaultdict(lambda: torch.zeros_like(total[0]), self._sums[mode])
         self._sums[mode] = {name: sums[name] + total[i] for i, name in enumerate(local)}
@@ -204,14 +209,15 @@ class SEDTrainer(SFTTrainer):
             [i * len(self.train_dataset) // count for i in range(count)]
         )
 
-    def _restore_tau(self, checkpoint: str) -> None:
+    def _restore_tau(self, checkpoint: str | Path) -> None:
         recorded = read_recorded_loss(checkpoint)
-        waiting: Any = self.loss
+        waiting: Any = self._chosen_loss
         if recorded is None:
             logger.warning(
                 f"{checkpoint} has no record of a calibrated tau; it will be calibrated on the "
                 "checkpoint's model, which is not the model training started from"
             )
+            self._head.loss = waiting
         elif not hasattr(recorded, "tau") or replace(recorded, tau="auto") != waiting:
             raise ValueError(
                 f"{checkpoint} was trained with {recorded} and this run asks for {waiting}. Resume "
