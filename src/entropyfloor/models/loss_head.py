@@ -103,7 +103,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             targets = shift_labels
         # Looked up on each call: PEFT and FSDP replace the head after patching.
         lm_head = self.get_output_embeddings()
-        weight, bias = _full(lm_head.weight), _full(_bias(lm_head))
+        weight, bias = _full(lm_head.weight), _full(getattr(lm_head, "bias", None))
         assert weight is not None
         hidden, targets = hidden.to(weight.device), targets.to(weight.device)
         # ZeRO-3 shards parameters to nothing: gather before anything is computed from them.
@@ -158,14 +158,6 @@ def _check_head(model: PreTrainedModel, loss: Any) -> None:
         raise ValueError(
             f"top_k is {request.top_k}, more than the vocabulary of {vocabulary} tokens"
         )
-
-
-def _bias(lm_head: Any) -> Tensor | None:
-    """The head's bias; PEFT's wrapper for `trainable_token_indices` hides the one of its module."""
-    bias = getattr(lm_head, "bias", None)
-    return (
-        getattr(getattr(lm_head, "original_module", None), "bias", None) if bias is None else bias
-    )
 
 
 def _full(parameter: Tensor | None) -> Tensor | None:
