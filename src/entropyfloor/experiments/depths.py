@@ -1,11 +1,14 @@
-"""One SFT run per loss that leaves a checkpoint at each depth (in epochs), and goes on where it was stopped.
+"""One SFT run per loss that leaves a checkpoint at each depth, and goes on where it was stopped.
 
-Checkpoints are ``NAME-depth-D`` directories. The trainer writes one under another name; it gets its own by a
-rename once it is complete, so a directory of that name is a finished depth. While the run lasts, checkpoints
-carry optimizer and scheduler state; when its last depth is done only model and tokenizer stay.
+A depth is a number of epochs.
 
-The learning rate is constant. A depth is then what a run of that many epochs would have ended with, and the
-depths of one run can be compared.
+Checkpoints are ``NAME-depth-D`` directories. The trainer writes one under another name; it gets its
+own by a rename once it is complete, so a directory of that name is a finished depth. While the run
+lasts, checkpoints carry optimizer and scheduler state; when its last depth is done only model and
+tokenizer stay.
+
+The learning rate is constant. A depth is then what a run of that many epochs would have ended with,
+and the depths of one run can be compared.
 """
 
 import re
@@ -70,7 +73,7 @@ def train_depths(
     folder: Path,
     name: str | None = None,
 ) -> list[Path]:
-    """Train one loss and return its checkpoints, shallowest first. Finished depths are not trained again.
+    """Train one loss and return its checkpoints, shallowest first; finished ones are kept.
 
     Args:
         model_directory: directory or hub id of the model to start from.
@@ -87,9 +90,7 @@ def train_depths(
     label = loss if name is None else name
     targets = [depth_directory(folder, label, depth) for depth in training.depths]
     if not targets[-1].is_dir():
-        _train(
-            model_directory, rows, loss=loss, training=training, folder=folder, targets=targets
-        )
+        _train(model_directory, rows, loss=loss, training=training, folder=folder, targets=targets)
     for target in targets:
         for file in _TRAINING_STATE:
             (target / file).unlink(missing_ok=True)
@@ -125,13 +126,14 @@ def _train(
             per_device_train_batch_size=training.batch_size,
             bf16=training.bf16,
             use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=False,  # the rows are short: recomputing would cost a third more time
+            gradient_checkpointing=False,  # recomputing costs a third more time; rows are short
             save_strategy="no",  # _SaveDepths decides
             logging_strategy="epoch",
             report_to="none",
             seed=training.seed,
         )
-    # fp32 whatever the checkpoint's dtype: updates of lr 5e-5 vanish in the rounding of bf16 weights.
+    # fp32 whatever the checkpoint's dtype: updates of lr 5e-5 vanish in the rounding of bf16
+    # weights.
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     trainer = SEDTrainer(
         model=model,
@@ -146,7 +148,7 @@ def _train(
 
 
 class _SaveDepths(TrainerCallback):
-    """Asks for a checkpoint at the end of chosen epochs, and gives it its final name once it is written."""
+    """Asks for a checkpoint at the end of chosen epochs, and renames it once it is written."""
 
     def __init__(self, targets: dict[int, Path]) -> None:
         self._targets = targets

@@ -1,8 +1,9 @@
-"""A small stand-in for a pretrained model, built in seconds: for ``entropyfloor demo --quick`` and tests.
+"""A small stand-in for a pretrained model, built in seconds, for ``entropyfloor demo --quick``.
 
-A two-layer Llama with its own byte-level BPE tokenizer and chat template, taught the task's *format* on problems
-of its own whose answers are often wrong. It then does what the real model does at the start of the demo: it
-writes many kinds of working, and sometimes the right answer. Nothing is downloaded.
+A two-layer Llama with its own byte-level BPE tokenizer and chat template, taught the task's
+*format* on problems of its own whose answers are often wrong. It then does what the real model does
+at the start of the demo: it writes many kinds of working, and sometimes the right answer. Nothing
+is downloaded.
 """
 
 import random
@@ -20,7 +21,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Share of solutions whose final number is off: enough that the base is not already good, as in the toy of METHODS.md.
+# Share of solutions whose final number is off: enough that the base is not already good, as in the
+# toy of METHODS.md.
 WRONG_SHARE = 0.4
 
 
@@ -86,7 +88,7 @@ def build_tokenizer(problems: Sequence[SumProblem]) -> Any:
 
 
 def _pretrain(tokenizer: Any, problems: Sequence[SumProblem], *, steps: int, seed: int) -> Any:
-    """A model of about 0.4 M parameters after ``steps`` steps of next-token prediction on noisy solutions."""
+    """A random model after ``steps`` steps of next-token prediction on noisy solutions."""
     import torch
     from rich.console import Console
     from rich.progress import track
@@ -136,6 +138,4 @@ def _batches(
                 solution = f"{working} {problem.answer + rng.choice([-3, -2, -1, 1, 2, 3])}"
             conversations.append([*problem.prompt, {"role": "assistant", "content": solution}])
         texts = tokenizer.apply_chat_template(conversations, tokenize=False)
-        yield dict(
-            tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        )
+        yield dict(tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False))

@@ -19,7 +19,7 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def load_screening(folder: Path) -> ScreeningReport | None:
-    """What ``screen(..., output_dir=folder)`` wrote; None if it is not there or was cut off in writing."""
+    """What ``screen(..., output_dir=folder)`` wrote; None if it is missing or was cut off."""
     try:
         found = json.loads((folder / "screening.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

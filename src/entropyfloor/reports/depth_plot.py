@@ -1,4 +1,4 @@
-"""Measures against depth, one line per loss: entropy with the tau_H line, pass rates, degenerate groups."""
+"""Measures against depth, one line per loss: entropy, pass rates, degenerate groups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _GREY = "#7f7f7f"
 
 
 def write_depth_plot(report: ScreeningReport, path: str | Path) -> Path:
-    """Write a PNG (or what the suffix says) and return its path. Whiskers are 95 % intervals over prompts."""
+    """Write a PNG (or what the suffix says) and return its path; whiskers are 95 % intervals."""
     largest = max(report.settings["ks"])
     panels = [
         ("entropy_nats", "rollout entropy (nats)"),
@@ -35,6 +35,7 @@ def write_depth_plot(report: ScreeningReport, path: str | Path) -> Path:
             _line(axes, [*base, *steps], measure, loss, colour, marker, shift=0.06 * number)
         axes.set_ylabel(label)
         axes.set_xlabel("epochs")
+        axes.set_xticks(sorted({depth_of(c.name)[1] for c in report.checkpoints}))
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if measure == "entropy_nats":
