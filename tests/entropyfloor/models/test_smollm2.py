@@ -29,7 +29,7 @@ def fake_wheel(tmp_path, monkeypatch):
 
     monkeypatch.setattr(smollm2, "_find_wheel_file", lambda: (tmp_path / "a.gguf", "9.9"))
     monkeypatch.setattr(smollm2, "_convert", convert)
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(smollm2, "_READER", "json")
     return conversions
 
 
@@ -75,7 +75,7 @@ def test_a_missing_wheel_is_named_with_the_way_out(tmp_path, monkeypatch):
 
 
 def test_a_missing_gguf_package_is_named_with_the_way_out(fake_wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(smollm2, "_READER", "no_such_package_at_all")
     with pytest.raises(ValueError, match=r"the package gguf.*pip install gguf"):
         smollm2_directory(tmp_path)
 
