@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.measures.intervals import Interval
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.report import ScreeningReport
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -24,14 +23,4 @@ def load_screening(folder: Path) -> ScreeningReport | None:
         found = json.loads((folder / "screening.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return ScreeningReport(tuple(map(_checkpoint, found["checkpoints"])), found["settings"])
-
-
-def _checkpoint(record: dict[str, Any]) -> CheckpointScreening:
-    restored = {
-        "pass_at_k": {int(k): value for k, value in record.get("pass_at_k", {}).items()},
-        "intervals": {name: Interval(*ends) for name, ends in record["intervals"].items()},
-        "reasons": tuple(record["reasons"]),
-        "notes": tuple(record["notes"]),
-    }
-    return CheckpointScreening(**{**record, **restored})
+    return ScreeningReport.from_dict(found)

@@ -1,17 +1,27 @@
 """What a screening found, as data: a record per checkpoint, and the settings behind them."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropyfloor.measures.intervals import Interval
+from entropyfloor.screening.records import (
+    Calibration,
+    ExampleRollout,
+    Histogram,
+    PredictorCorrelation,
+    Recommendation,
+    SequentialRecord,
+    plain,
+    restore,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = "entropyfloor.screening"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _NEEDS_REWARD = (
     "pass_at_1",
@@ -23,6 +33,11 @@ _NEEDS_REWARD = (
     "p_hat_over_p_star",
     "mean_reward",
     "num_scored_prompts",
+    "greedy_pass_at_1",
+    "degenerate_predicted",
+    "degenerate_predicted_all_wrong",
+    "degenerate_predicted_all_right",
+    "per_prompt_pass_rates",
 )
 
 
@@ -50,9 +65,30 @@ class CheckpointScreening:
             prompt.
         p_hat_over_p_star: ``pass_at_1 / p*(group_size)``.
         mean_reward: mean of the reward itself.
+        verdict: ``ready``, ``at risk``, ``collapsed`` or ``undecided``.
+        entropy_sequence_mean: mean entropy of a rollout's tokens, mean over rollouts, nats.
+        entropy_sequence_p10: the tenth percentile of that over rollouts, nats.
+        temperature: what the rollouts were drawn at.
+        entropy_temperature: what every entropy here is at.
+        self_bleu: similarity of a prompt's rollouts to each other, in [0, 1], mean over prompts;
+            None for one sample per prompt.
+        repetition: share of a rollout's token 4-grams that it already had, mean over rollouts.
+        greedy_pass_at_1: pass rate of one greedy rollout per prompt; None if none was drawn.
+        degenerate_predicted: ``p^g + (1-p)^g`` at the *mean* pass rate, as ``p_hat_over_p_star``
+            presumes; ``degenerate_fraction`` above it is the spread between prompts.
+        degenerate_predicted_all_wrong: its part ``(1-p)^g``.
+        degenerate_predicted_all_right: its part ``p^g``.
+        per_prompt_pass_rates: one per scored prompt, in order.
+        token_entropy_histogram: of all generated tokens, nats.
+        held_out_loss: nats per token of held-out completions; None without any.
+        kl_to_base: ``KL(p_checkpoint || p_base)`` per token, nats, on its own rollouts.
+        held_out_kl_to_base: the same on held-out completions.
+        examples: a few rollouts, the same prompts for every checkpoint.
+        sequential: what ``until_decided`` did; None without.
+        samples_saved: rollouts that it did not have to draw.
         intervals: 95 % interval by measure name (``pass_at_8`` for k = 8), where there is one.
-        flagged: the verdict.
-        reasons: why it is flagged.
+        flagged: whether the verdict is ``at risk`` or ``collapsed``.
+        reasons: why the verdict is what it is.
         notes: what else to know.
         runtime_s: seconds for loading, generating and scoring.
 
@@ -76,6 +112,25 @@ class CheckpointScreening:
     p_hat_over_p_star: float | None = None
     mean_reward: float | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
+    verdict: str = "undecided"
+    entropy_sequence_mean: float | None = None
+    entropy_sequence_p10: float | None = None
+    temperature: float = 1.0
+    entropy_temperature: float = 1.0
+    self_bleu: float | None = None
+    repetition: float | None = None
+    greedy_pass_at_1: float | None = None
+    degenerate_predicted: float | None = None
+    degenerate_predicted_all_wrong: float | None = None
+    degenerate_predicted_all_right: float | None = None
+    per_prompt_pass_rates: tuple[float, ...] = ()
+    token_entropy_histogram: Histogram | None = None
+    held_out_loss: float | None = None
+    kl_to_base: float | None = None
+    held_out_kl_to_base: float | None = None
+    examples: tuple[ExampleRollout, ...] = ()
+    sequential: SequentialRecord | None = None
+    samples_saved: int = 0
     flagged: bool = False
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -88,14 +143,31 @@ class CheckpointScreening:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; without a reward the keys that need one are absent."""
-        plain = asdict(self)
-        plain["pass_at_k"] = {str(k): value for k, value in self.pass_at_k.items()}
-        plain["intervals"] = {name: list(interval) for name, interval in self.intervals.items()}
-        plain["reasons"], plain["notes"] = list(self.reasons), list(self.notes)
+        document: dict[str, Any] = plain(asdict(self))
         if not self.has_reward:
             for key in _NEEDS_REWARD:
-                del plain[key]
-        return plain
+                del document[key]
+        return document
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> "CheckpointScreening":
+        """Undo :meth:`to_dict`; keys that this version does not know are left out."""
+        known = {item.name for item in fields(cls)}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in document.items()
+            if key in known
+        }
+        values["pass_at_k"] = {int(k): v for k, v in document.get("pass_at_k", {}).items()}
+        values["intervals"] = {k: Interval(*ends) for k, ends in document["intervals"].items()}
+        values["token_entropy_histogram"] = restore(
+            Histogram, document.get("token_entropy_histogram")
+        )
+        values["examples"] = tuple(
+            restore(ExampleRollout, example) for example in document.get("examples", [])
+        )
+        values["sequential"] = restore(SequentialRecord, document.get("sequential"))
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -106,15 +178,19 @@ class ScreeningReport:
         checkpoints: one record each.
         settings: everything that determines the numbers (samples, group size, temperature, seed,
             tau_h, prompts, reward, versions), and batch size, dtype and device.
+        recommendation: which checkpoint to start RL from.
+        calibration: tau_H fitted on outcomes after RL, where they were given.
 
     """
 
     checkpoints: tuple[CheckpointScreening, ...]
     settings: dict[str, Any]
+    recommendation: Recommendation | None = None
+    calibration: Calibration | None = None
 
     @property
     def flagged(self) -> tuple[CheckpointScreening, ...]:
-        """The checkpoints below tau_H."""
+        """The checkpoints that are at risk or collapsed."""
         return tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.flagged)
 
     @property
@@ -123,13 +199,41 @@ class ScreeningReport:
         return any(checkpoint.has_reward for checkpoint in self.checkpoints)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document: ``schema``, ``schema_version``, ``settings``, ``checkpoints``."""
+        """Return the document for JSON: ``schema``, ``schema_version``, then the fields."""
         return {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
-            "settings": dict(self.settings),
+            "settings": plain(self.settings),
             "checkpoints": [checkpoint.to_dict() for checkpoint in self.checkpoints],
+            "recommendation": _optional(self.recommendation),
+            "calibration": _optional(self.calibration),
         }
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> "ScreeningReport":
+        """Undo :meth:`to_dict`.
+
+        Raises:
+            ValueError: a document of another schema or of a later version.
+
+        """
+        found = (document.get("schema"), document.get("schema_version"))
+        if found[0] != SCHEMA or found[1] not in range(1, SCHEMA_VERSION + 1):
+            raise ValueError(
+                f"expected a document of schema {SCHEMA!r}, version 1 to {SCHEMA_VERSION}; got "
+                f"{found[0]!r}, version {found[1]!r}"
+            )
+        calibration = document.get("calibration")
+        if calibration is not None:
+            correlations = calibration["correlations"]
+            rows = [restore(PredictorCorrelation, row) for row in correlations]
+            calibration = restore(Calibration, {**calibration, "correlations": rows})
+        return cls(
+            tuple(map(CheckpointScreening.from_dict, document["checkpoints"])),
+            document["settings"],
+            restore(Recommendation, document.get("recommendation")),
+            calibration,
+        )
 
     def write_json(self, path: str | Path) -> Path:
         """Write :meth:`to_dict` as strict JSON (no NaN); missing parent directories are made."""
@@ -150,3 +254,7 @@ class ScreeningReport:
         from entropyfloor.reports.screening_table import screening_table
 
         return screening_table(self)
+
+
+def _optional(record: Any) -> Any:
+    return None if record is None else plain(asdict(record))

@@ -52,7 +52,8 @@ def test_report(save_checkpoint, tmp_path):
 
     document = json.loads((tmp_path / "out/deep/screening.json").read_text())
     assert document == report.to_dict()
-    assert (document["schema"], document["schema_version"]) == ("entropyfloor.screening", 1)
+    assert ScreeningReport.from_dict(document) == report
+    assert (document["schema"], document["schema_version"]) == ("entropyfloor.screening", 2)
     assert document["settings"]["reward"] == "even_start"
     assert document["settings"]["prompts"]["count"] == 6
     assert (tmp_path / "out/deep/screening.md").read_text() == report.to_markdown()

@@ -1,0 +1,150 @@
+"""Small records inside a screening report: histogram, example rollouts, advice, calibration."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between edges; ``len(edges) == len(counts) + 1``, the last bin closed on the right."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExampleRollout:
+    """One rollout, to be shown beside those of other checkpoints on the same prompt.
+
+    Attributes:
+        prompt_index: row of the prompt set.
+        sample_index: which of the prompt's rollouts.
+        prompt: its text; a conversation is written as ``role: content`` lines.
+        text: the completion, without special tokens.
+        num_tokens: generated tokens.
+        entropy_nats: mean over them.
+        reward: None without a reward, or where it does not apply.
+        truncated: it hit the length limit.
+
+    """
+
+    prompt_index: int
+    sample_index: int
+    prompt: str
+    text: str
+    num_tokens: int
+    entropy_nats: float
+    reward: float | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class SequentialRecord:
+    """What ``--until-decided`` did to one checkpoint.
+
+    Attributes:
+        decision: ``above`` or ``below`` tau_H, or ``undecided``.
+        looks: times the rollouts were looked at.
+        samples_planned: rollouts that the full screening draws.
+        samples_drawn: rollouts that were drawn.
+        low: lower end of the interval at the last look, at that look's share of the error.
+        high: upper end.
+        error_rate: probability of a wrong decision over all looks, at most.
+
+    """
+
+    decision: str
+    looks: int
+    samples_planned: int
+    samples_drawn: int
+    low: float
+    high: float
+    error_rate: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which checkpoint to start RL from, beside what "highest pass@1" would have picked.
+
+    Attributes:
+        name: the checkpoint; None if none can be recommended.
+        reason: in words.
+        highest_pass_at_1: the checkpoint of the highest pass@1; None without a reward.
+        cost: what starting from that one instead would cost, in words; empty if it is the same.
+        cost_degenerate_fraction: how much larger its degenerate fraction is.
+        cost_pass_at_k: how much smaller its pass@k at the largest k is.
+        k: that k.
+        predictors: predictor -> the checkpoint that it would choose.
+        disagreements: which predictors choose another checkpoint, in words.
+
+    """
+
+    name: str | None
+    reason: str
+    highest_pass_at_1: str | None = None
+    cost: str = ""
+    cost_degenerate_fraction: float | None = None
+    cost_pass_at_k: float | None = None
+    k: int | None = None
+    predictors: dict[str, str] = field(default_factory=dict)
+    disagreements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PredictorCorrelation:
+    """Rank correlation of one predictor with the outcome after RL.
+
+    Attributes:
+        predictor: measure name.
+        spearman: in [-1, 1].
+        p_value: two-sided, of no association.
+        method: ``exact`` (all permutations) or ``permutation`` (random ones).
+        num_checkpoints: pairs.
+
+    """
+
+    predictor: str
+    spearman: float
+    p_value: float
+    method: str
+    num_checkpoints: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """tau_H fitted on a user's own outcomes after RL.
+
+    Attributes:
+        num_checkpoints: checkpoints with an entropy and an outcome.
+        correlations: one per predictor.
+        tau_h: fitted threshold, nats; None if there is too little data to fit.
+        outcome_cut: a checkpoint is good if its outcome is at least this.
+        training_error: share of checkpoints on the wrong side of the threshold.
+        leave_one_out_error: the same with the threshold fitted on the others.
+        message: in words, also what is missing.
+
+    """
+
+    num_checkpoints: int
+    correlations: tuple[PredictorCorrelation, ...]
+    tau_h: float | None
+    outcome_cut: float | None
+    training_error: float | None
+    leave_one_out_error: float | None
+    message: str
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists and keys to text, so that JSON gives back what was written."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+def restore(kind: Any, record: dict[str, Any] | None) -> Any:
+    """Build a record of plain fields from its dictionary; lists become tuples; None stays None."""
+    if record is None:
+        return None
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
