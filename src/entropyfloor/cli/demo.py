@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=int,
         metavar="EPOCHS",
-        help="epochs after which a checkpoint is kept (default: 1 2 4, quick: 2 6 18)",
+        help="epochs after which a checkpoint is kept (default: 1 2 4, quick: 1 4 12)",
     )
     parser.add_argument(
         "--train-problems", type=int, metavar="N", help="problems trained on (default: 64)"
@@ -101,6 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, metavar="N", help="rollouts of each, at least 8 (default: 8)"
     )
-    parser.add_argument("--learning-rate", type=float, help="constant (default: 5e-5, quick: 1e-3)")
+    parser.add_argument("--learning-rate", type=float, help="constant (default: 5e-5, quick: 2e-3)")
     parser.add_argument("--seed", type=int, help="default: 0")
     return parser

@@ -76,10 +76,10 @@ def _apart(one: Interval | None, other: Interval | None) -> bool:
 
 
 def _verdict(trained: list[CheckpointScreening], tau_h: float) -> str:
-    flagged = sum(step.flagged for step in trained)
+    low = sum(step.entropy_nats < tau_h for step in trained)
     best = max(trained, key=lambda step: step.pass_at_1 or 0.0)
     widest = min(trained, key=lambda step: step.degenerate_fraction or 0.0)
-    text = f"{flagged} of {len(trained)} checkpoints are below tau_H = {tau_h:g} nats and flagged. "
+    text = f"{low} of {len(trained)} checkpoints are below tau_H = {tau_h:g} nats. "
     if best is widest:
         return text + (
             f"{best.name} has both the highest pass@1 ({best.pass_at_1:.2f}) and the fewest "

@@ -99,9 +99,9 @@ class DemoSettings:
         """The defaults of a quick run; the model is small and takes a larger learning rate."""
         defaults: dict[str, Any] = {
             "eval_prompts": 16,
-            "learning_rate": 1e-3,
-            "depths": (2, 6, 18),
-            "pretraining_steps": 120,
+            "learning_rate": 2e-3,
+            "depths": (1, 4, 12),
+            "pretraining_steps": 240,
         }
         return cls(quick=True, **{**defaults, **overrides})
 

@@ -23,7 +23,9 @@ CHAT_TEMPLATE = (
 )
 # Share of solutions whose final number is off: enough that the base is not already good, as in the
 # toy of METHODS.md.
-WRONG_SHARE = 0.4
+WRONG_SHARE = 0.2
+_BATCH_SIZE = 32
+_PEAK_LEARNING_RATE = 6e-3
 
 
 def quick_model_directory(
@@ -34,7 +36,7 @@ def quick_model_directory(
     Args:
         target: the model directory.
         problems: what it is pretrained on; keep held-out problems out of them.
-        steps: pretraining steps of 64 rows.
+        steps: pretraining steps of 32 rows.
         seed: of weights and data.
 
     """
@@ -98,7 +100,7 @@ def _pretrain(tokenizer: Any, problems: Sequence[SumProblem], *, steps: int, see
         vocab_size=len(tokenizer),
         hidden_size=96,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=256,
@@ -110,8 +112,10 @@ def _pretrain(tokenizer: Any, problems: Sequence[SumProblem], *, steps: int, see
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, _PEAK_LEARNING_RATE, total_steps=steps
+    )
     batches = _batches(tokenizer, problems, random.Random(f"{seed}:pretraining"))
     model.train()
     for _ in track(range(steps), "building a small model", console=Console(stderr=True)):
@@ -128,10 +132,10 @@ def _pretrain(tokenizer: Any, problems: Sequence[SumProblem], *, steps: int, see
 def _batches(
     tokenizer: Any, problems: Sequence[SumProblem], rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Endless batches of 64 conversations."""
+    """Endless batches of conversations."""
     while True:
         conversations = []
-        for problem in rng.choices(problems, k=64):
+        for problem in rng.choices(problems, k=_BATCH_SIZE):
             solution = rng.choice(worked_solutions(problem))
             if rng.random() < WRONG_SHARE:
                 working = solution.rpartition(" ")[0]

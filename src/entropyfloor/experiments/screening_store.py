@@ -18,9 +18,9 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def load_screening(folder: Path) -> ScreeningReport | None:
-    """What ``screen(..., output_dir=folder)`` wrote; None if it is missing or was cut off."""
+    """What ``screen(..., output_dir=folder)`` wrote; None if missing, cut off or unreadable."""
     try:
-        found = json.loads((folder / "screening.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        text = (folder / "screening.json").read_text(encoding="utf-8")
+        return ScreeningReport.from_dict(json.loads(text))
+    except (FileNotFoundError, ValueError):
         return None
-    return ScreeningReport.from_dict(found)
