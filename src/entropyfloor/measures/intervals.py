@@ -18,6 +18,10 @@ Where that value is a bound of the measure (no rollout passed: 0 of [0, 1]) some
 said. A mean ``mu`` of values in [0, 1] makes a prompt differ from 0 with probability at least
 ``mu``, so n prompts are all 0 with probability at most ``(1-mu)^n``: values above ``1 -
 (alpha/2)^(1/n)`` are excluded. The interval then reaches from the bound to there.
+
+A quantile over rollouts has the interval of Woodruff (JASA 47, 1952): the share of rollouts at or
+below the quantile is a mean over prompts and has an interval; the quantiles at its ends are the
+interval of the quantile.
 """
 
 from collections.abc import Sequence
@@ -105,3 +109,26 @@ def bootstrap_interval(
     tail = float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * t))
     low, high = np.quantile(drawn, [tail, 1.0 - tail])
     return Interval(float(low), float(high))
+
+
+def quantile_interval(
+    groups: Sequence[Sequence[float]], quantile: float, *, seed: int = 0
+) -> tuple[float, Interval | None]:
+    """Quantile over all rollouts, and its 95 % interval, resampling prompts.
+
+    Args:
+        groups: the rollouts' values, prompt by prompt.
+        quantile: in (0, 1).
+        seed: of the bootstrap.
+
+    """
+    if not 0.0 < quantile < 1.0:
+        raise ValueError(f"a quantile lies in (0, 1); got {quantile!r}")
+    values = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
+    found = float(np.quantile(values, quantile))
+    below = [float(np.sum(np.asarray(group) <= found)) for group in groups]
+    shares = bootstrap_interval(below, [float(len(group)) for group in groups], seed=seed)
+    if shares is None:
+        return found, None
+    low, high = np.quantile(values, np.clip(shares, 0.0, 1.0))
+    return found, Interval(min(float(low), found), max(float(high), found))

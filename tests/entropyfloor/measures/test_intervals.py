@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from entropyfloor.measures.intervals import Interval, bootstrap_interval
+from entropyfloor.measures.intervals import Interval, bootstrap_interval, quantile_interval
 
 
 def test_interval_agrees_with_the_t_interval_of_a_mean():
@@ -55,3 +55,21 @@ def test_bad_input():
         bootstrap_interval([1.0, 2.0], confidence=95)
     with pytest.raises(ValueError, match="at least 100"):
         bootstrap_interval([1.0, 2.0], num_resamples=10)
+
+
+def test_low_quantiles_are_covered():
+    rng = np.random.default_rng(0)
+    truth = np.quantile(rng.gamma(2.0, 1.0, (200_000, 8)) * rng.gamma(4.0, 0.25, (200_000, 1)), 0.1)
+    covered = 0
+    for trial in range(200):
+        groups = rng.gamma(2.0, 1.0, (48, 8)) * rng.gamma(4.0, 0.25, (48, 1))
+        found, interval = quantile_interval(groups, 0.1, seed=trial)
+        assert interval.low <= found <= interval.high
+        covered += interval.low <= truth <= interval.high
+    assert 0.92 <= covered / 200 <= 0.98
+
+
+def test_quantile_of_one_prompt_has_no_interval():
+    assert quantile_interval([[1.0, 2.0, 3.0]], 0.5) == (2.0, None)
+    with pytest.raises(ValueError, match="quantile lies in"):
+        quantile_interval([[1.0], [2.0]], 10.0)
