@@ -17,6 +17,7 @@ own forward does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -48,13 +49,13 @@ from .statistics import (
 
 TokenLoss = Callable[[TokenStatistics], Tensor]
 
-# Logits of one chunk, in bytes. 2048 tokens x 49,152 entries in fp32 are 403 MB; a chunk of 128 MiB
-# is 682 tokens, where a matrix product on two cores already runs at the speed of the whole one.
-_CHUNK_BYTES = {"cpu": 128 * 2**20, "default": 512 * 2**20}
-# Element-wise passes run over blocks of rows that stay in a core's L2 cache: 5 rows x 49,152 x 4
-# bytes are 1 MB. On other devices kernel launches cost more than memory passes: one block is the
-# chunk.
-_BLOCK_BYTES_CPU = 2**20
+# Logits of one chunk, in bytes. At (1024, 896, 151,936) in fp32 on two cores, two chunks of 512
+# tokens (297 MiB) took 1.05x the three bare products, three chunks 1.09x and five 1.29x: the
+# weight's gradient, 545 MB, is read and written once per chunk. `make bench` shows it.
+_CHUNK_BYTES = {"cpu": 320 * 2**20, "default": 512 * 2**20}
+# Element-wise passes run over blocks of rows that stay in the cores' L2 caches: 10 rows x 49,152 x
+# 4 bytes are 2 MB. On other devices kernel launches cost more than memory passes: block = chunk.
+_BLOCK_BYTES_CPU = 2 * 2**20
 
 
 def linear_loss(
@@ -87,7 +88,8 @@ def linear_loss(
         temperature: > 0, divides the logits.
         softcap: ``c * tanh(logits / c)``, or None.
         logit_scale: factor on the raw products, before the cap.
-        chunk_size: tokens per chunk; default: as many as fit in 128 MiB (512 MiB on accelerators).
+        chunk_size: tokens per chunk; default: even chunks of at most 320 MiB of logits (512 MiB on
+            accelerators).
 
     Returns:
         (loss, statistics): a scalar (fp32; fp64 for fp64 input) that carries gradients to hidden,
@@ -103,13 +105,12 @@ def linear_loss(
     call = _Call.prepare(
         hidden, weight, labels, bias, request, temperature, softcap, logit_scale, chunk_size
     )
+    count = call.labels.numel() if num_items is None else num_items
     with _no_autocast(hidden):
-        objective, *flat = _LinearLoss.apply(call.hidden, weight, bias, call.labels, loss, call)
-    scored_count = call.labels.numel()
-    return (
-        token_mean(objective, scored_count if num_items is None else num_items),
-        call.unflatten(flat),
-    )
+        objective, *flat = _LinearLoss.apply(
+            call.hidden, weight, bias, call.labels, loss, call, count
+        )
+    return objective, call.unflatten(flat)
 
 
 def linear_token_statistics(
@@ -195,12 +196,11 @@ class _Call:
             raise ValueError(f"hidden is {compute_dtype}; it must be a floating dtype")
         check_labels(labels, vocabulary)
         check_top_k(request.top_k, vocabulary)
+        scored = labels != IGNORE_INDEX
         if chunk_size is None:
-            budget = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["default"])
-            chunk_size = max(1, budget // (vocabulary * statistics_dtype(compute_dtype).itemsize))
+            chunk_size = _even_chunk(int(scored.sum()), vocabulary, device_type, compute_dtype)
         elif chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be an integer >= 1")
-        scored = labels != IGNORE_INDEX
         return cls(
             hidden=hidden[scored],
             labels=labels[scored],
@@ -237,7 +237,7 @@ _DIFFERENTIABLE = tuple(f.name for f in fields(Upstream))
 
 
 class _LinearLoss(torch.autograd.Function):
-    """Sum of the loss over the scored tokens; gradients are ready when forward returns."""
+    """Sum of the loss over num_items; the gradients are ready when forward returns."""
 
     @staticmethod
     def forward(
@@ -248,6 +248,7 @@ class _LinearLoss(torch.autograd.Function):
         labels: Tensor,
         loss: TokenLoss,
         call: _Call,
+        num_items: int | Tensor,
     ) -> tuple[Tensor | None, ...]:
         needs = tuple(n and call.grad_enabled for n in ctx.needs_input_grad[:3])
         products = _Products.allocate(hidden, weight, bias, call, needs)
@@ -256,8 +257,8 @@ class _LinearLoss(torch.autograd.Function):
         for chunk in products.chunks(hidden, labels):
             folded = chunk.fold()
             parts.append(folded)
-            values, upstream = _evaluate(loss, folded, products.wants_gradient)
-            objective += values.sum()
+            value, upstream = _evaluate(loss, folded, num_items, products.wants_gradient)
+            objective += value
             if products.wants_gradient:
                 chunk.accumulate(folded, upstream)
         flat = _flat_statistics(parts, call.request, products)
@@ -269,7 +270,7 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 6
+            return (None,) * 7
         if ctx.gradients is None:
             raise RuntimeError(
                 "linear_loss was differentiated a second time, but its gradients were handed over "
@@ -277,7 +278,10 @@ class _LinearLoss(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         # In place: at 151,936 x 896 a scaled copy of the weight's gradient would be 545 MB more.
-        return (*(g if g is None else g.mul_(upstream) for g in gradients), None, None, None)
+        # The usual factor is 1; asking a GPU whether it is would wait for it.
+        if upstream.is_cuda or upstream != 1:
+            gradients = tuple(g if g is None else g.mul_(upstream) for g in gradients)
+        return (*gradients, None, None, None, None)
 
 
 class _LinearTokenStatistics(torch.autograd.Function):
@@ -308,11 +312,12 @@ class _LinearTokenStatistics(torch.autograd.Function):
         hidden, weight, bias, labels = ctx.saved_tensors
         by_name = dict(zip(_STATISTIC_NAMES, upstream, strict=True))
         wanted = Upstream(**{name: by_name[name] for name in _DIFFERENTIABLE})
+        if all(by_name[name] is None for name in _DIFFERENTIABLE):
+            return (None,) * 5
         products = _Products.allocate(hidden, weight, bias, ctx.call, ctx.needs_input_grad[:3])
-        if products.wants_gradient and any(by_name[name] is not None for name in _DIFFERENTIABLE):
-            with _no_autocast(hidden):
-                for chunk in products.chunks(hidden, labels):
-                    chunk.accumulate(chunk.fold(), rows_of(wanted, slice(chunk.start, chunk.stop)))
+        with _no_autocast(hidden):
+            for chunk in products.chunks(hidden, labels):
+                chunk.accumulate(chunk.fold(), rows_of(wanted, slice(chunk.start, chunk.stop)))
         return (*products.results(), None, None)
 
 
@@ -350,8 +355,12 @@ class _Products:
         def buffer(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=hidden.device)
 
-        def zeros_like(tensor: Tensor | None, needed: bool) -> Tensor | None:
-            return torch.zeros_like(tensor, dtype=dtype) if tensor is not None and needed else None
+        def sum_for(tensor: Tensor | None, needed: bool) -> Tensor | None:
+            if tensor is None or not needed:
+                return None
+            # Rows of hidden and the weight are written before they are read, unless there are none.
+            make = torch.zeros_like if tensor.ndim == 1 or tokens == 0 else torch.empty_like
+            return make(tensor, dtype=dtype)
 
         return cls(
             weight=weight.detach().to(call.compute_dtype),
@@ -360,9 +369,9 @@ class _Products:
             dtype=dtype,
             logits=buffer(chunk, vocabulary),
             scratch=buffer(block, vocabulary),
-            grad_hidden=zeros_like(hidden, needs[0]),
-            grad_weight=zeros_like(weight, needs[1]),
-            grad_bias=zeros_like(bias, needs[2]),
+            grad_hidden=sum_for(hidden, needs[0]),
+            grad_weight=sum_for(weight, needs[1]),
+            grad_bias=sum_for(bias, needs[2]),
             out_dtypes=(hidden.dtype, weight.dtype, None if bias is None else bias.dtype),
         )
 
@@ -435,7 +444,7 @@ class _Chunk:
             target = products.grad_hidden[self.start : self.stop]
             _matmul_out(gradient.to(call.compute_dtype), products.weight, target)
         if products.grad_weight is not None:
-            _accumulate_product(products.grad_weight, gradient, self.hidden)
+            _accumulate_product(products.grad_weight, gradient, self.hidden, first=self.start == 0)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         count, size = self.stop - self.start, self.products.scratch.shape[0]
@@ -446,9 +455,9 @@ class _Chunk:
 
 
 def _evaluate(
-    loss: TokenLoss, folded: BlockStatistics, wants_gradient: bool
+    loss: TokenLoss, folded: BlockStatistics, num_items: int | Tensor, wants_gradient: bool
 ) -> tuple[Tensor, Upstream]:
-    """Loss values of a chunk ``[n]`` and their derivatives with respect to its statistics."""
+    """A chunk's share of the objective, a scalar, and its derivatives by the chunk's statistics."""
     leaves = {
         name: None if (value := getattr(folded, name)) is None else value.detach().clone()
         for name in _DIFFERENTIABLE
@@ -462,7 +471,7 @@ def _evaluate(
     )
     with torch.enable_grad():
         values = loss(statistics)
-        total = values.sum()
+        share = token_mean(values.sum(), num_items)
     if values.shape != folded.log_prob.shape:
         raise ValueError(
             f"the loss returned shape {tuple(values.shape)} for {folded.log_prob.numel()} tokens; "
@@ -470,9 +479,16 @@ def _evaluate(
         )
     gradients: dict[str, Tensor | None] = dict.fromkeys(_DIFFERENTIABLE)
     if wants_gradient and values.requires_grad:
-        taken = iter(torch.autograd.grad(total, present, allow_unused=True))
+        taken = iter(torch.autograd.grad(share, present, allow_unused=True))
         gradients = {n: None if leaf is None else next(taken) for n, leaf in leaves.items()}
-    return values.detach(), Upstream(**gradients)
+    return share.detach(), Upstream(**gradients)
+
+
+def _even_chunk(tokens: int, vocabulary: int, device_type: str, dtype: torch.dtype) -> int:
+    """Tokens per chunk: the fewest chunks that fit the budget, all of about the same size."""
+    budget = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["default"])
+    most = max(1, budget // (vocabulary * statistics_dtype(dtype).itemsize))
+    return max(1, math.ceil(tokens / math.ceil(max(tokens, 1) / most)))
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
@@ -490,13 +506,17 @@ def _matmul_out(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.copy_(torch.mm(a, b))
 
 
-def _accumulate_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """``total += gradient.T @ hidden`` without rounding a chunk's share to 16 bit first."""
+def _accumulate_product(total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool) -> None:
+    """``total += gradient.T @ hidden`` without rounding a chunk's share to 16 bit first.
+
+    The first chunk overwrites ``total``, which saves filling 545 MB with zeros.
+    """
+    beta = 0.0 if first else 1.0
     if hidden.is_cuda and hidden.dtype != total.dtype:
         share = gradient.to(hidden.dtype).t()
-        torch.addmm(total, share, hidden, out_dtype=total.dtype, out=total)
+        torch.addmm(total, share, hidden, beta=beta, out_dtype=total.dtype, out=total)
     else:
-        total.addmm_(gradient.t(), hidden.to(total.dtype))
+        total.addmm_(gradient.t(), hidden.to(total.dtype), beta=beta)
 
 
 def _flat_statistics(

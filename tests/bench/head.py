@@ -1,13 +1,12 @@
 """Forward and backward of the head: our fused losses beside their floor and their peers.
 
 One process, methods in turn, round after round: each row is the median of its ratio to the three
-bare matrix products *of the same round*, so that a drifting machine cancels. Peak memory is measured
+bare matrix products *of the same round*, so that a drifting machine cancels. Peak memory is taken
 in a fresh process per method: what it needs beyond its inputs and the gradients it returns.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -149,10 +148,16 @@ def peak_mib(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device:
         METHODS[name](*arguments)
         used = torch.cuda.max_memory_allocated() - before
     else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = peak_resident_bytes()
         METHODS[name](*arguments)
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        used = peak_resident_bytes() - before
     return max(0.0, used - gradients) / 2**20
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident memory of this program (ru_maxrss would start at its parent's peak)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def peak_in_fresh_process(name: str, shape: tuple[int, int, int], dtype: str) -> float:

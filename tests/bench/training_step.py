@@ -1,7 +1,7 @@
 """One whole training step (forward, backward, clipping, AdamW) of SEDTrainer beside SFTTrainer.
 
 The demo's architecture (SmolLM2-135M, random weights), every token scored, the trainers in turn.
-The row to read is the ratio of the same round; steps are timed by a callback, the first one left out.
+The row to read is the ratio of the same round; a callback times the steps, the first is left out.
 """
 
 import argparse
