@@ -286,14 +286,14 @@ class TestLauncher:
         assert main(["sft"]) == 0
         assert trained == [parsed]
 
-    def test_two_processes(self, flags, tmp_path):
-        words = ["--num_processes", "2", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-        words += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    def test_launched(self, flags, tmp_path):
+        """One process, which is all the launcher's part; two are in test_two_processes.py."""
+        words = ["--num_processes", "1", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
         run = subprocess.run(
-            [sys.executable, "-m", "entropyfloor.cli.main", "sft", *flags(tau="auto"), *words],
+            [sys.executable, "-m", "entropyfloor.cli.main", "sft", *flags(), *words],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=180,
         )
         assert run.returncode == 0, run.stderr[-2000:]
         assert run.stdout.count("Model saved to") == 1

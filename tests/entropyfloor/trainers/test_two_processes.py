@@ -1,0 +1,82 @@
+"""Two processes (gloo, CPU) train as one does: same global batch, unequal token counts per rank."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from two_process_run import CASES, run_all
+
+LOGGED = ("loss", "grad_norm", "ce", "penalty", "selected_fraction", "top_k_mass", "num_tokens")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """``{(processes, rank): {case: record}}``, two launches in all."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    program = str(Path(__file__).with_name("two_process_run.py"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, program, str(two)],
+            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=(two / f"errors-{rank}").open("w"),
+        )
+        for rank in "01"
+    ]
+    try:
+        run_all(one)
+        codes = [process.wait(timeout=180) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    errors = "".join((two / f"errors-{rank}").read_text()[-3000:] for rank in "01")
+    assert codes == [0, 0], errors
+
+    def read(folder, rank):
+        return {
+            name: json.loads((folder / f"{name}-{rank}.json").read_text())
+            for name in [*CASES, "sft"]
+        }
+
+    return {(1, 0): read(one, 0), (2, 0): read(two, 0), (2, 1): read(two, 1)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_metrics(results, case):
+    one, two = results[1, 0][case], results[2, 0][case]
+    assert len(one["steps"]) == len(two["steps"]) == 3
+    for mine, other in zip(two["steps"], one["steps"], strict=True):
+        for name in LOGGED:
+            assert mine[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5), name
+    # Not eval_loss: Trainer averages the ranks' batch means by rows; ours are weighted by tokens.
+    for name in ("eval_ce", "eval_penalty", "eval_selected_fraction", "eval_top_k_mass"):
+        expected = pytest.approx(one["evaluations"][0][name], rel=1e-5, abs=1e-5)
+        assert two["evaluations"][0][name] == expected, name
+    assert two["weight"] == pytest.approx(one["weight"], rel=1e-7)
+
+
+def test_equals_sft_trainer_on_two_processes(results):
+    ours, theirs = results[2, 0]["ce"], results[2, 0]["sft"]
+    for mine, other in zip(ours["steps"], theirs["steps"], strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6)
+        assert mine["num_tokens"] == other["num_tokens"]
+        assert mine["entropy"] == pytest.approx(other["entropy"], rel=1e-5)
+    assert ours["evaluations"][0]["eval_loss"] == pytest.approx(
+        theirs["evaluations"][0]["eval_loss"], rel=1e-6
+    )
+
+
+def test_tau(results):
+    """The same on both ranks to the bit, and that of one process on the same rows."""
+    first, second = results[2, 0]["auto"]["tau"], results[2, 1]["auto"]["tau"]
+    assert first == second
+    assert first == pytest.approx(results[1, 0]["auto"]["tau"], rel=1e-6)
+    assert 0.1 < results[2, 0]["auto"]["steps"][0]["selected_fraction"] < 0.6

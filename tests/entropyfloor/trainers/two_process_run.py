@@ -1,0 +1,54 @@
+"""Program of one process: train each case and write what it logged. See test_two_processes.py."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+CASES = {
+    "ce": {"loss": "ce"},
+    "auto": {"loss": "sed", "lam": 2.0, "tau": "auto", "calibration_rows": 16},
+    "accumulated": {"loss": "gem", "gradient_accumulation_steps": 2},
+}
+GLOBAL_BATCH = 4
+
+
+def run_all(folder: Path) -> None:
+    """Write ``folder/<case>-<rank>.json`` for every case; the global batch is always the same."""
+    from sft_runs import Run, arguments, build, prompt_completion_rows, sed_trainer
+    from trl import SFTTrainer
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    torch.set_num_threads(1)
+    for name, config in [*CASES.items(), ("sft", None)]:
+        settings = {
+            "max_steps": 3,
+            "per_device_train_batch_size": GLOBAL_BATCH // processes,
+            "per_device_eval_batch_size": 8 // processes,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+        }
+        data = {"eval_dataset": prompt_completion_rows(8)}
+        if config is None:
+            trainer = build(SFTTrainer, arguments(folder / name, **settings), **data)
+        else:
+            trainer = sed_trainer(folder / name, trainer=data, **settings, **config)
+        run = Run.of(trainer)
+        record = {
+            "steps": run.steps,
+            "evaluations": run.evaluations,
+            "tau": getattr(getattr(trainer, "loss", None), "tau", None),
+            "weight": float(sum(w.double().abs().sum() for w in run.weights.values())),
+        }
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    run_all(Path(sys.argv[1]))
+    torch.distributed.barrier()
+    # Not sys.exit: gloo's threads have been seen to keep a finished process alive.
+    os._exit(0)
