@@ -93,14 +93,14 @@ def _parser() -> argparse.ArgumentParser:
         "--solutions-per-problem",
         type=int,
         metavar="N",
-        help="different worked solutions of each (default: 3)",
+        help="different worked solutions of each (default: 2)",
     )
     parser.add_argument(
-        "--eval-prompts", type=int, metavar="N", help="held-out problems (default: 24, quick: 16)"
+        "--eval-prompts", type=int, metavar="N", help="held-out problems (default: 20, quick: 16)"
     )
     parser.add_argument(
         "--samples", type=int, metavar="N", help="rollouts of each, at least 8 (default: 8)"
     )
-    parser.add_argument("--learning-rate", type=float, help="constant (default: 5e-5, quick: 2e-3)")
+    parser.add_argument("--learning-rate", type=float, help="constant (default: 1e-4, quick: 2e-3)")
     parser.add_argument("--seed", type=int, help="default: 0")
     return parser

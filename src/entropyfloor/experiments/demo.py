@@ -31,9 +31,8 @@ from entropyfloor.screening.report import ScreeningReport
 from entropyfloor_losses import loss_by_name
 
 GROUP_SIZE = 8  # rollouts per prompt that RL would use: GRPO's default in trl
-# Longest worked solution is 50 tokens with SmolLM2's tokenizer; the base model rambles on and is
-# cut off.
-MAX_NEW_TOKENS = 64
+# The longest worked solution has 49 tokens in SmolLM2's tokenizer; the base rambles and is cut off.
+MAX_NEW_TOKENS = 56
 _QUICK_PRETRAINING_PROBLEMS = 400
 
 
@@ -63,10 +62,10 @@ class DemoSettings:
     losses: tuple[str, ...] = ("ce", "sed")
     depths: tuple[int, ...] = (1, 2, 4)
     train_problems: int = 64
-    solutions_per_problem: int = 3
-    eval_prompts: int = 24
+    solutions_per_problem: int = 2
+    eval_prompts: int = 20
     samples: int = 8
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     batch_size: int = 16
     pretraining_steps: int = 0
     seed: int = 0

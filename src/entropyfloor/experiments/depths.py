@@ -132,7 +132,7 @@ def _train(
             report_to="none",
             seed=training.seed,
         )
-    # fp32 whatever the checkpoint's dtype: updates of lr 5e-5 vanish in the rounding of bf16
+    # fp32 whatever the checkpoint's dtype: small updates vanish in the rounding of bf16
     # weights.
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     trainer = SEDTrainer(
