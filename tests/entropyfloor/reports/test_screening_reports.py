@@ -1,11 +1,14 @@
 import io
+import re
 
 import pytest
+import sample_reports
+from rich.cells import cell_len
 from rich.console import Console
 
 from entropyfloor.measures.intervals import Interval
 from entropyfloor.reports.screening_plot import write_screening_plot
-from entropyfloor.reports.screening_table import remarks
+from entropyfloor.reports.screening_table import remarks, screening_table
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
 SETTINGS = {
@@ -66,7 +69,7 @@ def test_table():
     text = text_of(report())
     for words in ("0.100", "0.090–0.110", "pass@1", "pass@4", "pass@8", "0.375 / 0.125", "3.01"):
         assert words in text
-    assert text.count("not flagged") == 1
+    assert text.count("flagged") == 1 and text.count("undecided") == 1
     assert "24 prompts × 8 samples" in text
 
 
@@ -80,12 +83,46 @@ def test_markdown():
     lines = report().to_markdown().splitlines()
     columns = lines[1].count("|")
     assert lines[0].count("|") == lines[3].count("|") == columns
-    assert lines[2].startswith(r"| ce \| one | 0.100 (0.090–0.110) | 0.250 |")
-    assert "- ce | one: entropy is low" in lines
+    assert lines[2].startswith(r"| ce \| one | flagged | 0.100 (0.090–0.110) | 0.250 |")
+    assert r"- ce \| one: entropy is low" in lines
 
 
 def test_remarks_put_reasons_before_notes():
-    assert remarks(report())[:2] == ["ce | one: entropy is low", "ce | one: read this"]
+    assert remarks(report())[:2] == [
+        "ce | one: entropy is low",
+        "ce | one, sed/checkpoint-1: read this",
+    ]
+    assert remarks(report(9))[1].startswith("ce | one, sed/checkpoint-1, sed/checkpoint-2 and 6 ")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize(("count", "long_names"), [(2, False), (40, True)])
+def test_table_of_a_narrow_terminal(width, scored, count, long_names):
+    found = sample_reports.report(count, scored=scored, long_names=long_names)
+    console = Console(file=io.StringIO(), width=width)
+    table = screening_table(found, width)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= width
+    # No number and no name is folded: every checkpoint is one line, or two with intervals.
+    rows = [line for line in lines if "│" in line]
+    assert len(rows) == count * (2 if count <= 12 else 1)
+    for checkpoint in found.checkpoints:
+        step = checkpoint.name.split("-")[-1]
+        row = next(row for row in rows if re.search(rf"-{step} ", row))
+        assert f"{checkpoint.entropy_nats:.3f}" in row and checkpoint.verdict in row
+    left_out = len(screening_table(found).columns) - len(table.columns)
+    assert (left_out > 0) == ("no room for" in table.caption)
+    assert (width > 60 or left_out > 0) and (width < 200 or left_out == 0 or long_names)
+
+
+def test_advice_is_written():
+    text = sample_reports.report(7).to_markdown()
+    assert "- **Start from ce/checkpoint-100: the fewest degenerate groups" in text
+    assert "- **Highest pass@1 would pick ce/checkpoint-700: 0.31 more" in text
+    assert "- **Calibration of tau_H: fitted on five checkpoints**" in text
+    assert "| held-out loss | KL to base |" in text
 
 
 def test_json_is_strict(tmp_path):
