@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
     if arguments.system is not None and not arguments.chat:
         raise ValueError("--system is the system message of --chat; give both")
-    for target in (arguments.json, arguments.plot, arguments.markdown):
+    for target in (arguments.json, arguments.plot, arguments.markdown, arguments.html):
         if target is not None:
             _check_target(target)
     prompts = load_prompts(arguments.prompts)
@@ -59,13 +59,15 @@ def main(argv: Sequence[str]) -> int:
         console.width = (
             200  # a file or a pipe has no width of its own; 80 columns would fold the numbers
         )
-    console.print(report.table())
+    console.print(report.table(console.width))
     for remark in remarks(report):
         console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
     if arguments.json is not None:
         report.write_json(arguments.json)
     if arguments.markdown is not None:
         Path(arguments.markdown).write_text(report.to_markdown(), encoding="utf-8")
+    if arguments.html is not None:
+        report.write_html(arguments.html)
     if arguments.plot is not None:
         from entropyfloor.reports.screening_plot import write_screening_plot
 
@@ -167,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write the report as JSON")
     output.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
+    output.add_argument("--html", metavar="FILE", help="write one self-contained HTML page")
     output.add_argument("--plot", metavar="FILE", help="write the plot as PNG")
     output.add_argument(
         "--output-dir",

@@ -249,11 +249,17 @@ class ScreeningReport:
 
         return screening_markdown(self)
 
-    def table(self) -> "Table":
-        """Build the table for a terminal."""
+    def write_html(self, path: str | Path) -> Path:
+        """Write one HTML page with figures, table, rollouts and glossary; it needs nothing else."""
+        from entropyfloor.reports.screening_html import write_screening_html
+
+        return write_screening_html(self, path)
+
+    def table(self, width: int | None = None) -> "Table":
+        """Build the table for a terminal of ``width`` columns; None leaves no measure out."""
         from entropyfloor.reports.screening_table import screening_table
 
-        return screening_table(self)
+        return screening_table(self, width)
 
 
 def _optional(record: Any) -> Any:

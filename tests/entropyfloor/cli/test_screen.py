@@ -15,7 +15,7 @@ def prompts(write_jsonl):
 
 
 def test_end_to_end(save_checkpoint, prompts, tmp_path, capsys):
-    out = {name: tmp_path / "out" / name for name in ("o.json", "o.png", "o.md")}
+    out = {name: tmp_path / "out" / name for name in ("o.json", "o.png", "o.md", "o.html")}
     code = main(
         [
             "screen",
@@ -29,6 +29,8 @@ def test_end_to_end(save_checkpoint, prompts, tmp_path, capsys):
             str(out["o.json"]),
             "--plot",
             str(out["o.png"]),
+            "--html",
+            str(out["o.html"]),
             "--markdown",
             str(out["o.md"]),
             *SMALL,
@@ -36,13 +38,14 @@ def test_end_to_end(save_checkpoint, prompts, tmp_path, capsys):
     )
     assert code == 3
     printed = capsys.readouterr().out
-    assert "narrow: mean rollout entropy" in printed and "not flagged" in printed
+    assert "narrow: mean rollout entropy" in printed and "no room for" not in printed
     document = json.loads(out["o.json"].read_text())
     assert [c["flagged"] for c in document["checkpoints"]] == [False, True]
     assert document["settings"]["group_size"] == 4
     assert document["checkpoints"][0]["pass_at_k"].keys() == {"1", "2", "4"}
     assert out["o.png"].read_bytes()[:4] == b"\x89PNG"
-    assert out["o.md"].read_text().startswith("| checkpoint | entropy (nats) |")
+    assert out["o.md"].read_text().startswith("| checkpoint | verdict | entropy (nats) |")
+    assert out["o.html"].read_text().startswith("<!doctype html>")
 
 
 def test_exit_code_is_zero_when_none_is_flagged(save_checkpoint, prompts):
