@@ -22,12 +22,17 @@ from typing import Any
 
 from entropyfloor import __version__
 from entropyfloor.experiments.conclusions import conclusions
-from entropyfloor.experiments.depths import DepthTraining, train_depths
+from entropyfloor.experiments.depths import DepthTraining, depth_directory, train_depths
 from entropyfloor.experiments.quick_model import quick_model_directory
 from entropyfloor.experiments.screening_store import load_screening, save_json
 from entropyfloor.experiments.tasks import SumTask, sum_task
+from entropyfloor.models.checkpoint_sources import find_checkpoints
+from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
+from entropyfloor.reports.depth_plot import write_depth_plot
+from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.report import ScreeningReport
+from entropyfloor.screening.screen import screen
 from entropyfloor_losses import loss_by_name
 
 GROUP_SIZE = 8  # rollouts per prompt that RL would use: GRPO's default in trl
@@ -177,8 +182,11 @@ def run_demo(
     bf16 = fast_bf16()
     checkpoints: list[Path] = []
     for loss in settings.losses:
+        deepest = depth_directory(folder / "checkpoints", loss, settings.depths[-1])
         say(
-            f"train {loss}: {len(rows)} worked solutions of {len(task.train)} problems, "
+            f"train {loss}: finished earlier"
+            if deepest.is_dir()
+            else f"train {loss}: {len(rows)} worked solutions of {len(task.train)} problems, "
             f"{settings.depths[-1]} epochs, {'bf16 autocast' if bf16 else 'fp32'}"
         )
         with stages.timed(f"train {loss}"):
@@ -250,9 +258,6 @@ def _claim_folder(folder: Path, settings: DemoSettings) -> None:
 
 def _given_model(model: str) -> Path:
     """Where the user's model lies, if it can be trained on conversations."""
-    from entropyfloor.models.checkpoint_sources import find_checkpoints
-    from entropyfloor.models.checkpoints import load_tokenizer
-
     found = find_checkpoints([model])
     if len(found) > 1:
         raise ValueError(f"{model} holds {len(found)} checkpoints; give one of them")
@@ -281,9 +286,6 @@ def _screen_once(
     done = load_screening(folder / name)
     if done is not None:
         return name, done
-    from entropyfloor.screening.prompts import PromptSet
-    from entropyfloor.screening.screen import screen
-
     return name, screen(
         [checkpoint],
         prompts=PromptSet(tuple(task.held_out_rows()), "held-out three-term sums"),
@@ -327,8 +329,6 @@ def _write(
     folder: Path,
     seconds: dict[str, float],
 ) -> None:
-    from entropyfloor.reports.depth_plot import write_depth_plot
-
     text = "\n".join(["# entropyfloor demo", "", *words, "", report.to_markdown()])
     (folder / "table.md").write_text(text, encoding="utf-8")
     save_json(

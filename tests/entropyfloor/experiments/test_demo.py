@@ -4,9 +4,9 @@ import shutil
 import pytest
 
 from entropyfloor.cli.main import main
+from entropyfloor.experiments import demo as demo_module
 from entropyfloor.experiments import depths as depths_module
 from entropyfloor.experiments.demo import DemoSettings, run_demo
-from entropyfloor.screening import screen as screen_module
 
 SMALL = DemoSettings.for_quick(
     depths=(1, 2), train_problems=6, eval_prompts=3, pretraining_steps=3, batch_size=8
@@ -34,7 +34,7 @@ def test_screens_the_base_and_every_depth_and_writes_the_results(finished):
 
 def test_a_second_call_trains_and_screens_nothing(finished, monkeypatch):
     monkeypatch.setattr(depths_module, "_train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(screen_module, "screen", lambda *_, **__: pytest.fail("screened again"))
+    monkeypatch.setattr(demo_module, "screen", lambda *_, **__: pytest.fail("screened again"))
     again = run_demo(SMALL, finished.folder, say=lambda line: None, progress=False)
     assert again.report.to_dict() == finished.report.to_dict()
     assert again.seconds == finished.seconds
@@ -48,13 +48,13 @@ def test_goes_on_at_the_first_stage_that_is_missing(finished, tmp_path, monkeypa
     (folder / "table.json").unlink()
     monkeypatch.setattr(depths_module, "_train", lambda *_, **__: pytest.fail("trained again"))
     screened = []
-    real = screen_module.screen
+    real = demo_module.screen
 
     def counting(checkpoints, **options):
         screened.extend(path.name for path in checkpoints)
         return real(checkpoints, **options)
 
-    monkeypatch.setattr(screen_module, "screen", counting)
+    monkeypatch.setattr(demo_module, "screen", counting)
     again = run_demo(SMALL, folder, say=lambda line: None, progress=False)
     assert screened == ["ce-depth-1", "sed-depth-2"]
     numbers = [
