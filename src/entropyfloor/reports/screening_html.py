@@ -92,6 +92,7 @@ def screening_html(report: ScreeningReport) -> str:
         .render(
             style=Markup(_template_text("screening.css")),
             rows=rows,
+            long_names=any(len(row.name) > 30 for row in rows),
             advice=advice,
             predictors=[] if advice is None else list(advice.predictors.items()),
             calibration=report.calibration,
