@@ -23,6 +23,7 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python tests/bench/head.py $(ARGS)
 	$(BIN)/python tests/bench/training_step.py
+	$(BIN)/python tests/bench/generation.py
 
 clean:
 	rm -rf $(VENV) runs
