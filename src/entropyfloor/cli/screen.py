@@ -2,18 +2,27 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from entropyfloor.screening.verdict import TAU_H
+from entropyfloor.screening.verdict import AT_RISK, COLLAPSED, TAU_H, UNDECIDED
+
+if TYPE_CHECKING:
+    from entropyfloor.screening.records import Calibration
+    from entropyfloor.screening.report import ScreeningReport
 
 FLAGGED = 3
+# How --fail-on spells verdicts; "none" is never found.
+_FAIL_ON = {"collapsed": COLLAPSED, "at-risk": AT_RISK, "undecided": UNDECIDED, "none": "none"}
 
 
 def main(argv: Sequence[str]) -> int:
     """Screen, print the table, write what was asked for.
 
     Returns:
-        0 if no checkpoint is flagged, 3 if one is; errors are raised.
+        3 if a checkpoint has one of --fail-on's verdicts (at risk and collapsed, when left out),
+        else 0; errors are raised.
 
     """
     arguments = _parser().parse_args(argv)
@@ -22,38 +31,21 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from entropyfloor.reports.screening_table import remarks
-    from entropyfloor.screening.prompts import load_prompts
-    from entropyfloor.screening.screen import screen
+    from entropyfloor.screening.calibrate import calibrate, read_outcomes
 
     if arguments.system is not None and not arguments.chat:
         raise ValueError("--system is the system message of --chat; give both")
-    for target in (arguments.json, arguments.plot, arguments.markdown, arguments.html):
+    for target in (arguments.json, arguments.plot, arguments.markdown):
         if target is not None:
             _check_target(target)
-    prompts = load_prompts(arguments.prompts)
-    if arguments.chat:
-        prompts = prompts.as_chat(system=arguments.system)
-    report = screen(
-        arguments.checkpoints,
-        prompts=prompts,
-        reward=arguments.reward,
-        num_samples=arguments.samples,
-        group_size=arguments.group_size,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        tau_h=arguments.tau_h,
-        ks=arguments.k,
-        success_threshold=arguments.success_threshold,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-        output_dir=arguments.output_dir,
-        progress=not arguments.no_progress,
-    )
+    outcomes = None if arguments.calibrate is None else read_outcomes(arguments.calibrate)
+    report = _report(arguments, outcomes_alone=outcomes is not None)
+    calibration = None if outcomes is None else calibrate(outcomes, report)
+    if report is None:
+        assert calibration is not None
+        print(_calibration_words(calibration))
+        return 0
+    report = replace(report, calibration=calibration)
     console = Console()
     if not console.is_terminal:
         console.width = (
@@ -62,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     console.print(report.table(console.width))
     for remark in remarks(report):
         console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
+    if calibration is not None:
+        print(_calibration_words(calibration))
     if arguments.json is not None:
         report.write_json(arguments.json)
     if arguments.markdown is not None:
@@ -72,7 +66,68 @@ def main(argv: Sequence[str]) -> int:
         from entropyfloor.reports.screening_plot import write_screening_plot
 
         write_screening_plot(report, arguments.plot)
-    return FLAGGED if report.flagged else 0
+    failing = {_FAIL_ON[word] for word in arguments.fail_on}
+    return FLAGGED if any(c.verdict in failing for c in report.checkpoints) else 0
+
+
+def _report(arguments: argparse.Namespace, *, outcomes_alone: bool) -> "ScreeningReport | None":
+    """Screen, or read rollouts; None where outcomes bring their own measures."""
+    from entropyfloor.screening.from_rollouts import screen_from_rollouts
+    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.screening.screen import screen
+
+    if arguments.from_rollouts is not None:
+        if arguments.checkpoints or arguments.prompts:
+            raise ValueError("--from-rollouts needs no model: give neither CKPT nor --prompts")
+        return screen_from_rollouts(
+            arguments.from_rollouts,
+            tau_h=arguments.tau_h,
+            group_size=arguments.group_size,
+            ks=arguments.k,
+            success_threshold=arguments.success_threshold,
+        )
+    if not arguments.checkpoints and outcomes_alone:
+        return None
+    if not arguments.checkpoints or arguments.prompts is None:
+        raise ValueError("give checkpoints and --prompts, or --from-rollouts DIR; see --help")
+    prompts = load_prompts(arguments.prompts)
+    if arguments.chat:
+        prompts = prompts.as_chat(system=arguments.system)
+    return screen(
+        arguments.checkpoints,
+        prompts=prompts,
+        reward=arguments.reward,
+        num_samples=arguments.samples,
+        group_size=8 if arguments.group_size is None else arguments.group_size,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        tau_h=TAU_H if arguments.tau_h is None else arguments.tau_h,
+        ks=arguments.k,
+        success_threshold=(
+            1.0 if arguments.success_threshold is None else arguments.success_threshold
+        ),
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        greedy=not arguments.no_greedy,
+        until_decided=arguments.until_decided,
+        output_dir=arguments.output_dir,
+        progress=not arguments.no_progress,
+    )
+
+
+def _calibration_words(calibration: "Calibration") -> str:
+    lines = [f"calibration on {calibration.num_checkpoints} checkpoints: {calibration.message}"]
+    lines += [
+        f"  {c.predictor}: Spearman {c.spearman:+.2f}, p = {c.p_value:.3g} ({c.method}, "
+        f"{c.num_checkpoints} checkpoints)"
+        for c in calibration.correlations
+    ]
+    return "\n".join(lines)
 
 
 def _check_target(target: str) -> None:
@@ -87,11 +142,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="entropyfloor screen",
         description="Draw rollouts of each checkpoint on a prompt set and measure what "
         "group-relative RL would meet: entropy, pass@k, degenerate groups.",
-        epilog="Exit code: 0 no checkpoint flagged, 3 at least one flagged, 2 usage or data error.",
+        epilog="Exit code: 3 a checkpoint has a verdict of --fail-on (default: at risk or "
+        "collapsed), 0 none has, 2 usage or data error.",
     )
     parser.add_argument(
         "checkpoints",
-        nargs="+",
+        nargs="*",
         metavar="CKPT",
         help="model directory, PEFT adapter directory, hub id, or a trainer's output folder "
         "(all its checkpoint-*, in numeric order)",
@@ -99,7 +155,6 @@ def _parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("prompts and reward")
     data.add_argument(
         "--prompts",
-        required=True,
         metavar="SPEC",
         help="JSONL file, directory written by datasets' save_to_disk, or "
         "'reasoning_gym:TASK?size=24&seed=7'; rows need a column 'prompt'",
@@ -111,14 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--reward",
         metavar="NAME",
-        help="exact_match, reasoning_gym or module:function; without one only entropy is judged",
+        help="exact_match, math, reasoning_gym or module:function; without one only entropy is "
+        "judged",
     )
     data.add_argument(
         "--success-threshold",
         type=float,
-        default=1.0,
         metavar="R",
-        help="a rollout passes if its reward is at least this (default: %(default)s)",
+        help="a rollout passes if its reward is at least this (default: 1.0)",
     )
     sampling = parser.add_argument_group("rollouts (defaults are what GRPO samples with)")
     sampling.add_argument(
@@ -127,7 +182,6 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "--group-size",
         type=int,
-        default=8,
         metavar="G",
         help="rollouts per prompt that RL will use (default: 8)",
     )
@@ -135,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
     sampling.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s, off")
     sampling.add_argument("--top-k", type=int, default=0, help="default: %(default)s, off")
+    sampling.add_argument(
+        "--no-greedy", action="store_true", help="no greedy rollout per prompt (greedy pass@1)"
+    )
     sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     sampling.add_argument(
         "--batch-size",
@@ -146,12 +203,37 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument(
         "--tau-h",
         type=float,
-        default=TAU_H,
         metavar="NATS",
-        help="flag checkpoints whose mean entropy is below this (default: %(default)s)",
+        help=f"mean entropies below this are low (default: {TAU_H})",
     )
     judging.add_argument(
         "--k", type=int, nargs="+", metavar="K", help="pass@k to report (default: 1 2 4 ... N)"
+    )
+    judging.add_argument(
+        "--fail-on",
+        nargs="+",
+        choices=list(_FAIL_ON),
+        default=["at-risk", "collapsed"],
+        metavar="VERDICT",
+        help="verdicts that make the exit code 3: collapsed, at-risk, undecided, none "
+        "(default: at-risk collapsed)",
+    )
+    judging.add_argument(
+        "--until-decided",
+        action="store_true",
+        help="stop drawing from a checkpoint once its entropy is decided to lie above or below "
+        "tau_H",
+    )
+    judging.add_argument(
+        "--calibrate",
+        metavar="CSV",
+        help="columns checkpoint and score (after RL): correlate predictors with it and fit tau_H; "
+        "without CKPT it needs a column entropy_nats too",
+    )
+    judging.add_argument(
+        "--from-rollouts",
+        metavar="DIR",
+        help="report again from an earlier --output-dir, without a model",
     )
     loading = parser.add_argument_group("loading")
     loading.add_argument(
@@ -174,7 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="write screening.json, .md, .png and the rollouts there",
+        help="write screening.json, .md, .png and the rollouts there; given again after a kill, "
+        "it goes on where it was",
     )
     output.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser

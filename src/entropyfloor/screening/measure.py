@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from entropyfloor.measures.diversity import unique_fraction
-from entropyfloor.measures.groups import (
-    estimate_degenerate_fraction,
-    estimate_within_group_variance,
-    p_star,
-)
-from entropyfloor.measures.intervals import Interval, bootstrap_interval
-from entropyfloor.measures.pass_at_k import pass_at_k
+import numpy as np
+
+from entropyfloor.measures.diversity import repetition, self_bleu, unique_fraction
+from entropyfloor.screening.estimates import Estimates, scored_groups, scored_measures
+from entropyfloor.screening.records import ExampleRollout, Histogram, SequentialRecord
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.rollouts import Rollout
-from entropyfloor.screening.verdict import verdict
+from entropyfloor.screening.verdict import judge
+
+_EXAMPLE_PROMPTS, _EXAMPLE_SAMPLES = 3, 2
+_HISTOGRAM_EDGES = tuple(np.linspace(0.0, 6.0, 31).round(10).tolist())  # the last bin is open
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,20 @@ class MeasureSettings:
     seed: int
 
 
+@dataclass(frozen=True)
+class TokenSums:
+    """Sums over the tokens of each prompt, for measures that are means over tokens.
+
+    Attributes:
+        sums: nats, one per prompt.
+        tokens: how many they are over.
+
+    """
+
+    sums: tuple[float, ...]
+    tokens: tuple[float, ...]
+
+
 def measure_checkpoint(
     rollouts: Sequence[Rollout],
     rewards: Sequence[float | None] | None,
@@ -47,17 +61,23 @@ def measure_checkpoint(
     path: str,
     settings: MeasureSettings,
     runtime_s: float = 0.0,
+    teacher_forced: dict[str, TokenSums] | None = None,
+    sequential: SequentialRecord | None = None,
+    prompt_texts: Sequence[str] | None = None,
 ) -> CheckpointScreening:
     """All measures of one checkpoint and its verdict.
 
     Args:
-        rollouts: at least one per prompt, in any order.
+        rollouts: at least one per prompt, in any order; greedy ones count for greedy pass@1 only.
         rewards: one per rollout, or None without a reward. A prompt whose rewards are all None is
             left out of what needs a reward.
         name: of the checkpoint.
         path: of the checkpoint.
         settings: see :class:`MeasureSettings`.
         runtime_s: for the record.
+        teacher_forced: ``held_out_loss``, ``kl_to_base`` or ``held_out_kl_to_base`` -> its sums.
+        sequential: what ``until_decided`` did.
+        prompt_texts: all prompts of the set, for the examples; no examples without.
 
     Raises:
         ValueError: a reward that applies to some rollouts of a prompt only, or to none at all.
@@ -67,132 +87,114 @@ def measure_checkpoint(
     order = sorted(
         range(len(rollouts)), key=lambda i: (rollouts[i].prompt_index, rollouts[i].sample_index)
     )
+    sampled = [index for index in order if not rollouts[index].greedy]
     by_prompt: dict[int, list[int]] = {}
-    for index in order:
+    for index in sampled:
         by_prompt.setdefault(rollouts[index].prompt_index, []).append(index)
     groups = [[rollouts[index] for index in indices] for indices in by_prompt.values()]
 
-    estimate = _Estimates(settings.seed)
-    tokens = [float(sum(len(rollout.token_ids) for rollout in group)) for group in groups]
-    measures: dict[str, Any] = {
-        "entropy_nats": estimate.ratio(
-            "entropy_nats",
-            [float(sum(r.entropies_nats.sum(dtype=float) for r in group)) for group in groups],
-            tokens,
-        ),
-        "unique_fraction": estimate.share(
-            "unique_fraction", [unique_fraction([r.text for r in group]) for group in groups]
-        ),
-        "mean_tokens": estimate.ratio("mean_tokens", tokens, [float(len(g)) for g in groups]),
-        "truncated_fraction": estimate.share(
-            "truncated_fraction", [sum(r.truncated for r in g) / len(g) for g in groups]
-        ),
-    }
+    estimate = Estimates(settings.seed)
+    measures = _unscored_measures(groups, estimate)
+    for measure, sums in (teacher_forced or {}).items():
+        measures[measure] = estimate.ratio(measure, sums.sums, sums.tokens)
     if rewards is not None:
-        scored = _scored_groups([[rewards[i] for i in indices] for indices in by_prompt.values()])
-        measures.update(_scored_measures(scored, settings, estimate))
+        scored = scored_groups([[rewards[i] for i in indices] for indices in by_prompt.values()])
+        measures.update(scored_measures(scored, settings, estimate))
+        greedy = [rewards[i] for i in order if rollouts[i].greedy]
+        passed = [float(r >= settings.success_threshold) for r in greedy if r is not None]
+        if passed:
+            measures["greedy_pass_at_1"] = estimate.share("greedy_pass_at_1", passed)
 
-    judged = verdict(
-        measures["entropy_nats"],
+    judged = judge(
+        measures,
+        estimate.intervals,
         tau_h=settings.tau_h,
-        interval=estimate.intervals.get("entropy_nats"),
-        p_hat_over_p_star=measures.get("p_hat_over_p_star"),
-        degenerate_fraction=measures.get("degenerate_fraction"),
         group_size=settings.group_size,
-        truncated_fraction=measures["truncated_fraction"],
         temperature=settings.temperature,
+        sequential=sequential,
     )
     return CheckpointScreening(
         name=name,
         path=path,
         num_prompts=len(groups),
-        num_rollouts=len(rollouts),
+        num_rollouts=len(sampled),
         intervals=estimate.intervals,
+        verdict=judged.verdict,
         flagged=judged.flagged,
         reasons=judged.reasons,
         notes=judged.notes,
         runtime_s=runtime_s,
+        temperature=settings.temperature,
+        token_entropy_histogram=_histogram([r for group in groups for r in group]),
+        examples=_examples(rollouts, rewards, sampled, prompt_texts),
+        sequential=sequential,
+        samples_saved=(
+            0 if sequential is None else sequential.samples_planned - sequential.samples_drawn
+        ),
         **measures,
     )
 
 
-class _Estimates:
-    """Computes measures from one value per prompt and collects their intervals."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self.intervals: dict[str, Interval] = {}
-
-    def ratio(
-        self,
-        measure: str,
-        above: Sequence[float],
-        below: Sequence[float] | None = None,
-        bounds: Interval | None = None,
-    ) -> float:
-        """``sum(above) / sum(below)``; the mean of ``above`` without ``below``."""
-        interval = bootstrap_interval(above, below, bounds=bounds, seed=self._seed)
-        if interval is not None:
-            self.intervals[measure] = interval
-        return float(sum(above) / (len(above) if below is None else sum(below)))
-
-    def share(self, measure: str, values: Sequence[float]) -> float:
-        """Mean over prompts of a value in [0, 1]."""
-        return self.ratio(measure, values, bounds=Interval(0.0, 1.0))
-
-
-def _scored_measures(
-    rewards: Sequence[Sequence[float]], settings: MeasureSettings, estimate: _Estimates
-) -> dict[str, Any]:
-    """Compute what needs a reward from the rewards of each prompt."""
-    size, threshold = settings.group_size, settings.success_threshold
-    counts = [(len(group), sum(value >= threshold for value in group)) for group in rewards]
-    degenerate = [estimate_degenerate_fraction(n, c, size) for n, c in counts]
-    variance = None
-    if all(n >= 2 for n, _ in counts):
-        variance = estimate.ratio(
-            "within_group_variance",
-            [estimate_within_group_variance(n, c, size) for n, c in counts],
-        )
+def _unscored_measures(groups: Sequence[Sequence[Rollout]], estimate: Estimates) -> dict[str, Any]:
+    tokens = [float(sum(len(rollout.token_ids) for rollout in group)) for group in groups]
+    counts = [float(len(group)) for group in groups]
+    means = [[float(r.entropies_nats.mean(dtype=float)) for r in group] for group in groups]
+    alike = None
+    if min(counts) >= 2:
+        alike = estimate.share("self_bleu", [self_bleu([r.token_ids for r in g]) for g in groups])
     return {
-        "num_scored_prompts": len(counts),
-        "pass_at_1": estimate.share("pass_at_1", [c / n for n, c in counts]),
-        "pass_at_k": {
-            k: estimate.share(f"pass_at_{k}", [pass_at_k(n, c, k) for n, c in counts])
-            for k in settings.ks
-        },
-        "degenerate_fraction": estimate.share(
-            "degenerate_fraction", [part.total for part in degenerate]
+        "entropy_nats": estimate.ratio(
+            "entropy_nats",
+            [float(sum(r.entropies_nats.sum(dtype=float) for r in group)) for group in groups],
+            tokens,
         ),
-        "degenerate_all_wrong": estimate.share(
-            "degenerate_all_wrong", [part.all_wrong for part in degenerate]
+        "entropy_sequence_mean": estimate.ratio(
+            "entropy_sequence_mean", [sum(group) for group in means], counts
         ),
-        "degenerate_all_right": estimate.share(
-            "degenerate_all_right", [part.all_right for part in degenerate]
+        "entropy_sequence_p10": estimate.quantile("entropy_sequence_p10", means, 0.1),
+        "unique_fraction": estimate.share(
+            "unique_fraction", [unique_fraction([r.text for r in group]) for group in groups]
         ),
-        "within_group_variance": variance,
-        "p_hat_over_p_star": estimate.ratio(
-            "p_hat_over_p_star",
-            [c / n / p_star(size) for n, c in counts],
-            bounds=Interval(0.0, 1.0 / p_star(size)),
+        "self_bleu": alike,
+        "repetition": estimate.share(
+            "repetition", [sum(repetition(r.token_ids) for r in g) / len(g) for g in groups]
         ),
-        "mean_reward": estimate.ratio("mean_reward", [sum(g) / len(g) for g in rewards]),
+        "mean_tokens": estimate.ratio("mean_tokens", tokens, counts),
+        "truncated_fraction": estimate.share(
+            "truncated_fraction", [sum(r.truncated for r in g) / len(g) for g in groups]
+        ),
     }
 
 
-def _scored_groups(groups: Sequence[Sequence[float | None]]) -> list[list[float]]:
-    """Rewards by prompt, without the prompts that the reward does not apply to."""
-    scored = []
-    for index, group in enumerate(groups):
-        numbers = [value for value in group if value is not None]
-        if numbers and len(numbers) < len(group):
-            raise ValueError(
-                f"the reward is None for {len(group) - len(numbers)} of {len(group)} rollouts of "
-                f"prompt {index}; whether a reward applies must depend on the prompt alone: "
-                "return 0.0 for a wrong completion"
-            )
-        if numbers:
-            scored.append(numbers)
-    if not scored:
-        raise ValueError("the reward is None for every prompt, so it applies to none of them")
-    return scored
+def _histogram(rollouts: Sequence[Rollout]) -> Histogram:
+    values = np.concatenate([rollout.entropies_nats for rollout in rollouts])
+    counts, _ = np.histogram(
+        values.clip(_HISTOGRAM_EDGES[0], _HISTOGRAM_EDGES[-1]), _HISTOGRAM_EDGES
+    )
+    return Histogram(_HISTOGRAM_EDGES, tuple(int(count) for count in counts))
+
+
+def _examples(
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[float | None] | None,
+    sampled: Sequence[int],
+    prompt_texts: Sequence[str] | None,
+) -> tuple[ExampleRollout, ...]:
+    if prompt_texts is None:
+        return ()
+    shown = sorted({rollouts[index].prompt_index for index in sampled})[:_EXAMPLE_PROMPTS]
+    return tuple(
+        ExampleRollout(
+            prompt_index=rollout.prompt_index,
+            sample_index=rollout.sample_index,
+            prompt=prompt_texts[rollout.prompt_index],
+            text=rollout.text,
+            num_tokens=len(rollout.token_ids),
+            entropy_nats=float(rollout.entropies_nats.mean(dtype=float)),
+            reward=None if rewards is None else rewards[index],
+            truncated=rollout.truncated,
+        )
+        for index in sampled
+        for rollout in [rollouts[index]]
+        if rollout.prompt_index in shown and rollout.sample_index < _EXAMPLE_SAMPLES
+    )

@@ -71,6 +71,23 @@ class PromptSet:
         text = json.dumps(self.prompts, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def full_digest(self) -> str:
+        """As :attr:`digest`, of every column: what rewards depend on."""
+        rows = [dict(row) for row in self.rows]
+        text = json.dumps(rows, ensure_ascii=False, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts to be read by people; conversations as ``role: content`` lines."""
+        return [
+            prompt
+            if isinstance(prompt, str)
+            else "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+            for prompt in self.prompts
+        ]
+
     def as_chat(self, *, system: str | None = None) -> "PromptSet":
         """Send each plain prompt as a user message, after ``system`` if given."""
         before = [] if system is None else [{"role": "system", "content": system}]

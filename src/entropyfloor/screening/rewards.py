@@ -7,10 +7,12 @@ a conversational prompt a list of one assistant message.
 
     exact_match        1.0 where the completion's final answer equals that of column ``answer``
     reasoning_gym      the task's own verifier on the row's ``entry``
+    math               trl's accuracy reward: math-verify on column ``solution``, else ``answer``
     module:function    anything importable, the current directory included
 """
 
 import importlib
+import importlib.util
 import json
 import math
 import sys
@@ -75,30 +77,78 @@ def reasoning_gym(
     return scores
 
 
+def math_accuracy(
+    completions: Sequence[Any],
+    solution: Sequence[Any] | None = None,
+    answer: Sequence[Any] | None = None,
+    **_: Any,
+) -> list[float | None]:
+    r"""Score by trl's ``accuracy_reward``: 1.0 where math-verify finds both to be equal, else 0.0.
+
+    A completion must mark its answer (``\boxed{...}``); a reference that math-verify cannot parse
+    gives None. The reference is column ``solution``, as in trl, else
+    ``answer``, of which :func:`marked_answer` is taken where it marks one (GSM8K's ``#### 42``).
+    """
+    if solution is None and answer is None:
+        raise ValueError(_NEEDED[math_accuracy])
+    check_math_verify()
+    from trl.rewards import accuracy_reward
+
+    references = []
+    for index in range(len(completions)):
+        given = None if solution is None else solution[index]
+        if given is None:
+            text = str(answer[index]) if answer is not None else ""
+            marked = marked_answer(text)
+            given = text if marked is None else marked
+        references.append(str(given))
+    messages = [[{"role": "assistant", "content": completion_text(c)}] for c in completions]
+    scores = accuracy_reward(completions=messages, solution=references)
+    return [None if score is None else float(score) for score in scores]
+
+
+def check_math_verify() -> None:
+    """Raise ValueError unless math-verify is installed."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError(
+            "the reward math needs math-verify, which is not installed; "
+            "pip install 'entropyfloor[math]', or use exact_match"
+        )
+
+
 NAMED_REWARDS: dict[str, RewardFunction] = {
     "exact_match": exact_match,
+    "math": math_accuracy,
     "reasoning_gym": reasoning_gym,
 }
 
 
 # What a reward cannot do without: the column, and how to get it.
 _NEEDED: dict[RewardFunction, str] = {
+    math_accuracy: "the reward math needs a column 'solution' or 'answer' in the prompt set; add "
+    "it or use another reward",
     exact_match: "the reward exact_match needs a column 'answer' in the prompt set; add it or "
     "use another reward",
     reasoning_gym: "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) "
     "in the prompt "
     "set; use the prompts reasoning_gym:TASK?size=24&seed=7, which have it",
 }
-_NEEDED_COLUMN: dict[RewardFunction, str] = {exact_match: "answer", reasoning_gym: "entry"}
+_NEEDED_COLUMNS: dict[RewardFunction, tuple[str, ...]] = {
+    exact_match: ("answer",),
+    math_accuracy: ("solution", "answer"),
+    reasoning_gym: ("entry",),
+}
 
 
 def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
-    """Raise ValueError if a row lacks the column that a reward of ours needs."""
-    column = _NEEDED_COLUMN.get(reward)
-    if column is None:
+    """Raise ValueError if a row lacks what a reward of ours needs."""
+    columns = _NEEDED_COLUMNS.get(reward)
+    if columns is None:
         return
+    if reward is math_accuracy:
+        check_math_verify()
     for index, row in enumerate(prompts.rows):
-        if row.get(column) is None:
+        if all(row.get(column) is None for column in columns):
             raise ValueError(f"{_NEEDED[reward]} ({prompts.source}, row {index} has none)")
 
 
@@ -112,6 +162,10 @@ def reward_by_name(name: str) -> RewardFunction:
     if name in NAMED_REWARDS:
         return NAMED_REWARDS[name]
     allowed = f"give {', '.join(NAMED_REWARDS)} or module:function"
+    if name == "unit_tests":
+        raise ValueError(
+            f"the reward unit_tests, which runs generated code, is not there yet; {allowed}"
+        )
     module_name, colon, function_name = name.partition(":")
     if not colon or not module_name or not function_name:
         raise ValueError(f"unknown reward {name!r}; {allowed}")

@@ -67,6 +67,7 @@ class Rollout:
             each was drawn.
         text: decoded without special tokens.
         truncated: it reached ``max_new_tokens`` without an end-of-sequence token.
+        greedy: the most probable token was chosen at every step.
 
     """
 
@@ -76,6 +77,7 @@ class Rollout:
     entropies_nats: np.ndarray
     text: str
     truncated: bool
+    greedy: bool = False
 
 
 def encode_prompts(prompts: PromptSet, tokenizer: Any, *, where: str) -> list[list[int]]:

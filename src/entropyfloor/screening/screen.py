@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,9 +31,11 @@ from entropyfloor.models.checkpoints import (
     resolve_device,
     resolve_dtype,
 )
+from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
-from entropyfloor.screening.outputs import write_report, write_rollouts
+from entropyfloor.screening.outputs import write_report
 from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.rewards import (
     RewardFunction,
@@ -40,14 +43,13 @@ from entropyfloor.screening.rewards import (
     reward_by_name,
     reward_name,
 )
-from entropyfloor.screening.rollouts import (
-    Rollout,
-    SamplingSettings,
-    check_lengths,
-    encode_prompts,
-    generate_rollouts,
+from entropyfloor.screening.rollout_store import (
+    RolloutStore,
+    checkpoint_digest,
+    open_folder,
+    source_digest,
 )
-from entropyfloor.screening.scoring import score_rollouts
+from entropyfloor.screening.rollouts import SamplingSettings, check_lengths, encode_prompts
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
 
 
@@ -78,6 +80,8 @@ def screen(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    greedy: bool = True,
+    until_decided: bool = False,
     output_dir: str | Path | None = None,
     progress: bool = True,
 ) -> ScreeningReport:
@@ -101,8 +105,11 @@ def screen(
         dtype: ``"auto"`` (the checkpoint's), float32, bfloat16 or float16.
         device: CUDA if there is one, else CPU, when left out.
         trust_remote_code: run model code that travels with a checkpoint.
+        greedy: with a reward, also draw one greedy rollout per prompt, for greedy pass@1.
+        until_decided: look at the entropy while drawing, and stop a checkpoint once it is decided
+            to lie above or below ``tau_h``; see ``entropyfloor.screening.draw``.
         output_dir: if given, gets screening.json, screening.md, screening.png and the rollouts as
-            JSONL.
+            JSONL, batch by batch. Screening into it again goes on where a killed run was.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -121,7 +128,12 @@ def screen(
     )
     check_tau_h(tau_h)
     p_star(group_size)  # raises for an impossible group size
-    all_ks = _check_samples(num_samples, group_size, ks, scored=reward is not None)
+    all_ks = check_samples(num_samples, group_size, ks, scored=reward is not None)
+    if until_decided and len(prompts) < FEWEST_PROMPTS:
+        raise ValueError(
+            f"until_decided looks at {FEWEST_PROMPTS} prompts or more; {prompts.source} has "
+            f"{len(prompts)}: give more prompts, or draw everything"
+        )
     function = reward_by_name(reward) if isinstance(reward, str) else reward
     if function is not None:
         check_reward_columns(function, prompts)
@@ -131,49 +143,6 @@ def screen(
         checkpoints, prompts, max_new_tokens=max_new_tokens, trust_remote_code=trust_remote_code
     )
     folder = None if output_dir is None else Path(output_dir)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-
-    measuring = MeasureSettings(
-        group_size=group_size,
-        ks=all_ks,
-        success_threshold=success_threshold,
-        tau_h=tau_h,
-        temperature=temperature,
-        seed=seed,
-    )
-    requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(num_samples)]
-    screened: list[CheckpointScreening] = []
-    with _quiet_loading(), _progress(progress) as bars:
-        rows = [bars.add_task(task.source.name, total=len(requests)) for task in tasks]
-        for task, row in zip(tasks, rows, strict=True):
-            started = time.perf_counter()
-            loaded = load_checkpoint(
-                task.source,
-                dtype=dtype,
-                device=resolved_device,
-                trust_remote_code=trust_remote_code,
-            )
-            rollouts: list[Rollout] = []
-            for batch in generate_rollouts(loaded, task.encoded, requests, sampling):
-                rollouts.extend(batch)
-                bars.advance(row, len(batch))
-            del loaded
-            gc.collect()
-            rewards = None if function is None else score_rollouts(function, prompts, rollouts)
-            screened.append(
-                measure_checkpoint(
-                    rollouts,
-                    rewards,
-                    name=task.source.name,
-                    path=task.source.given,
-                    settings=measuring,
-                    runtime_s=time.perf_counter() - started,
-                )
-            )
-            if folder is not None:
-                write_rollouts(folder, task.source.name, rollouts, rewards)
-
     settings = {
         **asdict(sampling),
         "num_samples": num_samples,
@@ -184,6 +153,7 @@ def screen(
         "reward": None if reward is None else reward_name(reward),
         "success_threshold": success_threshold,
         "confidence": 0.95,
+        "until_decided": ERROR_RATE if until_decided else None,
         "prompts": {"source": prompts.source, "count": len(prompts), "digest": prompts.digest},
         "dtype": str(dtype).removeprefix("torch."),
         "device": resolved_device.type,
@@ -194,15 +164,88 @@ def screen(
             "python": platform.python_version(),
         },
     }
-    report = ScreeningReport(tuple(screened), settings)
+    texts = prompts.texts
+    if folder is not None:
+        unaffecting = ("batch_size",)
+        open_folder(
+            folder,
+            determines={
+                **{k: v for k, v in asdict(sampling).items() if k not in unaffecting},
+                "prompts and columns": prompts.full_digest,
+                "reward": settings["reward"],
+                "reward's source file": source_digest(function),
+                "dtype": settings["dtype"],
+                "device": settings["device"],
+                "checkpoints": {t.source.name: checkpoint_digest(t.source) for t in tasks},
+            },
+            context={
+                "settings": settings,
+                "prompt_texts": texts,
+                "checkpoints": [[t.source.name, t.source.given] for t in tasks],
+            },
+        )
+
+    measuring = MeasureSettings(
+        group_size=group_size,
+        ks=all_ks,
+        success_threshold=success_threshold,
+        tau_h=tau_h,
+        temperature=temperature,
+        seed=seed,
+    )
+    total = len(prompts) * (num_samples + (1 if greedy and function is not None else 0))
+    screened: list[CheckpointScreening] = []
+    with _quiet_loading(), _progress(progress) as bars:
+        rows = [bars.add_task(task.source.name, total=total) for task in tasks]
+        for task, row in zip(tasks, rows, strict=True):
+            started = time.perf_counter()
+            drawing = Drawing(
+                prompts=prompts,
+                encoded=task.encoded,
+                reward=function,
+                sampling=sampling,
+                num_samples=num_samples,
+                greedy=greedy and function is not None,
+                tau_h=tau_h if until_decided else None,
+            )
+            store = RolloutStore(folder, task.source.name)
+            sequential = draw_rollouts(
+                drawing,
+                store,
+                load=partial(
+                    load_checkpoint,
+                    task.source,
+                    dtype=dtype,
+                    device=resolved_device,
+                    trust_remote_code=trust_remote_code,
+                ),
+                advance=partial(bars.advance, row),
+            )
+            gc.collect()
+            chosen = drawing.chosen(store, sequential)
+            screened.append(
+                measure_checkpoint(
+                    [store.rollouts[i] for i in chosen],
+                    None if function is None else [store.rewards[i] for i in chosen],
+                    name=task.source.name,
+                    path=task.source.given,
+                    settings=measuring,
+                    runtime_s=time.perf_counter() - started,
+                    sequential=sequential,
+                    prompt_texts=texts,
+                )
+            )
+
+    report = ScreeningReport(tuple(screened), settings, recommend(screened))
     if folder is not None:
         write_report(report, folder)
     return report
 
 
-def _check_samples(
+def check_samples(
     num_samples: int, group_size: int, ks: Sequence[int] | None, *, scored: bool
 ) -> tuple[int, ...]:
+    """Check that groups and pass@k can be estimated; the ks to report, none without a reward."""
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}")
     if not scored:

@@ -1,31 +1,60 @@
 """From the numbers of one checkpoint to a verdict in words.
 
-Stage 1 of the rank-inversion paper (arXiv 2606.18487): a checkpoint whose own rollouts at
-temperature 1 have a mean next-token entropy below ``tau_H`` is flagged. The paper calls its 0.18
-nats specific to its model family: the order of checkpoints carries over, the number may not, so it
-is a parameter.
+With a reward the verdict rests on the mechanism at RL's group size, and entropy supports it:
 
-Only the entropy flags. What else speaks for or against a checkpoint is a note beside the verdict.
+    too many groups agree    degenerate fraction > 1/2
+    too few rollouts pass    p̂ < p*(g): a prompt at that rate gives an all-wrong group more often
+                             than not; pass@g, the share of groups with a pass, says the same
+    low entropy              mean rollout entropy < tau_H
+
+    collapsed   too many groups agree, and entropy is low: rollouts do not differ any more
+    at risk     any one of the three
+    undecided   none for certain, but an interval contains 1/2, or p*(g)
+    ready       otherwise
+
+Without a reward it rests on entropy alone (stage 1 of the rank-inversion paper, arXiv 2606.18487):
+below tau_H / 2 collapsed (the factor is our choice), below tau_H at risk, above it ready, undecided
+where the interval contains tau_H. The paper calls its 0.18 nats specific to its model family: the
+order of checkpoints carries over, the number may not, so it is a parameter. Across different losses
+entropy was the weaker predictor in our toy (METHODS.md, section 6).
+
+"Below" and "above" mean the whole 95 % interval where there is one, else the number itself.
+``at risk`` and ``collapsed`` are flagged.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from entropyfloor.measures.intervals import Interval
+from entropyfloor.screening.records import SequentialRecord
 
 TAU_H = 0.18
+READY, AT_RISK, COLLAPSED, UNDECIDED = VERDICTS = ("ready", "at risk", "collapsed", "undecided")
+FLAGGED = (AT_RISK, COLLAPSED)
+MAJORITY = 0.5
+# Without a reward: a checkpoint below this share of tau_H is called collapsed (our choice).
+COLLAPSED_SHARE = 0.5
 # A share of rollouts cut off by the length limit above which length, not skill, shapes the numbers
 # (our choice).
 TRUNCATED_SHARE = 0.1
+# Endless newlines and the like; METHODS.md: watch for it whenever entropy is raised (our choice).
+REPETITION_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a checkpoint is flagged, why (empty if it is not), and what else to know."""
+    """The verdict, whether it is flagged, why, and what else to know."""
 
-    flagged: bool
+    verdict: str
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def flagged(self) -> bool:
+        """Whether it is ``at risk`` or ``collapsed``."""
+        return self.verdict in FLAGGED
 
 
 def check_tau_h(tau_h: float) -> None:
@@ -34,60 +63,126 @@ def check_tau_h(tau_h: float) -> None:
         raise ValueError(f"tau_h is an entropy in nats, 0 or more, such as {TAU_H}; got {tau_h}")
 
 
-def verdict(
-    entropy_nats: float,
+def judge(
+    measures: Mapping[str, Any],
+    intervals: Mapping[str, Interval],
     *,
     tau_h: float = TAU_H,
-    interval: Interval | None = None,
-    p_hat_over_p_star: float | None = None,
-    degenerate_fraction: float | None = None,
     group_size: int | None = None,
-    truncated_fraction: float = 0.0,
     temperature: float = 1.0,
+    sequential: SequentialRecord | None = None,
 ) -> Verdict:
     """Judge one checkpoint.
 
     Args:
-        entropy_nats: mean next-token entropy of its rollouts.
-        tau_h: flagged below this many nats.
-        interval: interval of the entropy.
-        p_hat_over_p_star: mean pass rate over p*(group_size); None without a reward.
-        degenerate_fraction: in [0, 1]; None without a reward.
+        measures: by name; ``entropy_nats`` at least. ``degenerate_fraction`` and
+            ``p_hat_over_p_star`` are there if rollouts were scored.
+        intervals: 95 % intervals by the same names, where there are any.
+        tau_h: nats.
         group_size: rollouts per prompt in RL.
-        truncated_fraction: share of rollouts that hit the length limit.
         temperature: what the rollouts were drawn at.
+        sequential: what ``until_decided`` found; its decision is taken for the entropy's.
 
     """
     check_tau_h(tau_h)
-    reasons, notes = [], []
-    if entropy_nats < tau_h:
-        reasons.append(
-            f"mean rollout entropy {entropy_nats:.3f} nats is below tau_H = {tau_h:g}: the "
-            "rollouts of one prompt hardly differ, so RL has little to choose from"
+    entropy = measures["entropy_nats"]
+    side = _side(entropy, intervals.get("entropy_nats"), tau_h)
+    if sequential is not None:
+        side = {"above": 1, "below": -1}.get(sequential.decision, 0)
+    words = f"mean rollout entropy {entropy:.3f} nats"
+    low = (
+        f"{words} is below tau_H = {tau_h:g}: the rollouts of one prompt hardly differ, so RL has "
+        "little to choose from"
+    )
+    unsure = (
+        f"{words}: its interval{_ends(intervals.get('entropy_nats'))} contains tau_H = {tau_h:g}; "
+        "more prompts or samples could turn the verdict"
+    )
+    notes = _notes(measures, tau_h, temperature)
+    ratio = measures.get("p_hat_over_p_star")
+    if ratio is None:
+        notes.append("no reward: the verdict rests on entropy against tau_H alone")
+        deep = _side(entropy, intervals.get("entropy_nats"), COLLAPSED_SHARE * tau_h) < 0
+        if side < 0:
+            return Verdict(COLLAPSED if deep else AT_RISK, (low,), tuple(notes))
+        if side == 0:
+            return Verdict(UNDECIDED, (unsure,), tuple(notes))
+        return Verdict(READY, (f"{words} is above tau_H = {tau_h:g}",), tuple(notes))
+
+    degenerate = measures.get("degenerate_fraction")
+    agree = _side(degenerate, intervals.get("degenerate_fraction"), MAJORITY)
+    passing = _side(ratio, intervals.get("p_hat_over_p_star"), 1.0)
+    against, open_ = [], []
+    if degenerate is not None and agree >= 0:
+        split = (
+            f"{degenerate:.0%} of groups of {group_size} agree on their reward and teach nothing "
+            f"({measures['degenerate_all_wrong']:.0%} all wrong, "
+            f"{measures['degenerate_all_right']:.0%} all right; "
+            f"pass@{group_size} {1.0 - measures['degenerate_all_wrong']:.2f})"
         )
-    if interval is not None and interval.low < tau_h <= interval.high:
-        notes.append(
-            f"the interval of the entropy, {interval.low:.3f} to {interval.high:.3f}, contains "
-            f"tau_H = {tau_h:g}: more prompts or samples could turn the verdict"
+        if agree > 0:
+            against.append(split)
+        else:
+            ends = _ends(intervals.get("degenerate_fraction"))
+            open_.append(f"{split}; the interval{ends} contains one half")
+    if passing < 0:
+        against.append(
+            f"the pass rate is {ratio:.2f} of p*({group_size}): a prompt at that rate gives an "
+            "all-wrong group more often than not"
         )
-    if p_hat_over_p_star is not None and p_hat_over_p_star < 1.0:
-        notes.append(
-            f"the pass rate is {p_hat_over_p_star:.2f} of p*({group_size}): a prompt at that rate "
-            "gives an all-wrong group more often than not"
+    elif passing == 0:
+        open_.append(
+            f"the pass rate is {ratio:.2f} of p*({group_size}); the interval"
+            f"{_ends(intervals.get('p_hat_over_p_star'))} contains 1"
         )
-    if degenerate_fraction is not None and degenerate_fraction > 0.5:
+    if side < 0:
+        if not against:
+            notes.append(
+                "entropy and the reward disagree: groups still differ while entropy is low"
+            )
+        against.append(low)
+    elif side == 0:
+        notes.append(unsure)
+    elif against:
+        notes.append("entropy is above tau_H: it does not see what the reward sees")
+    if against:
+        collapsed = agree > 0 and side < 0
+        return Verdict(COLLAPSED if collapsed else AT_RISK, tuple(against), (*open_, *notes))
+    if open_:
+        return Verdict(UNDECIDED, tuple(open_), tuple(notes))
+    good = [f"the pass rate is {ratio:.2f} of p*({group_size})"]
+    if degenerate is not None:
+        good.insert(0, f"{1.0 - degenerate:.0%} of groups of {group_size} differ in their reward")
+    return Verdict(READY, (", ".join(good),), tuple(notes))
+
+
+def _side(value: float | None, interval: Interval | None, threshold: float) -> int:
+    """-1 below, 1 at or above, 0 where the interval contains the threshold."""
+    if value is None:
+        return -1
+    low, high = (value, value) if interval is None else interval
+    return -1 if high < threshold else 1 if low >= threshold else 0
+
+
+def _ends(interval: Interval | None) -> str:
+    return "" if interval is None else f", {interval.low:.3f} to {interval.high:.3f},"
+
+
+def _notes(measures: Mapping[str, Any], tau_h: float, temperature: float) -> list[str]:
+    notes = []
+    if (truncated := measures.get("truncated_fraction", 0.0)) > TRUNCATED_SHARE:
         notes.append(
-            f"{degenerate_fraction:.0%} of groups of {group_size} would agree on their reward and "
-            "teach nothing"
-        )
-    if truncated_fraction > TRUNCATED_SHARE:
-        notes.append(
-            f"{truncated_fraction:.0%} of rollouts hit the length limit: raise max_new_tokens, or "
+            f"{truncated:.0%} of rollouts hit the length limit: raise max_new_tokens, or "
             "read entropy and pass rates as those of cut-off answers"
+        )
+    if (repeated := measures.get("repetition", 0.0)) > REPETITION_SHARE:
+        notes.append(
+            f"{repeated:.0%} of 4-grams repeat an earlier one of their rollout: read some rollouts "
+            "before trusting the entropy"
         )
     if temperature != 1.0:
         notes.append(
             f"rollouts were drawn at temperature {temperature:g}; tau_H is about rollouts at "
             "temperature 1"
         )
-    return Verdict(bool(reasons), tuple(reasons), tuple(notes))
+    return notes

@@ -54,6 +54,30 @@ def test_exit_code_is_zero_when_none_is_flagged(save_checkpoint, prompts):
     assert main(["screen", directory, "--prompts", prompts, "--tau-h", "9", *SMALL]) == 3
 
 
+def test_fail_on_chooses(save_checkpoint, prompts):
+    narrow = [
+        str(save_checkpoint("narrow", peak=300.0)),
+        *("--prompts", prompts, "--fail-on"),
+    ]
+    assert main(["screen", *SMALL, *narrow, "at-risk"]) == 3
+    assert main(["screen", *SMALL, *narrow, "collapsed", "undecided"]) == 0
+    assert main(["screen", *SMALL, *narrow, "none"]) == 0
+
+
+def test_calibrate(tmp_path, capsys, save_checkpoint, prompts):
+    csv = tmp_path / "outcomes.csv"
+    rows = "".join(f"c{i},{i},{i / 10}\n" for i in range(1, 7))
+    csv.write_text(f"checkpoint,score,entropy_nats\n{rows}", encoding="utf-8")
+    assert main(["screen", "--calibrate", str(csv)]) == 0
+    printed = capsys.readouterr().out
+    assert "calibration on 6 checkpoints: tau_H = 0." in printed
+    assert "entropy_nats: Spearman +1.00, p = 0.00278 (exact" in printed
+    csv.write_text("checkpoint,score\nmodel,0.5\n", encoding="utf-8")
+    arguments = [str(save_checkpoint()), "--prompts", prompts, "--calibrate", str(csv)]
+    assert main(["screen", *arguments, *SMALL]) == 0
+    assert "too little data to fit tau_H: 1 checkpoints" in capsys.readouterr().out
+
+
 def test_an_output_folder_and_a_reasoning_gym_spec(save_checkpoint, tmp_path):
     for step in (10, 2):
         save_checkpoint(f"run/checkpoint-{step}")
@@ -72,7 +96,7 @@ def test_an_output_folder_and_a_reasoning_gym_spec(save_checkpoint, tmp_path):
         ]
     )
     document = json.loads((tmp_path / "o.json").read_text())
-    assert code == 0
+    assert code == 3  # a random model passes nothing
     assert [c["name"] for c in document["checkpoints"]] == ["checkpoint-2", "checkpoint-10"]
 
 
@@ -96,6 +120,9 @@ def test_data_errors_are_exit_code_two(save_checkpoint, prompts, write_jsonl, tm
             "--group-size",
             "8",
         ],
+        "give checkpoints and --prompts": [good],
+        "needs no model": [good, "--from-rollouts", str(tmp_path)],
+        "holds no rollouts.json": ["--from-rollouts", str(tmp_path)],
         "give both": [good, "--prompts", prompts, "--system", "x"],
         "is a directory": [good, "--prompts", prompts, "--json", str(tmp_path)],
     }
@@ -105,7 +132,11 @@ def test_data_errors_are_exit_code_two(save_checkpoint, prompts, write_jsonl, tm
 
 
 @pytest.mark.parametrize(
-    "arguments", [["x"], ["--prompts", "x"], ["x", "--prompts", "y", "--samples", "many"]]
+    "arguments",
+    [
+        ["x", "--prompts", "y", "--samples", "many"],
+        ["x", "--prompts", "y", "--fail-on", "everything"],
+    ],
 )
 def test_usage_errors_are_exit_code_two(arguments):
     with pytest.raises(SystemExit) as exit_:

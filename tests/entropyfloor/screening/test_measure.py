@@ -1,10 +1,11 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from entropyfloor.measures.groups import p_star
-from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
+from entropyfloor.screening.measure import MeasureSettings, TokenSums, measure_checkpoint
 from entropyfloor.screening.rollouts import Rollout
 
 SETTINGS = MeasureSettings(
@@ -49,6 +50,14 @@ def test_by_hand():
     assert result.within_group_variance == pytest.approx((variance + 0.0) / 2)
     assert result.p_hat_over_p_star == pytest.approx(1 / 3 / p_star(2))
     assert result.mean_reward == pytest.approx((1.0 + 0.5 / 3) / 2)
+    means = [0.5, 1.0, 0.0, 0.5, 0.5, 0.5]
+    assert result.entropy_sequence_mean == pytest.approx(np.mean(means))
+    assert result.entropy_sequence_p10 == pytest.approx(np.quantile(means, 0.1))
+    assert result.per_prompt_pass_rates == pytest.approx((2 / 3, 0.0))
+    assert result.degenerate_predicted_all_wrong == pytest.approx((2 / 3) ** 2)
+    assert result.degenerate_predicted == pytest.approx((2 / 3) ** 2 + (1 / 3) ** 2)
+    assert sum(result.token_entropy_histogram.counts) == 12
+    assert result.token_entropy_histogram.counts[0] == 5
     assert (result.num_prompts, result.num_rollouts, result.num_scored_prompts) == (2, 6, 2)
 
 
@@ -62,6 +71,13 @@ def test_every_measure_has_an_interval_around_it():
     result = measured()
     expected = {
         "entropy_nats": result.entropy_nats,
+        "entropy_sequence_mean": result.entropy_sequence_mean,
+        "entropy_sequence_p10": result.entropy_sequence_p10,
+        "self_bleu": result.self_bleu,
+        "repetition": result.repetition,
+        "degenerate_predicted": result.degenerate_predicted,
+        "degenerate_predicted_all_wrong": result.degenerate_predicted_all_wrong,
+        "degenerate_predicted_all_right": result.degenerate_predicted_all_right,
         "pass_at_1": result.pass_at_1,
         "pass_at_3": result.pass_at_k[3],
         "degenerate_fraction": result.degenerate_fraction,
@@ -92,7 +108,11 @@ def test_without_reward_nothing_is_scored():
     assert not {key for key in result.to_dict() if "pass" in key or "degenerate" in key}
     assert set(result.intervals) == {
         "entropy_nats",
+        "entropy_sequence_mean",
+        "entropy_sequence_p10",
         "mean_tokens",
+        "repetition",
+        "self_bleu",
         "truncated_fraction",
         "unique_fraction",
     }
@@ -109,8 +129,41 @@ def test_prompts_that_the_reward_does_not_apply_to_are_left_out():
         measured(rewards=[None] * 6)
 
 
+def test_greedy_rollouts_count_for_greedy_pass_at_1_only():
+    greedy = [replace(rollout(p, 0, [9.0], "g"), greedy=True) for p in range(2)]
+    result = measured([*ROLLOUTS, *greedy], [*REWARDS, 1.0, 0.0])
+    assert result.greedy_pass_at_1 == 0.5
+    plain = measured()
+    assert plain.greedy_pass_at_1 is None
+    assert (result.entropy_nats, result.pass_at_k) == (plain.entropy_nats, plain.pass_at_k)
+    assert result.num_rollouts == 6
+
+
+def test_examples_show_the_first_prompts():
+    texts = ["what?", "why?"]
+    result = measure_checkpoint(
+        ROLLOUTS, REWARDS, name="n", path="p", settings=SETTINGS, prompt_texts=texts
+    )
+    shown = [(e.prompt_index, e.sample_index, e.prompt, e.reward) for e in result.examples]
+    assert shown == [
+        (0, 0, "what?", 1.0),
+        (0, 1, "what?", 0.0),
+        (1, 0, "why?", 0.5),
+        (1, 1, "why?", 0.0),
+    ]
+
+
+def test_teacher_forced_sums_become_means_with_intervals():
+    sums = {"kl_to_base": TokenSums((1.0, 3.0), (10.0, 10.0))}
+    result = measure_checkpoint(
+        ROLLOUTS, None, name="n", path="p", settings=SETTINGS, teacher_forced=sums
+    )
+    assert result.kl_to_base == pytest.approx(0.2)
+    assert result.intervals["kl_to_base"].low < 0.2 < result.intervals["kl_to_base"].high
+
+
 def test_verdict_is_part_of_the_record():
-    assert not measured().flagged
+    assert measured().verdict == "undecided"
     flagged = measured([rollout(0, 0, [0.1]), rollout(1, 0, [0.0])], None)
     assert flagged.flagged
     assert "below tau_H" in flagged.reasons[0]

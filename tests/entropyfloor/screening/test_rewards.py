@@ -58,12 +58,35 @@ def test_columns_are_checked_for_every_row():
         check_reward_columns(exact_match, prompts)
     with pytest.raises(ValueError, match="needs a column 'entry'"):
         check_reward_columns(reasoning_gym, prompts)
+    with pytest.raises(ValueError, match="needs a column 'solution' or 'answer'"):
+        check_reward_columns(reward_by_name("math"), prompts)
     check_reward_columns(lambda **_: [], prompts)
 
 
 def test_by_name():
     assert reward_by_name("exact_match") is exact_match
     assert reward_by_name("json:dumps") is json.dumps
+
+
+def test_math():
+    scores = reward_by_name("math")(
+        completions=[
+            r"so \boxed{\frac{1}{2}}",
+            _assistant(r"\boxed{0.5}"),
+            r"\boxed{3}",
+            "no LaTeX: 42",
+            r"\boxed{42}",
+        ],
+        solution=[r"$\frac{2}{4}$", r"$\frac{1}{2}$", "4", None, None],
+        answer=["", "", "", "6 x 7\n#### 42", "6 x 7\n#### 42"],
+    )
+    assert scores == [1.0, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_math_without_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'entropyfloor\[math\]'"):
+        check_reward_columns(reward_by_name("math"), PromptSet(({"prompt": "1", "answer": "1"},)))
 
 
 def test_by_name_in_the_current_directory(tmp_path, monkeypatch):
@@ -76,8 +99,12 @@ def test_by_name_in_the_current_directory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("exactmatch", "unknown reward 'exactmatch'; give exact_match, reasoning_gym or module"),
+        (
+            "exactmatch",
+            "unknown reward 'exactmatch'; give exact_match, math, reasoning_gym or module",
+        ),
         (":x", "unknown reward"),
+        ("unit_tests", "not there yet; give exact_match"),
         ("json:", "unknown reward"),
         ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
         ("json:no_such_function", "json has no function 'no_such_function'"),

@@ -14,7 +14,7 @@ SMALL = {"max_new_tokens": 6, "progress": False, "num_samples": 4, "group_size":
 
 def even_start(prompts, completions, completion_ids, answer, topic, **columns):
     """A reward that passes about half of all rollouts and checks what it is given."""
-    assert len(prompts) == len(completions) == len(completion_ids) == len(answer) == 24
+    assert len(prompts) == len(completions) == len(completion_ids) == len(answer)
     assert all(p == f"{t[1:]}+{t[1:]}=" for p, t in zip(prompts, topic, strict=True))
     assert not columns
     return [float(ids[0] % 2 == 0) for ids in completion_ids]
@@ -40,8 +40,8 @@ def test_report(save_checkpoint, tmp_path):
     assert isinstance(report, ScreeningReport)
     first, second = report.checkpoints
     assert (first.name, second.name) == ("wide", "narrow")
-    assert first.entropy_nats > 2.0 and not first.flagged
-    assert second.entropy_nats < 0.18 and second.flagged
+    assert first.entropy_nats > 2.0 and first.verdict in ("ready", "undecided")
+    assert second.entropy_nats < 0.18 and second.verdict == "collapsed"
     assert report.flagged == (second,)
     assert 0.0 < first.pass_at_1 < 1.0
     assert first.p_hat_over_p_star == pytest.approx(first.pass_at_1 / p_star(4))
@@ -60,10 +60,13 @@ def test_report(save_checkpoint, tmp_path):
     assert (tmp_path / "out/deep/screening.png").read_bytes()[:4] == b"\x89PNG"
     lines = (tmp_path / "out/deep/rollouts-wide.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    assert [(r["prompt_index"], r["sample_index"]) for r in records] == [
+    sampled = [r for r in records if not r["greedy"]]
+    assert sorted((r["prompt_index"], r["sample_index"]) for r in sampled) == [
         (prompt, sample) for prompt in range(6) for sample in range(4)
     ]
-    assert sum(r["reward"] for r in records) / 24 == pytest.approx(first.pass_at_1)
+    assert sum(r["reward"] for r in sampled) / 24 == pytest.approx(first.pass_at_1)
+    greedy = [r["reward"] for r in records if r["greedy"]]
+    assert sum(greedy) / 6 == pytest.approx(first.greedy_pass_at_1)
 
 
 def test_batch_size_changes_nothing(save_checkpoint):
@@ -77,6 +80,8 @@ def test_batch_size_changes_nothing(save_checkpoint):
         for name, value in first["checkpoints"][0].items():
             if isinstance(value, float):
                 assert other["checkpoints"][0][name] == pytest.approx(value, rel=1e-5)
+            elif name in ("examples", "reasons", "notes"):
+                assert len(others[0]["checkpoints"][0][name]) == len(value)
             elif name != "intervals":
                 assert other["checkpoints"][0][name] == value
         assert other["settings"] == first["settings"]

@@ -1,0 +1,208 @@
+"""Rollouts on disk while they are drawn, so that a killed screening goes on where it was.
+
+    FOLDER/rollouts.json          what determines the rollouts; a run with other settings is refused
+    FOLDER/rollouts-NAME.jsonl    one object per rollout, in the order drawn, scores included
+    FOLDER/sums-NAME.json         teacher-forced sums (held-out loss, KL), once they are known
+
+A batch is one write followed by fsync, and its last line says so. Reading drops everything after
+the last whole batch and cuts the file there: the batches that are left to draw are then the same
+as if nothing had happened, and so are their numbers to the last bit. Batch size and the number of
+samples may change between runs: more samples extend what is there.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropyfloor.models.checkpoint_sources import CheckpointSource
+from entropyfloor.screening.measure import TokenSums
+from entropyfloor.screening.rollouts import Rollout
+
+SCHEMA = "entropyfloor.rollouts"
+_LAST = "last_of_batch"
+
+
+class RolloutStore:
+    """The rollouts of one checkpoint, in memory and, with a folder, on disk."""
+
+    def __init__(self, folder: Path | None, name: str) -> None:
+        safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+        self._file = None if folder is None else folder / f"rollouts-{safe}.jsonl"
+        self._sums_file = None if folder is None else folder / f"sums-{safe}.json"
+        self.rollouts: list[Rollout] = []
+        self.rewards: list[float | None] = []
+        if self._file is not None and self._file.is_file():
+            self._read(self._file)
+
+    @property
+    def drawn(self) -> set[tuple[int, int, bool]]:
+        """(prompt index, sample index, greedy) of every rollout that is there."""
+        return {(r.prompt_index, r.sample_index, r.greedy) for r in self.rollouts}
+
+    def append(self, batch: Sequence[Rollout], rewards: Sequence[float | None] | None) -> None:
+        """Add one batch; on disk it is whole or absent."""
+        scores: Sequence[float | None] = [None] * len(batch) if rewards is None else rewards
+        self.rollouts.extend(batch)
+        self.rewards.extend(scores)
+        if self._file is None or not batch:
+            return
+        records = [_record(r, s) for r, s in zip(batch, scores, strict=True)]
+        records[-1][_LAST] = True
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with self._file.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_sums(self) -> dict[str, TokenSums] | None:
+        """Sums that :meth:`write_sums` wrote; None if there are none."""
+        if self._sums_file is None or not self._sums_file.is_file():
+            return None
+        found = json.loads(self._sums_file.read_text(encoding="utf-8"))
+        return {k: TokenSums(tuple(v["sums"]), tuple(v["tokens"])) for k, v in found.items()}
+
+    def write_sums(self, sums: dict[str, TokenSums]) -> None:
+        """Keep teacher-forced sums for the next run."""
+        if self._sums_file is not None:
+            _write_whole(self._sums_file, {name: asdict(value) for name, value in sums.items()})
+
+    def _read(self, file: Path) -> None:
+        content = file.read_bytes()
+        batch: list[dict[str, Any]] = []
+        whole = position = 0
+        for line in content.splitlines(keepends=True):
+            position += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            batch.append(record)
+            if record.get(_LAST) and line.endswith(b"\n"):
+                whole = position
+                self.rollouts.extend(map(_rollout, batch))
+                self.rewards.extend(record["reward"] for record in batch)
+                batch = []
+        if whole < len(content):
+            with file.open("r+b") as handle:
+                handle.truncate(whole)
+
+
+def open_folder(folder: Path, *, determines: dict[str, Any], context: dict[str, Any]) -> None:
+    """Make the folder, or check that what is in it was drawn with the same settings.
+
+    Args:
+        folder: of the rollouts.
+        determines: JSON data that rollouts and scores depend on.
+        context: JSON data that a report needs besides (prompts' texts, settings); the last wins.
+
+    Raises:
+        ValueError: the folder holds rollouts drawn otherwise.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "rollouts.json"
+    if target.is_file():
+        before = read_folder(folder)["determines"]
+        now = json.loads(json.dumps(determines))
+        differ = sorted(
+            key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+        )
+        if differ:
+            words = "; ".join(
+                f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differ
+            )
+            raise ValueError(
+                f"{folder} holds rollouts drawn with other settings ({words}), which must not be "
+                "mixed; give another output directory, or remove this one"
+            )
+    elif any(folder.glob("rollouts-*.jsonl")):
+        raise ValueError(
+            f"{folder} holds rollouts but no rollouts.json that says how they were drawn; give "
+            "another output directory, or remove this one"
+        )
+    _write_whole(target, {"schema": SCHEMA, "determines": determines, "context": context})
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """What :func:`open_folder` wrote: ``determines`` and ``context``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is something else.
+
+    """
+    target = folder / "rollouts.json"
+    try:
+        found = json.loads(target.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} holds no rollouts.json; give the --output-dir of an earlier screening"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{target} is not JSON ({error})") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise ValueError(f"{target} is not of schema {SCHEMA!r}; give a screening's --output-dir")
+    return found
+
+
+def checkpoint_digest(source: CheckpointSource) -> str:
+    """16 hex digits that change when a checkpoint's files are written again (size and time)."""
+    digest = hashlib.sha256()
+    for place in [source, *([source.base] if source.base else [])]:
+        for file in sorted(place.directory.glob("*")):
+            if file.suffix in {".safetensors", ".json", ".jinja"}:
+                facts = file.stat()
+                digest.update(f"{file.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def source_digest(function: Callable[..., Any] | None) -> str | None:
+    """16 hex digits of the file that a reward is written in; None if it has none."""
+    try:
+        file = None if function is None else inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:
+        return None
+    if file is None or not Path(file).is_file():
+        return None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+def _record(rollout: Rollout, reward: float | None) -> dict[str, Any]:
+    return {
+        "prompt_index": rollout.prompt_index,
+        "sample_index": rollout.sample_index,
+        "greedy": rollout.greedy,
+        "text": rollout.text,
+        "num_tokens": len(rollout.token_ids),
+        "entropy_nats": float(rollout.entropies_nats.mean(dtype=float)),
+        "truncated": rollout.truncated,
+        "reward": reward,
+        "token_ids": list(rollout.token_ids),
+        # float32 as text of a double and back: not a bit is lost.
+        "entropies_nats": [float(value) for value in rollout.entropies_nats],
+    }
+
+
+def _rollout(record: dict[str, Any]) -> Rollout:
+    return Rollout(
+        record["prompt_index"],
+        record["sample_index"],
+        tuple(record["token_ids"]),
+        np.asarray(record["entropies_nats"], dtype=np.float32),
+        record["text"],
+        record["truncated"],
+        record["greedy"],
+    )
+
+
+def _write_whole(target: Path, content: Any) -> None:
+    unfinished = target.with_name(f".unfinished-{target.name}")
+    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(unfinished, target)

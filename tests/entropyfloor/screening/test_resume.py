@@ -1,0 +1,151 @@
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from entropyfloor.screening import screen as screen_module
+from entropyfloor.screening.from_rollouts import screen_from_rollouts
+from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.rollout_store import RolloutStore
+from entropyfloor.screening.screen import screen
+
+PROMPTS = PromptSet(
+    tuple({"prompt": f"{a}+{a * 37}=", "answer": str(38 * a)} for a in range(1, 13)), "sums"
+)
+OPTIONS = {
+    "max_new_tokens": 6,
+    "progress": False,
+    "num_samples": 4,
+    "group_size": 4,
+    "batch_size": 5,
+}
+
+
+def even(completion_ids, **_):
+    return [float(ids[0] % 2 == 0) for ids in completion_ids]
+
+
+def document(report):
+    found = report.to_dict()
+    for checkpoint in found["checkpoints"]:
+        del checkpoint["runtime_s"]
+    return found
+
+
+def run(directories, folder, **options):
+    return screen(
+        directories, prompts=PROMPTS, reward=even, output_dir=folder, **{**OPTIONS, **options}
+    )
+
+
+def run_in_a_child(directories, folder):
+    """Fork and screen in the child, slowly: it shall be killed before it ends."""
+    pid = os.fork()
+    if pid:
+        return pid
+    append = RolloutStore.append
+
+    def slowly(*arguments):
+        append(*arguments)
+        time.sleep(0.1)
+
+    try:
+        RolloutStore.append = slowly
+        run(directories, folder)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_five_times_and_resumed(save_checkpoint, tmp_path):
+    directories = [save_checkpoint("wide"), save_checkpoint("other", seed=3)]
+    expected = document(run(directories, tmp_path / "undisturbed"))
+
+    folder = tmp_path / "killed"
+    rng = random.Random(0)
+    for _ in range(5):
+        before, until = _lines(folder), time.monotonic() + 60
+        pid = run_in_a_child(directories, folder)
+        while _lines(folder) == before and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.3))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL, "it must not have ended before"
+        assert _lines(folder) > before, "each run must have drawn before it was killed"
+    assert not (folder / "screening.json").exists()
+    # A kill in the middle of a write leaves half a batch.
+    torn = sorted(folder.glob("rollouts-*.jsonl"))[-1]
+    torn.write_bytes(torn.read_bytes()[:-150])
+
+    assert document(run(directories, folder)) == expected
+    written = json.loads((folder / "screening.json").read_text())
+    assert written["recommendation"] == expected["recommendation"]
+
+
+def _lines(folder):
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("rollouts-*.jsonl"))
+
+
+def test_a_finished_run_needs_no_model(save_checkpoint, tmp_path, monkeypatch):
+    directory = save_checkpoint()
+    first = run([directory], tmp_path / "out")
+    monkeypatch.setattr(screen_module, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
+    assert document(run([directory], tmp_path / "out")) == document(first)
+    again = screen_from_rollouts(tmp_path / "out")
+    assert document(again) == document(first)
+    strict = screen_from_rollouts(tmp_path / "out", tau_h=9.0, group_size=2, ks=[1, 3])
+    assert strict.checkpoints[0].flagged
+    assert strict.settings["group_size"] == 2
+    assert set(strict.checkpoints[0].pass_at_k) == {1, 3}
+    with pytest.raises(ValueError, match="draw at least 8 samples"):
+        screen_from_rollouts(tmp_path / "out", group_size=8)
+
+
+def test_more_samples_extend_what_is_there(save_checkpoint, tmp_path):
+    directory = save_checkpoint()
+    run([directory], tmp_path / "out")
+    extended = run([directory], tmp_path / "out", num_samples=6)
+    whole = run([directory], tmp_path / "whole", num_samples=6)
+    assert extended.checkpoints[0].pass_at_k == whole.checkpoints[0].pass_at_k
+    assert extended.checkpoints[0].entropy_nats == pytest.approx(
+        whole.checkpoints[0].entropy_nats, rel=1e-6
+    )
+    lines = (tmp_path / "out/rollouts-model.jsonl").read_text().splitlines()
+    assert len(lines) == 12 * (6 + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"temperature": 0.5}, "temperature: 1.0 then, 0.5 now"),
+        ({"reward": "exact_match"}, "reward: 'even' then, 'exact_match' now"),
+    ],
+)
+def test_other_settings_are_not_mixed(save_checkpoint, tmp_path, change, words):
+    directory = save_checkpoint()
+    run([directory], tmp_path / "out")
+    with pytest.raises(ValueError, match=words):
+        screen(
+            [directory],
+            prompts=PROMPTS,
+            output_dir=tmp_path / "out",
+            **{"reward": even, **OPTIONS, **change},
+        )
+
+
+def test_a_checkpoint_that_was_trained_on_is_not_mixed(save_checkpoint, tmp_path):
+    run([save_checkpoint()], tmp_path / "out")
+    with pytest.raises(ValueError, match="checkpoints: "):
+        run([save_checkpoint(seed=4)], tmp_path / "out")
+
+
+def test_rollouts_of_unknown_settings(tmp_path, save_checkpoint):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/rollouts-model.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"no rollouts\.json"):
+        run([save_checkpoint()], tmp_path / "out")
