@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         help="different worked solutions of each (default: 2)",
     )
     parser.add_argument(
-        "--eval-prompts", type=int, metavar="N", help="held-out problems (default: 20, quick: 16)"
+        "--eval-prompts", type=int, metavar="N", help="held-out problems (default: 16)"
     )
     parser.add_argument(
         "--samples", type=int, metavar="N", help="rollouts of each, at least 8 (default: 8)"

@@ -31,6 +31,7 @@ from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
 from entropyfloor.reports.depth_plot import write_depth_plot
 from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.screen import screen
 from entropyfloor_losses import loss_by_name
@@ -68,7 +69,7 @@ class DemoSettings:
     depths: tuple[int, ...] = (1, 2, 4)
     train_problems: int = 64
     solutions_per_problem: int = 2
-    eval_prompts: int = 20
+    eval_prompts: int = 16
     samples: int = 8
     learning_rate: float = 1e-4
     batch_size: int = 16
@@ -102,7 +103,6 @@ class DemoSettings:
     def for_quick(cls, **overrides: Any) -> "DemoSettings":
         """The defaults of a quick run; the model is small and takes a larger learning rate."""
         defaults: dict[str, Any] = {
-            "eval_prompts": 16,
             "learning_rate": 2e-3,
             "depths": (1, 4, 12),
             "pretraining_steps": 240,
@@ -207,10 +207,8 @@ def run_demo(
             screened.append(
                 _screen_once(name, checkpoint, task, settings, folder / "screening", progress)
             )
-    report = ScreeningReport(
-        tuple(replace(part.checkpoints[0], name=name) for name, part in screened),
-        screened[0][1].settings,
-    )
+    measured = tuple(replace(part.checkpoints[0], name=name) for name, part in screened)
+    report = ScreeningReport(measured, screened[0][1].settings, recommend(measured))
     words = tuple(conclusions(report))
     _write(report, words, settings, folder, stages.seconds)
     return DemoResult(report, words, folder, stages.seconds)
