@@ -1,9 +1,9 @@
 """A verifiable task with several worked solutions per problem: reasoning-gym's three-term sums.
 
-A problem is ``a ± b ± c``. Each can be worked in several orders (left to right, outer terms first,
-the last two first, tens and units apart) and wordings, and every worked solution ends in the line
-``Answer: N``, which reasoning-gym's own verifier judges. Training on several of them is where
-keeping entropy has a meaning: there is more than one right way to continue.
+A problem is ``a + b + c``, or ``a ± b ± c``. Each can be worked in several orders (left to right,
+outer terms first, the last two first, tens and units apart) and wordings, and every worked solution
+ends in the line ``Answer: N``, which reasoning-gym's own verifier judges. Training on several of
+them is where keeping entropy has a meaning: there is more than one right way to continue.
 
     problem       a reasoning-gym entry; no two are the same sum in another order
     training row  {"prompt": [user message], "completion": [assistant message]}, one per solution
@@ -82,16 +82,19 @@ class SumTask:
         return [{"prompt": problem.prompt, "entry": problem.entry} for problem in self.held_out]
 
 
-def sum_task(*, train_problems: int, held_out_problems: int, digits: int, seed: int) -> SumTask:
+def sum_task(
+    *, train_problems: int, held_out_problems: int, digits: int, subtraction: bool, seed: int
+) -> SumTask:
     """Draw a task.
 
-    The held-out problems depend on ``held_out_problems``, ``digits`` and ``seed`` only, so that
-    runs with different amounts of training data are measured on the same prompts.
+    The held-out problems do not depend on ``train_problems``, so that runs with different amounts
+    of training data are measured on the same prompts.
 
     Args:
         train_problems: different problems to train on, at least 1.
         held_out_problems: different problems to measure on, at least 1.
         digits: digits of each term: 1 or 2.
+        subtraction: whether the second and third term may be subtracted.
         seed: of reasoning-gym's generator; 0 or more.
 
     Raises:
@@ -107,13 +110,13 @@ def sum_task(*, train_problems: int, held_out_problems: int, digits: int, seed: 
     if digits not in (1, 2):
         raise ValueError(f"digits must be 1 or 2; got {digits}")
     wanted = train_problems + held_out_problems
-    problems = _draw(wanted, digits=digits, seed=seed)
+    problems = _draw(wanted, digits=digits, subtraction=subtraction, seed=seed)
     return SumTask(
         train=tuple(problems[held_out_problems:]), held_out=tuple(problems[:held_out_problems])
     )
 
 
-def _draw(count: int, *, digits: int, seed: int) -> list[SumProblem]:
+def _draw(count: int, *, digits: int, subtraction: bool, seed: int) -> list[SumProblem]:
     """The first problems of reasoning-gym's ``chain_sum`` that reorder no earlier one."""
     # Kept out of the module's head: reasoning-gym is an optional dependency (the extra `tasks`).
     import reasoning_gym
@@ -131,7 +134,9 @@ def _draw(count: int, *, digits: int, seed: int) -> list[SumProblem]:
     while len(found) < count:
         entry = generator[index]
         problem = SumProblem(_terms(entry["metadata"]["expression"]), entry)
-        if problem.key not in found:
+        # reasoning-gym draws the signs itself and cannot be told to add only.
+        wanted = subtraction or min(problem.terms) >= 0
+        if wanted and problem.key not in found:
             found[problem.key] = problem
             last_new = index
         index += 1

@@ -24,7 +24,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows():
-    task = sum_task(train_problems=8, held_out_problems=2, digits=1, seed=0)
+    task = sum_task(train_problems=8, held_out_problems=2, digits=1, subtraction=True, seed=0)
     return task.train_rows(solutions_per_problem=1, seed=0)
 
 

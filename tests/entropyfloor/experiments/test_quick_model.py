@@ -8,7 +8,9 @@ from entropyfloor.experiments.tasks import sum_task, worked_solutions
 
 @pytest.fixture(scope="module")
 def problems():
-    return sum_task(train_problems=40, held_out_problems=1, digits=1, seed=0).train
+    return sum_task(
+        train_problems=40, held_out_problems=1, digits=1, subtraction=True, seed=0
+    ).train
 
 
 def test_builds_a_model_that_loads_with_a_chat_template(problems, tmp_path):

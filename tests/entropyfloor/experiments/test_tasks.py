@@ -6,9 +6,16 @@ from entropyfloor.experiments.tasks import SumProblem, SumTask, sum_task, worked
 from entropyfloor.screening.rewards import reasoning_gym
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one digit", "two digits"])
+@pytest.fixture(
+    scope="module",
+    params=[(1, True), (2, True), (2, False)],
+    ids=["one digit", "two digits", "two digits, added only"],
+)
 def task(request):
-    return sum_task(train_problems=60, held_out_problems=20, digits=request.param, seed=3)
+    digits, subtraction = request.param
+    return sum_task(
+        train_problems=60, held_out_problems=20, digits=digits, subtraction=subtraction, seed=3
+    )
 
 
 def test_every_worked_solution_passes_the_verifier(task):
@@ -66,7 +73,9 @@ def test_a_task_that_would_leak_is_an_invariant_broken():
 
 def test_the_seed_decides_and_training_size_leaves_the_held_out_problems_alone():
     def draw(train, seed):
-        return sum_task(train_problems=train, held_out_problems=8, digits=2, seed=seed)
+        return sum_task(
+            train_problems=train, held_out_problems=8, digits=2, subtraction=True, seed=seed
+        )
 
     assert draw(10, 1) == draw(10, 1)
     assert draw(10, 1).held_out == draw(30, 1).held_out
@@ -88,4 +97,19 @@ def test_the_seed_decides_and_training_size_leaves_the_held_out_problems_alone()
 )
 def test_what_cannot_be_drawn_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        sum_task(**{"train_problems": 4, "held_out_problems": 2, "digits": 1, "seed": 0, **options})
+        sum_task(
+            **{
+                "train_problems": 4,
+                "held_out_problems": 2,
+                "digits": 1,
+                "subtraction": True,
+                "seed": 0,
+                **options,
+            }
+        )
+
+
+def test_without_subtraction_every_term_is_added():
+    task = sum_task(train_problems=40, held_out_problems=10, digits=2, subtraction=False, seed=0)
+    assert all(min(problem.terms) > 0 for problem in [*task.train, *task.held_out])
+    assert "-" not in "".join(task.train[0].expression + s for s in worked_solutions(task.train[0]))
