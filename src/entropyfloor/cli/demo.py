@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         help="epochs after which a checkpoint is kept (default: 1 2 4, quick: 1 4 12)",
     )
     parser.add_argument(
-        "--train-problems", type=int, metavar="N", help="problems trained on (default: 64)"
+        "--train-problems", type=int, metavar="N", help="problems trained on (default: 48)"
     )
     parser.add_argument(
         "--solutions-per-problem",

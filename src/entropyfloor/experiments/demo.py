@@ -67,7 +67,7 @@ class DemoSettings:
     quick: bool = False
     losses: tuple[str, ...] = ("ce", "sed")
     depths: tuple[int, ...] = (1, 2, 4)
-    train_problems: int = 64
+    train_problems: int = 48
     solutions_per_problem: int = 2
     eval_prompts: int = 16
     samples: int = 8
