@@ -1,4 +1,4 @@
-"""Tiny random models and a tokenizer, built locally: every family in a few milliseconds, no network."""
+"""Tiny random models and a tokenizer, built locally in milliseconds, without a network."""
 
 from functools import lru_cache
 

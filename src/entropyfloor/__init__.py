@@ -1,7 +1,7 @@
 """entropyfloor: SFT checkpoints that reinforcement learning can still improve.
 
-Public names are imported on first use, so that ``import entropyfloor`` (and ``entropyfloor --help``)
-does not pay for torch, transformers and trl.
+Public names are imported on first use, so that ``import entropyfloor`` (and ``entropyfloor
+--help``) does not pay for torch, transformers and trl.
 """
 
 from importlib import import_module

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny_models import tiny_model, tiny_tokenizer
 
 

@@ -1,11 +1,11 @@
-"""``entropyfloor VERB ...``: one file per verb in this folder, imported only when its verb is called."""
+"""``entropyfloor VERB ...``: one file per verb in this folder, imported when its verb is called."""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 VERBS = {
-    "sft": "train with SEDTrainer: every flag and YAML file of `trl sft`, plus the entropy-preserving losses",
+    "sft": "train with SEDTrainer: every flag and YAML of `trl sft`, plus our losses",
     "screen": "measure entropy, pass@k and degenerate groups of checkpoints before RL is paid for",
     "pstar": "print the majority-degeneration threshold p*(g) of a group size",
     "demo": "CE and SED at three depths on a real model, screened: the whole path on this machine",
@@ -15,7 +15,7 @@ USAGE_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0 done, 2 usage or data error; a verb may define others."""
+    """Run one verb. Returns the exit code: 0 done, 2 usage or data error, or a verb's own."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print("usage: entropyfloor VERB [options]\n")

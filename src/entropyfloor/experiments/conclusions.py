@@ -78,7 +78,8 @@ def _apart(one: Interval | None, other: Interval | None) -> bool:
 def _verdict(trained: list[CheckpointScreening], tau_h: float) -> str:
     low = sum(step.entropy_nats < tau_h for step in trained)
     best = max(trained, key=lambda step: step.pass_at_1 or 0.0)
-    widest = min(trained, key=lambda step: step.degenerate_fraction or 0.0)
+    # Of equally few degenerate groups, the one with the higher pass@1.
+    widest = min(trained, key=lambda s: (s.degenerate_fraction or 0.0, -(s.pass_at_1 or 0.0)))
     text = f"{low} of {len(trained)} checkpoints are below tau_H = {tau_h:g} nats. "
     if best is widest:
         return text + (
