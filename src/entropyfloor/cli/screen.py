@@ -115,6 +115,8 @@ def _report(arguments: argparse.Namespace, *, outcomes_alone: bool) -> "Screenin
         trust_remote_code=arguments.trust_remote_code,
         greedy=not arguments.no_greedy,
         until_decided=arguments.until_decided,
+        held_out=None if arguments.held_out is None else load_prompts(arguments.held_out),
+        base=arguments.base,
         output_dir=arguments.output_dir,
         progress=not arguments.no_progress,
     )
@@ -174,6 +176,17 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="R",
         help="a rollout passes if its reward is at least this (default: 1.0)",
+    )
+    data.add_argument(
+        "--held-out",
+        metavar="SPEC",
+        help="rows with prompt and completion, for the held-out loss (default: the prompts, if "
+        "all have a completion)",
+    )
+    data.add_argument(
+        "--base",
+        metavar="CKPT",
+        help="measure the KL to this model, on rollouts and held-out completions",
     )
     sampling = parser.add_argument_group("rollouts (defaults are what GRPO samples with)")
     sampling.add_argument(

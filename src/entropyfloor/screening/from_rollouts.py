@@ -8,10 +8,10 @@ from pathlib import Path
 
 from entropyfloor.measures.groups import p_star
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
+from entropyfloor.screening.preparation import check_samples
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.rollout_store import RolloutStore, read_folder
-from entropyfloor.screening.screen import check_samples
 from entropyfloor.screening.verdict import check_tau_h
 
 

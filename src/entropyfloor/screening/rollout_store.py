@@ -61,17 +61,23 @@ class RolloutStore:
             file.flush()
             os.fsync(file.fileno())
 
-    def read_sums(self) -> dict[str, TokenSums] | None:
-        """Sums that :meth:`write_sums` wrote; None if there are none."""
+    def read_sums(self, key: list[Any] | None = None) -> dict[str, TokenSums] | None:
+        """Sums that :meth:`write_sums` wrote; None if there are none, or of another ``key``."""
         if self._sums_file is None or not self._sums_file.is_file():
             return None
         found = json.loads(self._sums_file.read_text(encoding="utf-8"))
-        return {k: TokenSums(tuple(v["sums"]), tuple(v["tokens"])) for k, v in found.items()}
+        if key is not None and found["of"] != key:
+            return None
+        return {
+            name: TokenSums(tuple(value["sums"]), tuple(value["tokens"]))
+            for name, value in found["sums"].items()
+        }
 
-    def write_sums(self, sums: dict[str, TokenSums]) -> None:
-        """Keep teacher-forced sums for the next run."""
+    def write_sums(self, sums: dict[str, TokenSums], key: list[Any]) -> None:
+        """Keep teacher-forced sums for the next run; ``key`` (JSON data) says what they are of."""
         if self._sums_file is not None:
-            _write_whole(self._sums_file, {name: asdict(value) for name, value in sums.items()})
+            values = {name: asdict(value) for name, value in sums.items()}
+            _write_whole(self._sums_file, {"of": key, "sums": values})
 
     def _read(self, file: Path) -> None:
         content = file.read_bytes()

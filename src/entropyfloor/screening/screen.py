@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -22,20 +22,15 @@ from transformers.utils import logging as transformers_logging
 
 from entropyfloor import __version__
 from entropyfloor.measures.groups import p_star
-from entropyfloor.measures.pass_at_k import default_ks
-from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
-from entropyfloor.models.checkpoints import (
-    context_length,
-    load_checkpoint,
-    load_tokenizer,
-    resolve_device,
-    resolve_dtype,
-)
+from entropyfloor.models.checkpoint_sources import check_checkpoint
+from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, resolve_dtype
 from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
 from entropyfloor.screening.outputs import write_report
+from entropyfloor.screening.preparation import check_samples, prepare
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.reference import Lazily, Reference, find_held_out
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.rewards import (
     RewardFunction,
@@ -49,16 +44,9 @@ from entropyfloor.screening.rollout_store import (
     open_folder,
     source_digest,
 )
-from entropyfloor.screening.rollouts import SamplingSettings, check_lengths, encode_prompts
+from entropyfloor.screening.rollouts import SamplingSettings
+from entropyfloor.screening.teacher_forced import check_held_out
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One checkpoint, checked and tokenised, waiting to be loaded."""
-
-    source: CheckpointSource
-    encoded: list[list[int]]
 
 
 def screen(
@@ -82,6 +70,8 @@ def screen(
     trust_remote_code: bool = False,
     greedy: bool = True,
     until_decided: bool = False,
+    held_out: PromptSet | None = None,
+    base: str | Path | None = None,
     output_dir: str | Path | None = None,
     progress: bool = True,
 ) -> ScreeningReport:
@@ -108,6 +98,9 @@ def screen(
         greedy: with a reward, also draw one greedy rollout per prompt, for greedy pass@1.
         until_decided: look at the entropy while drawing, and stop a checkpoint once it is decided
             to lie above or below ``tau_h``; see ``entropyfloor.screening.draw``.
+        held_out: rows with prompt and ``completion``, for the held-out loss; the prompts themselves
+            if all of them have one.
+        base: model that the KL is measured to; it stays in memory beside each checkpoint.
         output_dir: if given, gets screening.json, screening.md, screening.png and the rollouts as
             JSONL, batch by batch. Screening into it again goes on where a killed run was.
         progress: show a progress bar on standard error.
@@ -139,8 +132,22 @@ def screen(
         check_reward_columns(function, prompts)
     resolve_dtype(dtype)
     resolved_device = resolve_device(device)
-    tasks = _check_checkpoints(
-        checkpoints, prompts, max_new_tokens=max_new_tokens, trust_remote_code=trust_remote_code
+    held_out = find_held_out(prompts, held_out)
+    if held_out is not None:
+        check_held_out(held_out)
+    load = partial(
+        load_checkpoint, dtype=dtype, device=resolved_device, trust_remote_code=trust_remote_code
+    )
+    base_source = None
+    if base is not None:
+        base_source = check_checkpoint(base, trust_remote_code=trust_remote_code)
+    reference = Reference(held_out, base_source, load)
+    tasks = prepare(
+        checkpoints,
+        prompts,
+        held_out,
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
     )
     folder = None if output_dir is None else Path(output_dir)
     settings = {
@@ -155,6 +162,7 @@ def screen(
         "confidence": 0.95,
         "until_decided": ERROR_RATE if until_decided else None,
         "prompts": {"source": prompts.source, "count": len(prompts), "digest": prompts.digest},
+        **reference.describe(),
         "dtype": str(dtype).removeprefix("torch."),
         "device": resolved_device.type,
         "versions": {
@@ -209,28 +217,24 @@ def screen(
                 tau_h=tau_h if until_decided else None,
             )
             store = RolloutStore(folder, task.source.name)
+            checkpoint = Lazily(partial(load, task.source))
             sequential = draw_rollouts(
-                drawing,
-                store,
-                load=partial(
-                    load_checkpoint,
-                    task.source,
-                    dtype=dtype,
-                    device=resolved_device,
-                    trust_remote_code=trust_remote_code,
-                ),
-                advance=partial(bars.advance, row),
+                drawing, store, load=checkpoint, advance=partial(bars.advance, row)
             )
-            gc.collect()
             chosen = drawing.chosen(store, sequential)
+            rollouts = [store.rollouts[index] for index in chosen]
+            sums = reference.sums(task, checkpoint, rollouts, store)
+            del checkpoint
+            gc.collect()
             screened.append(
                 measure_checkpoint(
-                    [store.rollouts[i] for i in chosen],
+                    rollouts,
                     None if function is None else [store.rewards[i] for i in chosen],
                     name=task.source.name,
                     path=task.source.given,
                     settings=measuring,
                     runtime_s=time.perf_counter() - started,
+                    teacher_forced=sums,
                     sequential=sequential,
                     prompt_texts=texts,
                 )
@@ -240,51 +244,6 @@ def screen(
     if folder is not None:
         write_report(report, folder)
     return report
-
-
-def check_samples(
-    num_samples: int, group_size: int, ks: Sequence[int] | None, *, scored: bool
-) -> tuple[int, ...]:
-    """Check that groups and pass@k can be estimated; the ks to report, none without a reward."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1; got {num_samples}")
-    if not scored:
-        return ()
-    if num_samples < group_size:
-        raise ValueError(
-            f"{num_samples} samples per prompt cannot show how often a group of {group_size} "
-            f"agrees; draw at least {group_size} samples, or set group_size to what RL will use"
-        )
-    chosen = default_ks(num_samples) if ks is None else tuple(sorted(set(ks)))
-    wrong = [k for k in chosen if not 1 <= k <= num_samples]
-    if wrong:
-        raise ValueError(
-            f"pass@k needs 1 <= k <= num_samples ({num_samples}); got k = "
-            f"{', '.join(map(str, wrong))}"
-        )
-    return chosen
-
-
-def _check_checkpoints(
-    checkpoints: Sequence[str | Path],
-    prompts: PromptSet,
-    *,
-    max_new_tokens: int,
-    trust_remote_code: bool,
-) -> list[_Task]:
-    """Everything that a checkpoint can get wrong before its weights are read."""
-    tasks = []
-    for source in find_checkpoints(checkpoints, trust_remote_code=trust_remote_code):
-        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        encoded = encode_prompts(prompts, tokenizer, where=source.given)
-        check_lengths(
-            encoded,
-            context_length=context_length(source, trust_remote_code=trust_remote_code),
-            max_new_tokens=max_new_tokens,
-            where=source.given,
-        )
-        tasks.append(_Task(source, encoded))
-    return tasks
 
 
 @contextmanager

@@ -1,0 +1,112 @@
+"""What every checkpoint is compared with: held-out completions and a base model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from entropyfloor.models.checkpoint_sources import CheckpointSource
+from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.screening.measure import TokenSums
+from entropyfloor.screening.preparation import Task
+from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.rollout_store import RolloutStore, checkpoint_digest
+from entropyfloor.screening.rollouts import Rollout
+from entropyfloor.screening.teacher_forced import Completion, held_out_loss, kl_to_base
+
+
+class Lazily:
+    """Loads a checkpoint when it is first asked for."""
+
+    def __init__(self, load: Callable[[], LoadedCheckpoint]) -> None:
+        self._load = load
+        self._loaded: LoadedCheckpoint | None = None
+
+    def __call__(self) -> LoadedCheckpoint:
+        """The checkpoint."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+
+@dataclass
+class Reference:
+    """Held-out completions and base, the same for every checkpoint.
+
+    Attributes:
+        held_out: rows with prompt and completion; None for no held-out loss.
+        base: of the KL; None for none.
+        load: loads the base; it stays in memory.
+
+    """
+
+    held_out: PromptSet | None
+    base: CheckpointSource | None
+    load: Callable[[CheckpointSource], LoadedCheckpoint]
+    _base: LoadedCheckpoint | None = field(default=None, init=False)
+
+    def sums(
+        self,
+        task: Task,
+        checkpoint: Callable[[], LoadedCheckpoint],
+        rollouts: Sequence[Rollout],
+        store: RolloutStore,
+    ) -> dict[str, TokenSums]:
+        """Held-out loss and KLs of one checkpoint, from the store if they are there.
+
+        Args:
+            task: the checkpoint's, with its held-out completions.
+            checkpoint: gives it, loaded.
+            rollouts: those that are measured; greedy ones do not count.
+            store: keeps the result.
+
+        """
+        if self.held_out is None and self.base is None:
+            return {}
+        sampled = sorted(
+            (r for r in rollouts if not r.greedy), key=lambda r: (r.prompt_index, r.sample_index)
+        )
+        key = self._key(len(sampled))
+        known = store.read_sums(key)
+        if known is not None:
+            return known
+        loaded = checkpoint()
+        found: dict[str, TokenSums] = {}
+        if self.held_out is not None:
+            rows = len(self.held_out)
+            found["held_out_loss"] = held_out_loss(loaded, task.held_out, num_prompts=rows)
+        if self.base is not None:
+            self._base = self._base or self.load(self.base)
+            own = [
+                Completion(r.prompt_index, tuple(task.encoded[r.prompt_index]), r.token_ids)
+                for r in sampled
+            ]
+            prompts = len(task.encoded)
+            found["kl_to_base"] = kl_to_base(loaded, self._base, own, num_prompts=prompts)
+            if self.held_out is not None:
+                found["held_out_kl_to_base"] = kl_to_base(
+                    loaded, self._base, task.held_out, num_prompts=len(self.held_out)
+                )
+        store.write_sums(found, key)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """What the report's settings say about it."""
+        rows = self.held_out
+        return {
+            "base": None if self.base is None else self.base.given,
+            "held_out": None
+            if rows is None
+            else {"source": rows.source, "count": len(rows), "digest": rows.full_digest},
+        }
+
+    def _key(self, num_rollouts: int) -> list[Any]:
+        held_out = None if self.held_out is None else self.held_out.full_digest
+        base = None if self.base is None else checkpoint_digest(self.base)
+        return [held_out, base, num_rollouts]
+
+
+def find_held_out(prompts: PromptSet, held_out: PromptSet | None) -> PromptSet | None:
+    """Choose the rows for the held-out loss: those given, or prompts that all have a completion."""
+    if held_out is None and all(row.get("completion") for row in prompts.rows):
+        return prompts
+    return held_out
