@@ -19,18 +19,24 @@ said. A mean ``mu`` of values in [0, 1] makes a prompt differ from 0 with probab
 ``mu``, so n prompts are all 0 with probability at most ``(1-mu)^n``: values above ``1 -
 (alpha/2)^(1/n)`` are excluded. The interval then reaches from the bound to there.
 
+Coverage measured on a net whose exact values are known (tests/.../test_known_model.py, 1000
+screenings of 8 samples): 93.4 to 95.9 % over seven measures at 48 prompts; at 24 prompts 93.4 to
+95.0 %, but 90 to 91 % for pass@8 and the degenerate fraction. Give 48 prompts or more.
+
 A quantile over rollouts has the interval of Woodruff (JASA 47, 1952): the share of rollouts at or
 below the quantile is a mean over prompts and has an interval; the quantiles at its ends are the
 interval of the quantile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 RESAMPLES = 2000
+_KEPT_CELLS = 1_000_000  # up to this many draws are kept for the next measure: 8 MB
 _MAX_CELLS = 20_000_000  # draws held at once: 160 MB of int64
 
 
@@ -93,12 +99,8 @@ def bootstrap_interval(
         if first == bounds.high:
             return Interval(bounds.high - reach, bounds.high)
 
-    rng = np.random.default_rng(seed)
     ratios: list[np.ndarray] = []
-    chunk = max(1, _MAX_CELLS // count)
-    for start in range(0, num_resamples, chunk):
-        size = min(chunk, num_resamples - start)
-        times_drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=size)
+    for times_drawn in _resamples(count, num_resamples, seed):
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios.append((times_drawn @ above) / (times_drawn @ below))
     drawn = np.concatenate(ratios)
@@ -109,6 +111,25 @@ def bootstrap_interval(
     tail = float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * t))
     low, high = np.quantile(drawn, [tail, 1.0 - tail])
     return Interval(float(low), float(high))
+
+
+def _resamples(count: int, num_resamples: int, seed: int) -> Iterable[np.ndarray]:
+    """How often each prompt is drawn, ``[some resamples, count]`` at a time."""
+    if num_resamples * count <= _KEPT_CELLS:
+        return (_kept_resamples(count, num_resamples, seed),)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _MAX_CELLS // count)
+    sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
+    return (rng.multinomial(count, np.full(count, 1.0 / count), size=size) for size in sizes)
+
+
+@lru_cache(maxsize=4)
+def _kept_resamples(count: int, num_resamples: int, seed: int) -> np.ndarray:
+    """Kept because every measure of a checkpoint uses the same draws."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=num_resamples)
+    drawn.setflags(write=False)
+    return drawn
 
 
 def quantile_interval(
