@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.screening.prefill import shared_prefill
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.sampling import (
     EntropyRecorder,
@@ -212,10 +213,14 @@ def _generate_batch(
     sampler = InverseCDFSampler(
         width, uniforms.to(device, torch.float32 if device.type == "mps" else None)
     )
+    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    prompts = [prompt for prompt, _ in batch]
+    cache = shared_prefill(checkpoint, input_ids, attention_mask, prompts)
     sequences = checkpoint.model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
         generation_config=config,
+        **({} if cache is None else {"past_key_values": cache}),
         logits_processor=processors(
             recorder,
             sampler,
