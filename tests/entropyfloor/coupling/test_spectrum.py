@@ -1,0 +1,70 @@
+import math
+
+import pytest
+import torch
+
+from entropyfloor.coupling.spectrum import cosine_bound, spectrum, top_directions
+
+
+def matrix(seed, m=12, n=7, decay=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    g = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    u, s, v = torch.linalg.svd(g, full_matrices=False)
+    return (u * (s * torch.exp(-decay * torch.arange(len(s))))) @ v
+
+
+@pytest.mark.parametrize(("m", "n"), [(12, 7), (7, 12), (5, 5)])
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_share_and_directions_equal_the_svd(m, n, rank):
+    g = matrix(0, m, n, decay=0.3)
+    u, s, v = torch.linalg.svd(g, full_matrices=False)
+    left, right, share = top_directions(g, rank)
+    assert share == pytest.approx(float((s[:rank] ** 2).sum() / (s**2).sum()), abs=1e-12)
+    for found, exact in ((left, u[:, :rank]), (right, v[:rank].T)):
+        torch.testing.assert_close(found @ found.T, exact @ exact.T, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_the_bound_holds(decay, rank):
+    for seed in range(30):
+        g, h = matrix(seed, decay=decay), matrix(seed + 100, decay=decay)
+        h = h + (seed % 3) * g  # from unrelated to nearly parallel
+        cosine = float((g * h).sum() / (g.norm() * h.norm()))
+        assert abs(cosine) <= spectrum(g, h, rank=rank).cosine_bound + 1e-12
+
+
+def test_the_bound_is_reached():
+    """G in the direction of one singular pair, H with a known part of it: no slack at all."""
+    g = torch.zeros(4, 4, dtype=torch.float64)
+    h = g.clone()
+    g[0, 0], h[0, 0], h[1, 1] = 1.0, 0.6, 0.8
+    found = spectrum(g, h, rank=1)
+    assert found.share == 1.0 and found.cosine_bound == pytest.approx(0.6, abs=1e-12)
+    assert found.cosine_bound_if_unrelated == pytest.approx(1 / 4, abs=1e-12)
+
+
+def test_the_bound_says_nothing_without_concentration():
+    assert cosine_bound(0.5, math.sqrt(0.5)) == pytest.approx(1.0)
+    assert cosine_bound(1.0, 0.0) == 0.0
+    g = matrix(0)
+    assert spectrum(g, g, rank=3).cosine_bound == pytest.approx(1.0)
+
+
+def test_random_orientation_has_the_expected_overlap():
+    """E overlap^2 = r^2 / (m n): what the bound for unrelated directions rests on."""
+    g, rank = matrix(0, decay=1.0), 2
+    left, right, _ = top_directions(g, rank)
+    shares = []
+    for seed in range(400):
+        h = torch.randn(12, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        shares.append(float((left.T @ h @ right).norm() ** 2 / h.norm() ** 2))
+    assert sum(shares) / 400 == pytest.approx(rank**2 / 84, rel=0.12)
+
+
+def test_what_has_no_spectrum():
+    assert spectrum(torch.ones(3), torch.ones(3), rank=1) is None
+    assert spectrum(torch.zeros(3, 3), torch.ones(3, 3), rank=1) is None
+    assert spectrum(matrix(0), matrix(1), rank=99).share == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        spectrum(matrix(0), matrix(1), rank=0)
