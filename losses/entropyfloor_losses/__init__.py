@@ -12,7 +12,8 @@ Every loss maps `TokenStatistics` to one value per token and runs on every engin
 from .bounded_probability import BoundedProbabilityLoss
 from .cross_entropy import CrossEntropyLoss
 from .entropy_bonus import EntropyBonusLoss
-from .fused_head import linear_loss, linear_token_statistics
+from .entropy_terms import PLACES, EntropyTerm, PenalisedLoss
+from .fused_head import BaseHead, linear_loss, linear_token_statistics
 from .gem import GEMLoss
 from .reduction import reduce_tokens, token_mean
 from .registry import (
@@ -33,10 +34,14 @@ from .statistics import (
 __all__ = [
     "IGNORE_INDEX",
     "LOSS_NAMES",
+    "PLACES",
+    "BaseHead",
     "BoundedProbabilityLoss",
     "CrossEntropyLoss",
     "EntropyBonusLoss",
+    "EntropyTerm",
     "GEMLoss",
+    "PenalisedLoss",
     "SelectiveEntropyLoss",
     "StatisticsRequest",
     "TokenStatistics",

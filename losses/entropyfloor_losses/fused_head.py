@@ -41,6 +41,7 @@ from .statistics import (
     MASKED_LOGIT,
     StatisticsRequest,
     TokenStatistics,
+    check_base,
     check_head_options,
     check_labels,
     check_top_k,
@@ -49,6 +50,25 @@ from .statistics import (
 )
 
 TokenLoss = Callable[[TokenStatistics], Tensor]
+
+
+@dataclass(frozen=True)
+class BaseHead:
+    """The base model of ``base_kl`` at the positions of a call.
+
+    Scale, soft cap and temperature are those of the call.
+
+    Args:
+        hidden: ``[..., H']`` last hidden states, the leading dimensions of the labels.
+        weight: ``[V, H']`` head weight, the dtype of ``hidden`` (any floating one under autocast).
+        bias: ``[V]`` or None.
+
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
 
 # Logits of one chunk, in bytes. At (1024, 896, 151,936) in fp32 on two cores, two chunks of 512
 # tokens (297 MiB) took 1.05x the three bare products, three chunks 1.09x and five 1.29x: the
@@ -73,6 +93,7 @@ def linear_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    base: BaseHead | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
     """Loss of a language-model head, its gradient computed chunk by chunk during the forward pass.
@@ -92,6 +113,8 @@ def linear_loss(
         temperature: > 0, divides the logits.
         softcap: ``c * tanh(logits / c)``, or None.
         logit_scale: factor on the raw products, before the cap.
+        base: hidden states and head of a base model at the same positions, for losses that ask for
+            ``base_kl``: one more matrix product and one more chunk of logits, no gradient.
         chunk_size: tokens per chunk; default: even chunks of at most 320 MiB of logits (512 MiB on
             accelerators).
 
@@ -107,7 +130,7 @@ def linear_loss(
     """
     request = _request_of(loss)
     call = _Call.prepare(
-        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, chunk_size
+        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, base, chunk_size
     )
     count = call.labels.numel() if num_items is None else num_items
     with _no_autocast(hidden):
@@ -128,6 +151,7 @@ def linear_token_statistics(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    base: BaseHead | None = None,
     chunk_size: int | None = None,
 ) -> TokenStatistics:
     """`token_statistics` of ``hidden @ weight.T + bias`` without logits, differentiable per token.
@@ -137,7 +161,7 @@ def linear_token_statistics(
     """
     request = request or StatisticsRequest(top_k=top_k)
     call = _Call.prepare(
-        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, chunk_size
+        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, base, chunk_size
     )
     return call.unflatten(
         _LinearTokenStatistics.apply(call.hidden, weight, bias, call.labels, call)
@@ -153,6 +177,7 @@ class _Call:
     scored: Tensor  # the caller's shape
     request: StatisticsRequest
     transform: LogitTransform
+    base: BaseHead | None  # scored tokens only, compute dtype
     compute_dtype: torch.dtype
     chunk_size: int
     # Inside autograd.Function.forward, needs_input_grad ignores no_grad: remember the caller's
@@ -170,6 +195,7 @@ class _Call:
         temperature: float,
         softcap: float | None,
         logit_scale: float,
+        base: BaseHead | None,
         chunk_size: int | None,
     ) -> _Call:
         check_head_options(temperature, softcap, logit_scale)
@@ -199,7 +225,10 @@ class _Call:
         if not compute_dtype.is_floating_point:
             raise ValueError(f"hidden is {compute_dtype}; it must be a floating dtype")
         check_labels(labels, vocabulary)
-        check_top_k(request.top_k, vocabulary)
+        check_top_k(max(request.top_k, request.support_k or 1), vocabulary)
+        check_base(request, base is not None)
+        if base is not None:
+            _check_base_shapes(base, labels, vocabulary)
         scored = labels != IGNORE_INDEX
         if chunk_size is None:
             chunk_size = _even_chunk(int(scored.sum()), vocabulary, device_type, compute_dtype)
@@ -211,6 +240,13 @@ class _Call:
             scored=scored,
             request=request,
             transform=LogitTransform(logit_scale, softcap, temperature),
+            base=None
+            if base is None
+            else BaseHead(
+                base.hidden.detach()[scored].to(compute_dtype),
+                base.weight.detach().to(compute_dtype),
+                _bias(base.bias, statistics_dtype(compute_dtype)),
+            ),
             compute_dtype=compute_dtype,
             chunk_size=chunk_size,
             grad_enabled=torch.is_grad_enabled(),
@@ -236,6 +272,8 @@ _STATISTIC_NAMES = (
     "is_top1",
     "mean_log_prob",
     "tempered_log_prob",
+    "support_entropy",
+    "base_kl",
 )
 _DIFFERENTIABLE = tuple(f.name for f in fields(Upstream))
 
@@ -335,6 +373,7 @@ class _Products:
     dtype: torch.dtype  # of statistics and logits
     logits: Tensor  # [chunk, V]
     scratch: Tensor  # [block, V]
+    base_logits: Tensor | None  # [chunk, V]
     grad_hidden: Tensor | None
     grad_weight: Tensor | None
     grad_bias: Tensor | None
@@ -368,11 +407,12 @@ class _Products:
 
         return cls(
             weight=weight.detach().to(call.compute_dtype),
-            bias=None if bias is None else bias.detach().to(dtype).clamp(min=MASKED_LOGIT),
+            bias=_bias(bias, dtype),
             call=call,
             dtype=dtype,
             logits=buffer(chunk, vocabulary),
             scratch=buffer(block, vocabulary),
+            base_logits=None if call.base is None else buffer(chunk, vocabulary),
             grad_hidden=sum_for(hidden, needs[0]),
             grad_weight=sum_for(weight, needs[1]),
             grad_bias=sum_for(bias, needs[2]),
@@ -415,13 +455,17 @@ class _Chunk:
         """Compute the chunk's logits and statistics; the buffer holds s = z - m afterwards."""
         products, call = self.products, self.products.call
         logits = products.logits[: self.stop - self.start]
-        _write_logits(self.hidden, products.weight, logits)
-        if products.bias is not None:
-            logits.add_(products.bias)
+        _write_logits(self.hidden, products.weight, logits, products.bias)
         call.transform.apply_(logits)
+        if call.base is not None:
+            assert products.base_logits is not None
+            base_logits = products.base_logits[: self.stop - self.start]
+            base_hidden = call.base.hidden[self.start : self.stop]
+            _write_logits(base_hidden, call.base.weight, base_logits, call.base.bias)
+            call.transform.apply_(base_logits)
         blocks = [
-            shift_and_fold(rows, self.labels[span], call.request, scratch)
-            for span, rows, scratch in self._blocks()
+            shift_and_fold(rows, self.labels[span], call.request, scratch, base)
+            for span, rows, scratch, base in self._blocks()
         ]
         folded = concatenate(blocks)
         if not bool(torch.isfinite(folded.log_sum + folded.entropy).all()):
@@ -432,7 +476,7 @@ class _Chunk:
         """Turn the buffer into dL/dz and add this chunk's share of the three gradients."""
         products, call = self.products, self.products.call
         gradient = products.logits[: self.stop - self.start]
-        for span, rows, scratch in self._blocks():
+        for span, rows, scratch, base in self._blocks():
             logit_gradient_(
                 rows,
                 self.labels[span],
@@ -441,6 +485,7 @@ class _Chunk:
                 call.request,
                 call.transform,
                 scratch,
+                base,
             )
         if products.grad_bias is not None:
             products.grad_bias += gradient.sum(0)
@@ -450,12 +495,13 @@ class _Chunk:
         if products.grad_weight is not None:
             _accumulate_product(products.grad_weight, gradient, self.hidden, first=self.start == 0)
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        count, size = self.stop - self.start, self.products.scratch.shape[0]
+    def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
+        products = self.products
+        count, size = self.stop - self.start, products.scratch.shape[0]
         for first in range(0, count, size):
             span = slice(first, min(first + size, count))
-            rows = self.products.logits[span]
-            yield span, rows, self.products.scratch[: span.stop - first]
+            base = None if products.base_logits is None else products.base_logits[span]
+            yield span, products.logits[span], products.scratch[: span.stop - first], base
 
 
 def _evaluate(
@@ -500,16 +546,37 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _write_logits(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
-    """``out = hidden @ weight.T``."""
+def _write_logits(hidden: Tensor, weight: Tensor, out: Tensor, bias: Tensor | None) -> None:
+    """``out = hidden @ weight.T + bias``."""
     one_dnn = hidden.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if hidden.device.type != "cpu" or not one_dnn:
         _matmul_out(hidden, weight.t(), out)
-        return
-    packed = hidden.to_mkldnn()
-    for first in range(0, weight.shape[0], _TILE_COLUMNS_CPU):
-        span = slice(first, first + _TILE_COLUMNS_CPU)
-        out[:, span] = functional.linear(packed, weight[span]).to_dense()
+    else:
+        packed = hidden.to_mkldnn()
+        for first in range(0, weight.shape[0], _TILE_COLUMNS_CPU):
+            span = slice(first, first + _TILE_COLUMNS_CPU)
+            out[:, span] = functional.linear(packed, weight[span]).to_dense()
+    if bias is not None:
+        out.add_(bias)
+
+
+def _bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The bias in the logits' dtype, with a finite stand-in for a masked vocabulary's -inf."""
+    return None if bias is None else bias.detach().to(dtype).clamp(min=MASKED_LOGIT)
+
+
+def _check_base_shapes(base: BaseHead, labels: Tensor, vocabulary: int) -> None:
+    expected = (*labels.shape, base.weight.shape[-1])
+    if base.weight.ndim != 2 or base.weight.shape[0] != vocabulary:
+        raise ValueError(
+            f"the base head has shape {tuple(base.weight.shape)} and the model has {vocabulary} "
+            "tokens; the KL needs the same vocabulary"
+        )
+    if base.hidden.shape != expected:
+        raise ValueError(
+            f"the base's hidden states have shape {tuple(base.hidden.shape)}; they must be "
+            f"{expected}, one per label"
+        )
 
 
 def _matmul_out(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -543,7 +610,12 @@ def _flat_statistics(
         joined = concatenate(parts)
         return tuple(getattr(joined, name) for name in _STATISTIC_NAMES)
     empty = torch.zeros(0, dtype=products.dtype, device=products.logits.device)
-    optional = (request.mean_log_prob, request.gem_beta is not None)
+    optional = (
+        request.mean_log_prob,
+        request.gem_beta is not None,
+        request.support_k is not None,
+        request.base_kl is not None,
+    )
     return (
         empty,
         empty.clone(),

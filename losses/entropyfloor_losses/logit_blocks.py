@@ -10,6 +10,9 @@ and for upstream gradients a, b, c, d of log p_y, H, mean log p and sum q log p 
     dL/dz = a e_y + c / V + d q - p * [(a + c + d) + b (log p + H)]
 
 from d log p_y/dz = e_y - p,  dH/dz = -p (log p + H),  d mean/dz = 1/V - p,  d tempered/dz = q - p.
+To a base distribution b, with upstream gradient f: d KL(b || p)/dz = p - b, and
+d KL(p || b)/dz = p (log p - log b - KL). On the k tokens K of the support, with r = p / p(K):
+d H_K/dz = -r (log r + H_K), and 0 elsewhere.
 Subtracting the maximum first keeps H exact to rounding for peaked rows; nothing here exceeds the
 block, and a caller who passes blocks that fit the cache pays each memory pass at cache speed.
 """
@@ -32,7 +35,10 @@ _TILE = 128
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """Statistics of the rows of a block, all ``[R]``; ``log_sum`` is log S and ``maximum`` is m."""
+    """Statistics of the rows of a block, ``[R]``; ``log_sum`` is log S and ``maximum`` is m.
+
+    ``support`` ``[R, k]`` are the columns of the k largest logits where they are needed.
+    """
 
     log_prob: Tensor
     entropy: Tensor
@@ -40,8 +46,11 @@ class BlockStatistics:
     is_top1: Tensor
     mean_log_prob: Tensor | None
     tempered_log_prob: Tensor | None
+    support_entropy: Tensor | None
+    base_kl: Tensor | None
     log_sum: Tensor
     maximum: Tensor
+    support: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,11 @@ class LogitTransform:
 
 
 def shift_and_fold(
-    logits: Tensor, labels: Tensor, request: StatisticsRequest, scratch: Tensor
+    logits: Tensor,
+    labels: Tensor,
+    request: StatisticsRequest,
+    scratch: Tensor,
+    base: Tensor | None = None,
 ) -> BlockStatistics:
     """Subtract each row's maximum from ``logits`` in place and return the statistics of its rows.
 
@@ -86,9 +99,13 @@ def shift_and_fold(
         labels: ``[R]`` int64 in [0, V).
         request: what to compute.
         scratch: ``[R, V]`` same dtype, overwritten.
+        base: ``[R, V]`` final logits of the base model; holds what `logit_gradient_` needs
+            afterwards: b for the forward KL, log b - log p for the reverse one.
 
     """
-    candidates, first_argmax = _top_candidates(logits, request.top_k)
+    most = max(request.top_k, request.support_k or 0)
+    largest, columns, first_argmax = _top_candidates(logits, most)
+    candidates = largest[:, : request.top_k]
     maximum = candidates[:, 0]
     logits.sub_(maximum.unsqueeze(1))
     torch.exp(logits, out=scratch)
@@ -101,6 +118,21 @@ def shift_and_fold(
     if request.gem_beta is not None:
         torch.mul(logits, 1.0 / request.gem_beta, out=scratch).exp_()
         tempered = torch.linalg.vecdot(scratch, logits) / scratch.sum(-1) - log_sum
+    base_kl = None
+    if base is not None:
+        base.sub_(base.logsumexp(-1, keepdim=True))
+        torch.sub(base, logits, out=scratch).add_(log_sum.unsqueeze(1))  # log b - log p
+        if request.base_kl == "forward":
+            base_kl = torch.linalg.vecdot(base.exp_(), scratch)
+        else:
+            base.copy_(scratch)
+            torch.sub(logits, log_sum.unsqueeze(1), out=scratch).exp_()
+            base_kl = -torch.linalg.vecdot(scratch, base)
+    support_entropy, support = None, None
+    if request.support_k is not None:
+        support = columns[:, : request.support_k]
+        within = largest[:, : request.support_k].log_softmax(-1)
+        support_entropy = -torch.linalg.vecdot(within.exp(), within)
     return BlockStatistics(
         log_prob=logits.gather(1, labels.unsqueeze(1)).squeeze(1) - log_sum,
         entropy=entropy,
@@ -108,8 +140,11 @@ def shift_and_fold(
         is_top1=first_argmax == labels,
         mean_log_prob=logits.mean(-1) - log_sum if request.mean_log_prob else None,
         tempered_log_prob=tempered,
+        support_entropy=support_entropy,
+        base_kl=base_kl,
         log_sum=log_sum,
         maximum=maximum,
+        support=support,
     )
 
 
@@ -121,6 +156,8 @@ class Upstream:
     entropy: Tensor | None
     mean_log_prob: Tensor | None
     tempered_log_prob: Tensor | None
+    support_entropy: Tensor | None
+    base_kl: Tensor | None
 
 
 Record = TypeVar("Record", BlockStatistics, Upstream)
@@ -154,6 +191,7 @@ def logit_gradient_(
     request: StatisticsRequest,
     transform: LogitTransform,
     scratch: Tensor,
+    base: Tensor | None = None,
 ) -> None:
     """Replace ``shifted`` (what `shift_and_fold` left) by dL/d(raw products), in place.
 
@@ -165,18 +203,34 @@ def logit_gradient_(
         request: the same as in `shift_and_fold`.
         transform: the head's; its derivative is applied last.
         scratch: ``[R, V]``, overwritten.
+        base: ``[R, V]``, what `shift_and_fold` left in it.
 
     """
+    forward_kl = reverse_kl = None
+    if upstream.base_kl is not None:
+        forward_kl = -upstream.base_kl if request.base_kl == "forward" else None
+        reverse_kl = upstream.base_kl if request.base_kl == "reverse" else None
+    within = None
+    if upstream.support_entropy is not None:
+        assert statistics.support is not None and statistics.support_entropy is not None
+        log_r = shifted.gather(1, statistics.support).log_softmax(-1)
+        within = log_r.exp() * (log_r + statistics.support_entropy.unsqueeze(1))
+        within *= -upstream.support_entropy.unsqueeze(1)
     present = [
         g
-        for g in (upstream.log_prob, upstream.mean_log_prob, upstream.tempered_log_prob)
+        for g in (
+            upstream.log_prob,
+            upstream.mean_log_prob,
+            upstream.tempered_log_prob,
+            forward_kl,
+        )
         if g is not None
     ]
     on_p = sum(present[1:], present[0]) if present else torch.zeros_like(statistics.log_sum)
     # The soft cap's derivative needs the logits after `shifted` has become the gradient.
     logits = shifted + statistics.maximum.unsqueeze(1) if transform.softcap is not None else None
 
-    if upstream.entropy is None and upstream.tempered_log_prob is None:
+    if upstream.entropy is None and upstream.tempered_log_prob is None and reverse_kl is None:
         shifted.exp_().mul_((-on_p * (-statistics.log_sum).exp()).unsqueeze(1))
     else:
         torch.sub(shifted, statistics.log_sum.unsqueeze(1), out=scratch)
@@ -187,13 +241,27 @@ def logit_gradient_(
             shifted.mul_(q_factor.unsqueeze(1))
         else:
             shifted.zero_()
-        # scratch is log p. Without entropy the bracket is the row constant `on_p`.
-        if upstream.entropy is None:
+        # scratch is log p. Without entropy and reverse KL the bracket is the row constant `on_p`.
+        if upstream.entropy is None and reverse_kl is None:
             shifted.addcmul_(scratch.exp_(), -on_p.unsqueeze(1))
         else:
-            bracket = scratch + statistics.entropy.unsqueeze(1)
-            bracket.mul_(upstream.entropy.unsqueeze(1)).add_(on_p.unsqueeze(1))
+            bracket = on_p.unsqueeze(1)
+            if upstream.entropy is not None:
+                bracket = (scratch + statistics.entropy.unsqueeze(1)).mul_(
+                    upstream.entropy.unsqueeze(1)
+                ) + bracket
+            if reverse_kl is not None:
+                assert base is not None and statistics.base_kl is not None
+                bracket = torch.addcmul(
+                    bracket, base + statistics.base_kl.unsqueeze(1), reverse_kl.unsqueeze(1)
+                )
             shifted.addcmul_(scratch.exp_(), bracket, value=-1.0)
+    if forward_kl is not None:
+        assert base is not None
+        shifted.addcmul_(base, forward_kl.unsqueeze(1))
+    if within is not None:
+        assert statistics.support is not None
+        shifted.scatter_add_(1, statistics.support, within)
     if upstream.mean_log_prob is not None:
         shifted.add_(upstream.mean_log_prob.div(shifted.shape[1]).unsqueeze(1))
     if upstream.log_prob is not None:
@@ -201,23 +269,26 @@ def logit_gradient_(
     transform.chain_(shifted, logits)
 
 
-def _top_candidates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The k largest values of each row, descending ``[R, k]``, and the first argmax ``[R]``."""
+def _top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest values of each row, descending, their columns, and the first argmax ``[R]``."""
     rows, vocabulary = logits.shape
     whole = vocabulary // _TILE * _TILE
     tiles = whole // _TILE
-    if tiles <= top_k:
-        return logits.topk(top_k, dim=-1).values, logits.argmax(-1)
+    if tiles <= count:
+        return *logits.topk(count, dim=-1), logits.argmax(-1)
     tiled = logits[:, :whole].unflatten(1, (tiles, _TILE))
     tile_maxima = tiled.amax(-1)
-    chosen = tile_maxima.topk(top_k, dim=-1).indices
-    found = tiled.gather(1, chosen.unsqueeze(-1).expand(rows, top_k, _TILE)).flatten(1)
+    chosen = tile_maxima.topk(count, dim=-1).indices
+    found = tiled.gather(1, chosen.unsqueeze(-1).expand(rows, count, _TILE)).flatten(1)
     tail = logits[:, whole:]
-    values = torch.cat([found, tail], dim=1).topk(top_k, dim=-1).values
+    values, places = torch.cat([found, tail], dim=1).topk(count, dim=-1)
+    tile = chosen.gather(1, (places // _TILE).clamp(max=count - 1))
+    in_tail = places >= count * _TILE
+    columns = torch.where(in_tail, places - count * _TILE + whole, tile * _TILE + places % _TILE)
     first_tile = tile_maxima.argmax(-1)
     in_tile = tiled[torch.arange(rows, device=logits.device), first_tile].argmax(-1)
     first_argmax = first_tile * _TILE + in_tile
     if whole < vocabulary:
-        in_tail = tail.amax(-1) > tile_maxima.amax(-1)
-        first_argmax = torch.where(in_tail, whole + tail.argmax(-1), first_argmax)
-    return values, first_argmax
+        tail_first = tail.amax(-1) > tile_maxima.amax(-1)
+        first_argmax = torch.where(tail_first, whole + tail.argmax(-1), first_argmax)
+    return values, columns, first_argmax

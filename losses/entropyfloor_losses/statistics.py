@@ -6,6 +6,8 @@
     is_top1            argmax_v p_v == y               (no gradient; the first maximum wins a tie)
     mean_log_prob      (1/V) sum_v log p_v             (label smoothing)
     tempered_log_prob  sum_v q_v log p_v, q = softmax(z / beta) without gradient   (GEM)
+    support_entropy    entropy of p renormalised on its k most likely tokens (which k: no gradient)
+    base_kl            KL(b || p), or KL(p || b) if reversed; b a base model's distribution
 
 with z the final logits of one position, p = softmax(z), y its label. This file holds the
 vocabulary of the package and the readable reference, plain torch on full logits.
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,18 +37,26 @@ class StatisticsRequest:
         top_k: k of ``top_k_mass``; at least 1, at most the vocabulary size.
         mean_log_prob: compute ``mean_log_prob`` (label smoothing).
         gem_beta: compute ``tempered_log_prob`` at this beta > 0 (GEM); None leaves it out.
+        support_k: compute ``support_entropy`` on this many tokens >= 2; None leaves it out.
+        base_kl: compute ``base_kl`` in this direction; None leaves it out.
 
     """
 
     top_k: int = 2
     mean_log_prob: bool = False
     gem_beta: float | None = None
+    support_k: int | None = None
+    base_kl: Literal["forward", "reverse"] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k!r}; it must be an integer >= 1")
         if self.gem_beta is not None:
             check_positive("gem_beta", self.gem_beta)
+        if self.support_k is not None and self.support_k < 2:
+            raise ValueError(f"support_k is {self.support_k!r}; it must be an integer >= 2")
+        if self.base_kl not in (None, "forward", "reverse"):
+            raise ValueError(f'base_kl is {self.base_kl!r}; choose "forward" or "reverse"')
 
 
 @dataclass(frozen=True)
@@ -61,10 +71,12 @@ class TokenStatistics:
         scored: bool, False where the label is -100.
         mean_log_prob: mean of log p over the vocabulary, or None when not requested.
         tempered_log_prob: GEM's sum_v q_v log p_v with q detached, or None when not requested.
+        support_entropy: entropy within the k most likely tokens, nats, in [0, log k], or None.
+        base_kl: KL divergence between base and model, nats, >= 0, or None when not requested.
 
-    ``log_prob``, ``entropy``, ``mean_log_prob`` and ``tempered_log_prob`` carry gradients when they
-    come from `token_statistics` or `linear_token_statistics`; those returned by `linear_loss` are
-    detached, because its gradient has been taken already.
+    All floating ones except ``top_k_mass`` carry gradients when they come from `token_statistics`
+    or `linear_token_statistics`; those returned by `linear_loss` are detached, because its
+    gradient has been taken already.
 
     """
 
@@ -75,6 +87,8 @@ class TokenStatistics:
     scored: Tensor
     mean_log_prob: Tensor | None = None
     tempered_log_prob: Tensor | None = None
+    support_entropy: Tensor | None = None
+    base_kl: Tensor | None = None
 
     def where_scored(self, values: Tensor) -> Tensor:
         """``values``, exactly 0 (and without gradient) where the label is -100."""
@@ -90,6 +104,7 @@ def token_statistics(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    base_logits: Tensor | None = None,
 ) -> TokenStatistics:
     """Token statistics from full logits: the readable reference, differentiable by plain autograd.
 
@@ -104,6 +119,8 @@ def token_statistics(
         softcap: c > 0 maps logits to ``c * tanh(logits / c)`` (Gemma 2). HF models' own logits are
             already capped and scaled: leave the defaults for them.
         logit_scale: factor on the raw logits, before the cap (Cohere; Granite: 1 / logits_scaling).
+        base_logits: ``[..., V]`` of the base model, raw like ``logits`` and turned into final ones
+            the same way; needed for ``base_kl``, without gradient.
 
     Raises:
         ValueError: shapes that do not match, labels out of range, k > V, NaN or +inf logits.
@@ -117,11 +134,16 @@ def token_statistics(
             "they must be [..., V] and [...] with the same leading dimensions"
         )
     check_labels(labels, logits.shape[-1])
-    check_top_k(request.top_k, logits.shape[-1])
-    z = logits.to(statistics_dtype(logits.dtype)) * logit_scale
-    if softcap is not None:
-        z = softcap * torch.tanh(z / softcap)
-    z = z / temperature
+    check_top_k(max(request.top_k, request.support_k or 1), logits.shape[-1])
+    check_base(request, base_logits is not None)
+
+    def final(raw: Tensor) -> Tensor:
+        z = raw.to(statistics_dtype(raw.dtype)) * logit_scale
+        if softcap is not None:
+            z = softcap * torch.tanh(z / softcap)
+        return z / temperature
+
+    z = final(logits)
     scored = labels != IGNORE_INDEX
     if bool((torch.isnan(z) | (z == math.inf)).any(-1).logical_and(scored).any()):
         raise ValueError(nonfinite_message("the logits"))
@@ -139,6 +161,17 @@ def token_statistics(
     if request.gem_beta is not None:
         q = torch.softmax(z.detach() / request.gem_beta, dim=-1)
         tempered = (q * log_p).sum(-1)
+    support_entropy = None
+    if request.support_k is not None:
+        within = log_p.topk(request.support_k, dim=-1).values.log_softmax(-1)
+        support_entropy = -(within.exp() * within).sum(-1)
+    base_kl = None
+    if base_logits is not None:
+        log_b = torch.log_softmax(final(base_logits.detach()).clamp(min=MASKED_LOGIT), dim=-1)
+        if request.base_kl == "reverse":
+            base_kl = (log_p.exp() * (log_p - log_b)).sum(-1)
+        else:
+            base_kl = (log_b.exp() * (log_b - log_p)).sum(-1)
 
     def at_scored(values: Tensor | None) -> Tensor | None:
         return None if values is None else torch.where(scored, values, torch.zeros_like(values))
@@ -149,6 +182,8 @@ def token_statistics(
         "top_k_mass": at_scored(top_k_mass),
         "mean_log_prob": at_scored(mean_log_prob),
         "tempered_log_prob": at_scored(tempered),
+        "support_entropy": at_scored(support_entropy),
+        "base_kl": at_scored(base_kl),
     }
     return TokenStatistics(is_top1=is_top1, scored=scored, **present)
 
@@ -176,6 +211,16 @@ def check_top_k(top_k: int, vocabulary: int) -> None:
     """Refuse k larger than the vocabulary."""
     if top_k > vocabulary:
         raise ValueError(f"top_k is {top_k}, more than the vocabulary of {vocabulary} tokens")
+
+
+def check_base(request: StatisticsRequest, given: bool) -> None:
+    """Refuse a KL without a base, and a base that nobody asked for."""
+    if given != (request.base_kl is not None):
+        raise ValueError(
+            "a base model's head was given but request.base_kl is None: nothing would use it"
+            if given
+            else f"request.base_kl is {request.base_kl!r} and no base model's head was given"
+        )
 
 
 def check_head_options(temperature: float, softcap: float | None, logit_scale: float) -> None:

@@ -5,12 +5,11 @@ output_logits=True, return_dict_in_generate=True)`, the entropy from a softmax o
 in fp32. Same model (SmolLM2-135M's shape, random weights), same prompts, no end-of-sequence token,
 so the same number of tokens. The two in turn, round after round: the row to read is the median
 ratio of the same round. Peak memory is measured in fresh processes, beyond the loaded model after a
-short warm-up, at the given length and at half of it.
+short warm-up, for one batch at two lengths.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from head import peak_resident_bytes, reset_peak_resident_bytes
 from tokenizers import Tokenizer, models
 from training_step import SMOLLM2
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -112,9 +112,9 @@ def peak_mib(name: str, options: argparse.Namespace) -> float:
         before = torch.cuda.memory_allocated()
         PEERS[name](loaded, encoded, options)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak_resident_bytes()
     PEERS[name](loaded, encoded, options)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (peak_resident_bytes() - before) / 2**20
 
 
 def peak_in_fresh_process(name: str, options: argparse.Namespace) -> float:
@@ -186,10 +186,12 @@ def main() -> None:
         )
     if options.no_memory:
         return
-    lengths = [options.new_tokens // 2, options.new_tokens]
-    print(f"\npeak MiB beyond the model\n{'new tokens':<10}{'script':>9}{'ours':>9}{'ratio':>8}")
+    lengths = [32, 128]
+    print("\npeak MiB of one batch, beyond the model")
+    print(f"{'new tokens':<10}{'script':>9}{'ours':>9}{'ratio':>8}")
     for new_tokens in lengths:
-        sized = argparse.Namespace(**{**vars(options), "new_tokens": new_tokens})
+        one_batch = {"new_tokens": new_tokens, "prompts": 1, "samples": options.batch_size}
+        sized = argparse.Namespace(**{**vars(options), **one_batch})
         peaks = {name: peak_in_fresh_process(name, sized) for name in PEERS}
         ratio = peaks["ours"] / max(peaks["script"], 1e-9)
         print(

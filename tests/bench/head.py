@@ -148,11 +148,16 @@ def peak_mib(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device:
         METHODS[name](*arguments)
         used = torch.cuda.max_memory_allocated() - before
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident
-        before = peak_resident_bytes()
+        before = reset_peak_resident_bytes()
         METHODS[name](*arguments)
         used = peak_resident_bytes() - before
     return max(0.0, used - gradients) / 2**20
+
+
+def reset_peak_resident_bytes() -> int:
+    """Start the peak again at what is resident now, and return it."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:

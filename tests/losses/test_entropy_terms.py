@@ -1,0 +1,282 @@
+"""Entropy terms against numpy references: KL to a base model both ways, support entropy, masks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import HEADS, SCALES, SHAPES, head_arguments, problem
+from reference import Head, _parts, entropy, entropy_bonus, log_softmax, top_k_mass
+
+from entropyfloor_losses import (
+    PLACES,
+    BaseHead,
+    CrossEntropyLoss,
+    EntropyTerm,
+    PenalisedLoss,
+    SelectiveEntropyLoss,
+    StatisticsRequest,
+    linear_loss,
+    linear_token_statistics,
+    token_statistics,
+)
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+WEIGHT = 0.7
+
+
+def ce_plus(term_value, term_slope, z, y):
+    _, p, lp, e = _parts(z, y)
+    return -lp + WEIGHT * term_value, p - e + WEIGHT * term_slope
+
+
+def anchor(z, y, zb):
+    p, b = np.exp(log_softmax(z)), np.exp(log_softmax(zb))
+    value = (b * (log_softmax(zb) - log_softmax(z))).sum(-1)
+    return ce_plus(value, p - b, z, y)
+
+
+def reverse_anchor(z, y, zb):
+    log_p, log_b = log_softmax(z), log_softmax(zb)
+    p = np.exp(log_p)
+    value = (p * (log_p - log_b)).sum(-1)
+    return ce_plus(value, p * (log_p - log_b - value[:, None]), z, y)
+
+
+def uniform(z, y, zb):
+    return entropy_bonus(z, y, WEIGHT)
+
+
+def selective(z, y, zb):
+    return entropy_bonus(z, y, WEIGHT, k=2, tau=0.9)
+
+
+def hinge(z, y, zb, h=0.5):
+    log_p = log_softmax(z)
+    value = entropy(z)
+    slope = np.exp(log_p) * (log_p + value[:, None])  # of -H
+    below = (value < h)[:, None]
+    return ce_plus(np.maximum(h - value, 0), np.where(below, slope, 0.0), z, y)
+
+
+def support(z, y, zb, k=4):
+    # Exactly k: a saturated soft cap makes ties, between which neither value nor gradient differ.
+    inside = np.zeros(z.shape, dtype=bool)
+    np.put_along_axis(inside, np.argsort(z, axis=-1)[:, -k:], True, axis=-1)
+    log_r = log_softmax(np.where(inside, z, -np.inf))
+    r = np.exp(log_r)
+    terms = np.where(inside, r * np.where(inside, log_r, 0.0), 0.0)
+    value = -terms.sum(-1)
+    slope = np.where(inside, r * (np.where(inside, log_r, 0.0) + value[:, None]), 0.0)
+    return ce_plus(-value, slope, z, y)
+
+
+REFERENCES = {
+    "anchor": anchor,
+    "reverse_anchor": reverse_anchor,
+    "uniform": uniform,
+    "hinge": hinge,
+    "selective": selective,
+    "support": support,
+}
+
+
+def base_problem(shape, scale, width=5):
+    """Another model at the same positions: its own width, close to the first in no way."""
+    rng = np.random.default_rng(7)
+    hidden = rng.normal(size=(shape[0], width))
+    weight = rng.normal(size=(shape[2], width)) * scale / np.sqrt(width)
+    bias = rng.normal(size=shape[2]) * scale / 4
+    return tuple(torch.tensor(x) for x in (hidden, weight, bias))
+
+
+def expected(place, head: Head, tensors, base, upstream):
+    hidden, weight, bias, labels = (t.numpy() for t in tensors)
+    raw = hidden @ weight.T + bias
+    raw_base = base[0].numpy() @ base[1].numpy().T + base[2].numpy()
+    value, slope = REFERENCES[place](head.logits(raw), labels, head.logits(raw_base))
+    g = upstream[:, None] * slope * head.derivative(raw)
+    return value, (g @ weight, g.T @ hidden, g.sum(0))
+
+
+def assert_close(actual, wanted):
+    np.testing.assert_allclose(actual.detach().numpy(), wanted, **CLOSE)
+
+
+def test_every_place_has_a_reference():
+    assert set(REFERENCES) == set(PLACES)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("place", PLACES)
+def test_linear_loss(place, head, scale):
+    for shape in SHAPES:
+        tensors, base = problem(shape, SCALES[scale]), base_problem(shape, SCALES[scale])
+        loss = PenalisedLoss(CrossEntropyLoss(), EntropyTerm(place), WEIGHT)
+        value, gradients = expected(place, HEADS[head], tensors, base, np.ones(shape[0]))
+        for chunk_size in (1, 4, None):
+            hidden, weight, bias = (t.clone().requires_grad_() for t in tensors[:3])
+            total, _ = linear_loss(
+                hidden,
+                weight,
+                tensors[3],
+                loss,
+                bias=bias,
+                num_items=1,
+                base=BaseHead(*base) if loss.term.needs_base else None,
+                chunk_size=chunk_size,
+                **head_arguments(HEADS[head]),
+            )
+            total.backward()
+            assert_close(total, value.sum())
+            for tensor, gradient in zip((hidden, weight, bias), gradients, strict=True):
+                assert_close(tensor.grad, gradient)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("engine", ["logits", "fused"])
+@pytest.mark.parametrize("place", PLACES)
+def test_per_token_upstream(place, engine, scale):
+    head = HEADS["all"]
+    for shape in SHAPES:
+        tensors, base = problem(shape, SCALES[scale]), base_problem(shape, SCALES[scale])
+        loss = PenalisedLoss(CrossEntropyLoss(), EntropyTerm(place), WEIGHT)
+        upstream = np.linspace(-1.0, 2.0, shape[0])
+        value, gradients = expected(place, head, tensors, base, upstream)
+        hidden, weight, bias = (t.clone().requires_grad_() for t in tensors[:3])
+        needs = loss.term.needs_base
+        if engine == "logits":
+            statistics = token_statistics(
+                hidden @ weight.T + bias,
+                tensors[3],
+                request=loss.request,
+                base_logits=base[0] @ base[1].T + base[2] if needs else None,
+                **head_arguments(head),
+            )
+        else:
+            statistics = linear_token_statistics(
+                hidden,
+                weight,
+                tensors[3],
+                bias=bias,
+                request=loss.request,
+                base=BaseHead(*base) if needs else None,
+                chunk_size=4,
+                **head_arguments(head),
+            )
+        per_token = loss(statistics)
+        per_token.backward(torch.tensor(upstream))
+        assert_close(per_token, value)
+        for tensor, gradient in zip((hidden, weight, bias), gradients, strict=True):
+            assert_close(tensor.grad, gradient)
+
+
+@pytest.mark.parametrize("place", ["anchor", "reverse_anchor"])
+def test_kl_to_itself_is_zero_and_ignored_tokens_are_left_out(place):
+    hidden, weight, _, labels = problem(SHAPES[0], 2.0)
+    labels[::3] = -100
+    request = EntropyTerm(place).extend(StatisticsRequest())
+    statistics = linear_token_statistics(
+        hidden, weight, labels, request=request, base=BaseHead(hidden, weight)
+    )
+    assert statistics.base_kl.abs().max() < 1e-12
+    moved = linear_token_statistics(
+        hidden, weight, labels, request=request, base=BaseHead(hidden * 0.5, weight)
+    )
+    assert (moved.base_kl[labels == -100] == 0).all()
+    assert (moved.base_kl[labels != -100] > 0).all()
+
+
+def test_masked_vocabulary_of_the_base():
+    """The base rules tokens out: the forward KL is that of the rest, without NaN."""
+    hidden, weight, _, labels = problem(SHAPES[2], 2.0)
+    bias = torch.zeros(weight.shape[0], dtype=torch.float64)
+    bias[10:20] = -torch.inf
+    statistics = linear_token_statistics(
+        hidden,
+        weight,
+        labels,
+        request=StatisticsRequest(base_kl="forward"),
+        base=BaseHead(hidden, weight, bias),
+    )
+    log_p = (hidden @ weight.T).log_softmax(-1)
+    log_b = (hidden @ weight.T + bias).log_softmax(-1)
+    kept = torch.isfinite(bias)
+    wanted = (log_b.exp() * (log_b - log_p))[:, kept].sum(-1)
+    torch.testing.assert_close(statistics.base_kl, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_no_worse_than_full_logits(dtype):
+    for scale in SCALES.values():
+        hidden, weight, _, labels = problem((64, 32, 1001), scale)
+        other = hidden + 0.1 * hidden.flip(0)
+        low = [t.to(dtype) for t in (hidden, weight, other)]
+        request = StatisticsRequest(base_kl="forward")
+
+        def full(h, w, o, labels=labels, request=request):
+            return token_statistics(h @ w.T, labels, request=request, base_logits=o @ w.T).base_kl
+
+        exact = full(*(t.double() for t in low))
+        ours = linear_token_statistics(
+            low[0], low[1], labels, request=request, base=BaseHead(low[2], low[1])
+        ).base_kl
+        naive = full(*low)
+        error, allowed = ((x.double() - exact).norm() for x in (ours, naive))
+        # The statistics are fp32, and a KL is the difference of numbers of the size of log V.
+        rounding = torch.finfo(torch.float32).eps * math.log(1001) * len(labels) ** 0.5
+        assert error <= 1.1 * allowed + rounding
+
+
+def test_weight_zero_is_the_loss_alone_and_asks_for_no_base():
+    loss = PenalisedLoss(SelectiveEntropyLoss(tau=0.7, top_k=3), EntropyTerm("anchor"), 0.0)
+    assert loss.request == StatisticsRequest(top_k=3)
+    hidden, weight, _, labels = problem(SHAPES[0], 2.0)
+    statistics = token_statistics(hidden @ weight.T, labels, request=loss.request)
+    assert torch.equal(loss(statistics), loss.loss(statistics))
+    assert torch.equal(loss.selected(statistics), loss.loss.selected(statistics))
+
+
+def test_acting_tokens():
+    hidden, weight, _, labels = problem(SHAPES[0], 2.0)
+    labels[0] = -100
+    z = (hidden @ weight.T).numpy()
+    statistics = token_statistics(hidden @ weight.T, labels)
+    scored = labels.numpy() != -100
+    acting = {place: EntropyTerm(place).acts_on(statistics).numpy() for place in PLACES}
+    assert (acting["hinge"] == (scored & (entropy(z) < 0.5))).all()
+    assert (acting["selective"] == (scored & (top_k_mass(z, 2) < 0.9))).all()
+    assert (acting["anchor"] == scored).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EntropyTerm("everywhere"), "choose one of anchor"),
+        (lambda: EntropyTerm("hinge", hinge=0.0), "hinge is 0.0"),
+        (lambda: EntropyTerm("selective", tau=1.5), "tau is 1.5"),
+        (lambda: EntropyTerm("support", support_k=1), "support_k is 1"),
+        (lambda: StatisticsRequest(base_kl="sideways"), 'choose "forward" or "reverse"'),
+    ],
+)
+def test_bad_options(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_bases():
+    hidden, weight, _, labels = problem(SHAPES[0], 2.0)
+    forward = StatisticsRequest(base_kl="forward")
+    with pytest.raises(ValueError, match="no base model's head was given"):
+        linear_token_statistics(hidden, weight, labels, request=forward)
+    with pytest.raises(ValueError, match="nothing would use it"):
+        linear_token_statistics(hidden, weight, labels, base=BaseHead(hidden, weight))
+    with pytest.raises(ValueError, match="same vocabulary"):
+        linear_token_statistics(
+            hidden, weight, labels, request=forward, base=BaseHead(hidden, weight[:-1])
+        )
+    with pytest.raises(ValueError, match="one per label"):
+        linear_token_statistics(
+            hidden, weight, labels, request=forward, base=BaseHead(hidden[:-1], weight)
+        )
