@@ -4,7 +4,8 @@
     lr 1e-6 · T = 1, no top-p, no top-k · 400 steps          arXiv 2606.18487; DAPO: 2503.14476
 
 Those of them that are trl 1.16's defaults are written out nevertheless, so that they stay when trl
-changes its mind. Everything else is trl's, its entropy bonus (``entropy_coef``) and adaptive
+changes its mind. Ours is ``save_steps`` 50 (trl's 500 would save nothing before the end): a peak
+over checkpoints and a restore need some. Everything else is trl's, its entropy bonus (``entropy_coef``) and adaptive
 coefficient (``use_adaptive_entropy``, ``entropy_target``, ...) included.
 
 The paper's text does not say how many prompts a step has: ``per_device_train_batch_size`` counts
@@ -48,6 +49,11 @@ class DAPOConfig(GRPOConfig):
     max_steps: int = field(
         default=400,
         metadata={"help": "Optimizer steps. -1: as many as --num_train_epochs needs."},
+    )
+
+    save_steps: float = field(
+        default=50,
+        metadata={"help": "Steps between checkpoints: what a restore and a peak are taken from."},
     )
 
     def __post_init__(self) -> None:
@@ -139,7 +145,9 @@ def check_config(config: GRPOConfig) -> None:
         )
     idle = sorted(name for name in changed if name.startswith("vllm_"))
     if idle and not config.use_vllm:
-        raise ValueError(f"{', '.join(idle)} only act with use_vllm=True; set it, or leave them out")
+        raise ValueError(
+            f"{', '.join(idle)} only act with use_vllm=True; set it, or leave them out"
+        )
 
 
 def paper_lora(model: "PreTrainedModel | str | Path", **overrides: Any) -> "LoraConfig":

@@ -1,0 +1,71 @@
+"""``collapse_monitor.jsonl`` in a run's folder: one JSON object per optimizer step, for reports.
+
+    {"event": "start", ...}     the run: steps compared, threshold, temperature, group size, rewards
+    {"event": "step", ...}      step, entropy, groups, rates, relative drop
+    {"event": "verdict", ...}   what stage 2 decided, at which step, what was done and saved
+
+Written line by line. A run that resumes from a checkpoint first drops the lines of steps after it,
+and a line that a kill cut short, so every step is there once.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "collapse_monitor.jsonl"
+
+
+def read_log(run: str | Path) -> list[dict[str, Any]]:
+    """Read the records of a run, in order.
+
+    Args:
+        run: the run's output folder, or the file itself.
+
+    Raises:
+        FileNotFoundError: it was not monitored.
+
+    """
+    path = Path(run)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path}; train with callbacks=[CollapseMonitor()], or give another folder"
+        )
+    return [record for record in map(_parse, path.read_text("utf-8").splitlines()) if record]
+
+
+def begin_log(path: Path, resumed_step: int, start: dict[str, Any]) -> None:
+    """Start the file, or cut it back to ``resumed_step``, then add the ``start`` record."""
+    kept = []
+    if resumed_step > 0 and path.is_file():
+        kept = [r for r in read_log(path) if r.get("step", 0) <= resumed_step]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    lines = [_line(record) for record in [*kept, {"event": "start", **start}]]
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def append_log(path: Path, record: dict[str, Any]) -> None:
+    """Add one record."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(plain, ensure_ascii=False) + "\n"
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # the end of a file that a kill cut short
+        return None
+    return record if isinstance(record, dict) else None
