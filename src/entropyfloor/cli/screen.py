@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from entropyfloor.screening.verdict import AT_RISK, COLLAPSED, TAU_H, UNDECIDED
 
 if TYPE_CHECKING:
+    from entropyfloor.screening.processes import Processes
     from entropyfloor.screening.records import Calibration
     from entropyfloor.screening.report import ScreeningReport
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     from entropyfloor.reports.screening_table import remarks
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
+    from entropyfloor.screening.processes import join_processes
 
     if arguments.system is not None and not arguments.chat:
         raise ValueError("--system is the system message of --chat; give both")
@@ -39,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
         if target is not None:
             _check_target(target)
     outcomes = None if arguments.calibrate is None else read_outcomes(arguments.calibrate)
-    report = _report(arguments, outcomes_alone=outcomes is not None)
+    processes = join_processes()
+    report = _report(arguments, processes, outcomes_alone=outcomes is not None)
+    if not processes.main:
+        return 0  # the main process writes, prints, and says by its code what it found
     calibration = None if outcomes is None else calibrate(outcomes, report)
     if report is None:
         assert calibration is not None
@@ -70,7 +75,9 @@ def main(argv: Sequence[str]) -> int:
     return FLAGGED if any(c.verdict in failing for c in report.checkpoints) else 0
 
 
-def _report(arguments: argparse.Namespace, *, outcomes_alone: bool) -> "ScreeningReport | None":
+def _report(
+    arguments: argparse.Namespace, processes: "Processes", *, outcomes_alone: bool
+) -> "ScreeningReport | None":
     """Screen, or read rollouts; None where outcomes bring their own measures."""
     from entropyfloor.screening.from_rollouts import screen_from_rollouts
     from entropyfloor.screening.prompts import load_prompts
@@ -119,6 +126,8 @@ def _report(arguments: argparse.Namespace, *, outcomes_alone: bool) -> "Screenin
         base=arguments.base,
         output_dir=arguments.output_dir,
         progress=not arguments.no_progress,
+        engine=arguments.engine,
+        processes=processes,
     )
 
 
@@ -253,9 +262,16 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="auto keeps the checkpoint's",
+        help="auto keeps the checkpoint's; on a CPU half precision is computed in float32",
     )
     loading.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
+    loading.add_argument(
+        "--engine",
+        default="transformers",
+        choices=["transformers", "vllm", "auto"],
+        help="what draws rollouts; auto is vllm where it is installed and can, on a GPU "
+        "(default: %(default)s)",
+    )
     loading.add_argument(
         "--trust-remote-code",
         action="store_true",

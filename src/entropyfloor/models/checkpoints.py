@@ -106,7 +106,8 @@ def load_checkpoint(
     Args:
         path_or_id: model directory, PEFT adapter directory, hub id, or what ``find_checkpoints``
             returned.
-        dtype: ``"auto"`` keeps the checkpoint's; else float32, bfloat16 or float16.
+        dtype: ``"auto"`` keeps the checkpoint's, but computes in float32 what is stored in half
+            precision and runs on a CPU; else float32, bfloat16 or float16.
         device: the first CUDA device if there is one, else the CPU, when left out.
         trust_remote_code: run model code that travels with the checkpoint.
 
@@ -124,6 +125,10 @@ def load_checkpoint(
         source = check_checkpoint(path_or_id, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     model = _load_model(source.base or source, torch_dtype, trust_remote_code=trust_remote_code)
+    if torch_dtype == "auto" and torch_device.type == "cpu" and _is_half(model):
+        # Most CPUs generate in bfloat16 many times slower, and every half-precision weight is
+        # exactly a float32 number.
+        model = model.float()
     if source.base is not None:
         model = _load_adapter(model, source, len(tokenizer))
     model = model.to(torch_device).eval()
@@ -137,9 +142,7 @@ def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False)
         ValueError: there is none.
 
     """
-    directory = source.directory
-    if source.base is not None and not (directory / "tokenizer_config.json").is_file():
-        directory = source.base.directory
+    directory = tokenizer_directory(source)
     try:
         return AutoTokenizer.from_pretrained(
             str(directory), trust_remote_code=trust_remote_code, local_files_only=True
@@ -150,6 +153,13 @@ def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False)
             f"{source.given} has no tokenizer that can be loaded ({reason}); save it beside the "
             "weights with tokenizer.save_pretrained(directory)"
         ) from error
+
+
+def tokenizer_directory(source: CheckpointSource) -> Path:
+    """Where the tokenizer lies: with the checkpoint; for an adapter without one, with its base."""
+    if source.base is not None and not (source.directory / "tokenizer_config.json").is_file():
+        return source.base.directory
+    return source.directory
 
 
 def context_length(source: CheckpointSource, *, trust_remote_code: bool = False) -> int | None:
@@ -181,6 +191,13 @@ def resolve_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     raise ValueError(f"unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}")
+
+
+def dtype_record(dtype: str | torch.dtype, device: torch.device) -> str:
+    """How a run record writes what :func:`load_checkpoint` does with ``dtype``."""
+    if dtype == "auto" and device.type == "cpu":
+        return "auto (half precision computed in float32)"
+    return str(dtype).removeprefix("torch.")
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -219,6 +236,12 @@ def _load_model(
             "it is not a complete causal language model"
         )
     return model
+
+
+def _is_half(model: Any) -> bool:
+    # Quantised weights are what they are: they cannot be cast.
+    quantised = getattr(model, "is_quantized", False)
+    return not quantised and model.dtype in (torch.bfloat16, torch.float16)
 
 
 def _load_adapter(base: Any, source: CheckpointSource, vocabulary: int) -> Any:

@@ -8,17 +8,18 @@ Looks at fewer than eight prompts are left out: a spread estimated from fewer sa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from entropyfloor.measures.group_sequential import bounds, look
-from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.screening.engines import Engine
+from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.screening.rewards import RewardFunction
 from entropyfloor.screening.rollout_store import RolloutStore
-from entropyfloor.screening.rollouts import SamplingSettings, generate_rollouts
+from entropyfloor.screening.rollouts import SamplingSettings
 from entropyfloor.screening.scoring import score_rollouts
 
 # Below the 5 % that is promised: entropies are skewed, which costs up to 2 points at few prompts.
@@ -39,6 +40,7 @@ class Drawing:
         num_samples: per prompt.
         greedy: one greedy rollout per prompt besides.
         tau_h: stop once the entropy is decided to lie above or below; None draws everything.
+        processes: which draw together.
 
     """
 
@@ -49,6 +51,7 @@ class Drawing:
     num_samples: int
     greedy: bool
     tau_h: float | None
+    processes: Processes = field(default_factory=Processes)
 
     def looks(self) -> list[list[int]]:
         """Prompt indices seen by each look; all of them at once without ``tau_h``."""
@@ -80,7 +83,7 @@ def draw_rollouts(
     drawing: Drawing,
     store: RolloutStore,
     *,
-    load: Callable[[], LoadedCheckpoint],
+    load: Callable[[], Engine],
     advance: Callable[[int], None],
 ) -> SequentialRecord | None:
     """Fill the store with what is wanted and missing; the model is loaded only if anything is.
@@ -88,27 +91,33 @@ def draw_rollouts(
     Args:
         drawing: what is wanted.
         store: what is there; batches are added as they are drawn.
-        load: gives the checkpoint.
+        load: gives the checkpoint, ready to generate.
         advance: told how many rollouts have come to be there.
 
     """
-    loaded: LoadedCheckpoint | None = None
+    engine: Engine | None = None
+    processes = drawing.processes
     looks = drawing.looks()
     counted: set[tuple[int, int, bool]] = set()
     for number, prompts in enumerate(looks, start=1):
         wanted = drawing.requests(prompts)
-        missing = set(wanted) - store.drawn
+        # The main process alone knows what all of them have drawn.
+        missing = processes.from_main(set(wanted) - store.drawn)
         advance(len(set(wanted) - missing - counted))
         counted |= set(wanted)
-        if missing and loaded is None:
-            loaded = load()
+        if missing and engine is None:
+            engine = load()
         for greedy in (False, True):
             pairs = [(p, s) for p, s, g in sorted(missing) if g == greedy]
-            if loaded is not None and pairs:
-                _draw(drawing, store, loaded, pairs, greedy=greedy, advance=advance)
+            if engine is not None and pairs:
+                _draw(drawing, store, engine, pairs, greedy=greedy, advance=advance)
+        advance(store.collect())
         if drawing.tau_h is None:
             return None
-        record = _judge(drawing, store, looks, number)
+        record = processes.from_main(
+            _judge(drawing, store, looks, number) if processes.main else None
+        )
+        assert record is not None
         if record.decision != "undecided" or number == len(looks):
             advance(len(drawing.requests(looks[-1])) - len(counted))
             return record
@@ -118,7 +127,7 @@ def draw_rollouts(
 def _draw(
     drawing: Drawing,
     store: RolloutStore,
-    loaded: LoadedCheckpoint,
+    engine: Engine,
     pairs: list[tuple[int, int]],
     *,
     greedy: bool,
@@ -127,7 +136,7 @@ def _draw(
     sampling = drawing.sampling
     if greedy:  # the one most probable token is drawn whatever the uniforms are
         sampling = replace(sampling, top_k=1, top_p=1.0, temperature=1.0)
-    for drawn in generate_rollouts(loaded, drawing.encoded, pairs, sampling):
+    for drawn in engine.generate(drawing.encoded, pairs, sampling, drawing.processes):
         batch = [replace(rollout, greedy=greedy) for rollout in drawn]
         rewards = None
         if drawing.reward is not None:

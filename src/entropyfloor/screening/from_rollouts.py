@@ -65,7 +65,7 @@ def screen_from_rollouts(
     )
     screened = []
     for name, given in context["checkpoints"]:
-        store = RolloutStore(Path(folder), name)
+        store = RolloutStore(Path(folder), name, repair=False)
         # A prompt that a kill left without all its rollouts has no whole group: leave it out.
         counts: dict[int, int] = {}
         for rollout in store.rollouts:

@@ -1,5 +1,6 @@
 """Everything that can be checked before a model is loaded."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 from entropyfloor.measures.pass_at_k import default_ks
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
-from entropyfloor.models.checkpoints import context_length, load_tokenizer
+from entropyfloor.models.checkpoints import context_length, load_tokenizer, tokenizer_directory
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.rollouts import check_lengths, encode_prompts
 from entropyfloor.screening.teacher_forced import Completion, encode_held_out
+
+# Files of a checkpoint that cannot belong to its tokenizer, and are large.
+_WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".gguf", ".h5", ".msgpack"}
 
 
 @dataclass(frozen=True)
@@ -68,30 +72,51 @@ def prepare(
 
     """
     tasks = []
+    # Checkpoints of one run have one tokenizer: its work is done once.
+    known: dict[str, tuple[list[list[int]], tuple[Completion, ...]]] = {}
     for source in find_checkpoints(checkpoints, trust_remote_code=trust_remote_code):
-        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        encoded = encode_prompts(prompts, tokenizer, where=source.given)
+        digest = _tokenizer_digest(source)
+        if digest not in known:
+            tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+            encoded = encode_prompts(prompts, tokenizer, where=source.given)
+            known[digest] = encoded, _held_out(held_out, tokenizer, source.given)
+        encoded, completions = known[digest]
         context = context_length(source, trust_remote_code=trust_remote_code)
         check_lengths(
             encoded, context_length=context, max_new_tokens=max_new_tokens, where=source.given
         )
-        completions = _held_out(held_out, tokenizer, context, source.given)
+        _check_held_out_lengths(held_out, completions, context, source.given)
         tasks.append(Task(source, encoded, completions))
     return tasks
 
 
-def _held_out(
-    held_out: PromptSet | None, tokenizer: Any, context: int | None, where: str
-) -> tuple[Completion, ...]:
+def _tokenizer_digest(source: CheckpointSource) -> str:
+    """Changes with anything that a tokenizer is built from (``config.json`` names its class)."""
+    digest = hashlib.sha256()
+    for file in sorted(tokenizer_directory(source).glob("*")):
+        if file.is_file() and file.suffix not in _WEIGHTS and file.name != "trainer_state.json":
+            digest.update(f"{file.name}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _held_out(held_out: PromptSet | None, tokenizer: Any, where: str) -> tuple[Completion, ...]:
     if held_out is None:
         return ()
     encoded = encode_prompts(held_out, tokenizer, where=where)
-    completions = encode_held_out(held_out, encoded, tokenizer)
+    return tuple(encode_held_out(held_out, encoded, tokenizer))
+
+
+def _check_held_out_lengths(
+    held_out: PromptSet | None,
+    completions: Sequence[Completion],
+    context: int | None,
+    where: str,
+) -> None:
     for row, completion in enumerate(completions):
         length = len(completion.prompt_ids) + len(completion.ids)
-        if context is not None and length > context:
+        if held_out is not None and context is not None and length > context:
             raise ValueError(
                 f"{held_out.source}, row {row}: prompt and completion have {length} tokens, more "
                 f"than the context of {where}, {context}: shorten or drop the row"
             )
-    return tuple(completions)

@@ -8,6 +8,7 @@ from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.screening.measure import TokenSums
 from entropyfloor.screening.preparation import Task
+from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.screening.rollouts import Rollout
@@ -36,12 +37,14 @@ class Reference:
         held_out: rows with prompt and completion; None for no held-out loss.
         base: of the KL; None for none.
         load: loads the base; it stays in memory.
+        processes: share the work.
 
     """
 
     held_out: PromptSet | None
     base: CheckpointSource | None
     load: Callable[[CheckpointSource], LoadedCheckpoint]
+    processes: Processes = field(default_factory=Processes)
     _base: LoadedCheckpoint | None = field(default=None, init=False)
 
     def sums(
@@ -56,35 +59,41 @@ class Reference:
         Args:
             task: the checkpoint's, with its held-out completions.
             checkpoint: gives it, loaded.
-            rollouts: those that are measured; greedy ones do not count.
+            rollouts: those that are measured, on the main process; greedy ones do not count.
             store: keeps the result.
 
         """
         if self.held_out is None and self.base is None:
             return {}
-        sampled = sorted(
-            (r for r in rollouts if not r.greedy), key=lambda r: (r.prompt_index, r.sample_index)
-        )
-        key = self._key(len(sampled))
-        known = store.read_sums(key)
+        processes = self.processes
+        own = [
+            Completion(r.prompt_index, tuple(task.encoded[r.prompt_index]), r.token_ids)
+            for r in sorted(rollouts, key=lambda r: (r.prompt_index, r.sample_index))
+            if not r.greedy
+        ]
+        key = self._key(len(own))
+        known = processes.from_main(store.read_sums(key) if processes.main else None)
         if known is not None:
             return known
         loaded = checkpoint()
         found: dict[str, TokenSums] = {}
+        prompts = 0 if self.held_out is None else len(self.held_out)
         if self.held_out is not None:
-            rows = len(self.held_out)
-            found["held_out_loss"] = held_out_loss(loaded, task.held_out, num_prompts=rows)
+            found["held_out_loss"] = held_out_loss(
+                loaded, task.held_out, num_prompts=prompts, processes=processes
+            )
         if self.base is not None:
             self._base = self._base or self.load(self.base)
-            own = [
-                Completion(r.prompt_index, tuple(task.encoded[r.prompt_index]), r.token_ids)
-                for r in sampled
-            ]
-            prompts = len(task.encoded)
-            found["kl_to_base"] = kl_to_base(loaded, self._base, own, num_prompts=prompts)
+            found["kl_to_base"] = kl_to_base(
+                loaded,
+                self._base,
+                processes.from_main(own),
+                num_prompts=len(task.encoded),
+                processes=processes,
+            )
             if self.held_out is not None:
                 found["held_out_kl_to_base"] = kl_to_base(
-                    loaded, self._base, task.held_out, num_prompts=len(self.held_out)
+                    loaded, self._base, task.held_out, num_prompts=prompts, processes=processes
                 )
         store.write_sums(found, key)
         return found

@@ -2,12 +2,16 @@
 
     FOLDER/rollouts.json          what determines the rollouts; a run with other settings is refused
     FOLDER/rollouts-NAME.jsonl    one object per rollout, in the order drawn, scores included
+    FOLDER/rollouts-NAME@1.jsonl  the same of process 1 where there are several
     FOLDER/sums-NAME.json         teacher-forced sums (held-out loss, KL), once they are known
 
 A batch is one write followed by fsync, and its last line says so. Reading drops everything after
 the last whole batch and cuts the file there: the batches that are left to draw are then the same
-as if nothing had happened, and so are their numbers to the last bit. Batch size and the number of
-samples may change between runs: more samples extend what is there.
+as if nothing had happened, and so are their numbers to the last bit. Batch size, the number of
+samples and that of processes may change between runs: more samples extend what is there.
+
+With several processes each writes a file of its own; the main one reads them all, whatever the
+number was before, and is sent what the others draw.
 """
 
 import hashlib
@@ -23,6 +27,7 @@ import numpy as np
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.screening.measure import TokenSums
+from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.rollouts import Rollout
 
 SCHEMA = "entropyfloor.rollouts"
@@ -30,21 +35,52 @@ _LAST = "last_of_batch"
 
 
 class RolloutStore:
-    """The rollouts of one checkpoint, in memory and, with a folder, on disk."""
+    """The rollouts of one checkpoint, in memory and, with a folder, on disk.
 
-    def __init__(self, folder: Path | None, name: str) -> None:
-        safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-        self._file = None if folder is None else folder / f"rollouts-{safe}.jsonl"
-        self._sums_file = None if folder is None else folder / f"sums-{safe}.json"
+    The main process holds all of them, any other those that it has drawn itself.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        name: str,
+        processes: Processes | None = None,
+        *,
+        repair: bool = True,
+    ) -> None:
+        """Read what is there; ``repair`` cuts off half a batch, unless another run may write."""
+        self._processes = processes or Processes()
+        self._file: Path | None = None
+        self._sums_file: Path | None = None
+        self._sent = 0
         self.rollouts: list[Rollout] = []
         self.rewards: list[float | None] = []
-        if self._file is not None and self._file.is_file():
-            self._read(self._file)
+        if folder is None:
+            return
+        stem = _file_name(name)
+        own = "" if self._processes.main else f"@{self._processes.rank}"
+        self._file = folder / f"rollouts-{stem}{own}.jsonl"
+        self._sums_file = folder / f"sums-{stem}.json"
+        if self._processes.main:
+            for file in [self._file, *sorted(folder.glob(f"rollouts-{stem}@*.jsonl"))]:
+                if file.is_file():
+                    self._read(file, repair=repair)
 
     @property
     def drawn(self) -> set[tuple[int, int, bool]]:
         """(prompt index, sample index, greedy) of every rollout that is there."""
         return {(r.prompt_index, r.sample_index, r.greedy) for r in self.rollouts}
+
+    def collect(self) -> int:
+        """Send what is new to the main process; there, how many rollouts came from others."""
+        new = (self.rollouts[self._sent :], self.rewards[self._sent :])
+        self._sent = len(self.rollouts)
+        before = len(self.rollouts)
+        parts = self._processes.to_main(([], []) if self._processes.main else new)
+        for rollouts, rewards in parts:
+            self.rollouts.extend(rollouts)
+            self.rewards.extend(rewards)
+        return len(self.rollouts) - before
 
     def append(self, batch: Sequence[Rollout], rewards: Sequence[float | None] | None) -> None:
         """Add one batch; on disk it is whole or absent."""
@@ -75,11 +111,11 @@ class RolloutStore:
 
     def write_sums(self, sums: dict[str, TokenSums], key: list[Any]) -> None:
         """Keep teacher-forced sums for the next run; ``key`` (JSON data) says what they are of."""
-        if self._sums_file is not None:
+        if self._sums_file is not None and self._processes.main:
             values = {name: asdict(value) for name, value in sums.items()}
             _write_whole(self._sums_file, {"of": key, "sums": values})
 
-    def _read(self, file: Path) -> None:
+    def _read(self, file: Path, *, repair: bool) -> None:
         content = file.read_bytes()
         batch: list[dict[str, Any]] = []
         whole = position = 0
@@ -95,7 +131,7 @@ class RolloutStore:
                 self.rollouts.extend(map(_rollout, batch))
                 self.rewards.extend(record["reward"] for record in batch)
                 batch = []
-        if whole < len(content):
+        if repair and whole < len(content):
             with file.open("r+b") as handle:
                 handle.truncate(whole)
 
@@ -178,6 +214,14 @@ def source_digest(function: Callable[..., Any] | None) -> str | None:
     if file is None or not Path(file).is_file():
         return None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+def _file_name(name: str) -> str:
+    """A checkpoint's name as part of a file's; without ``@``, which marks a process."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    if safe == name:
+        return safe
+    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"  # a/b and a_b are two
 
 
 def _record(rollout: Rollout, reward: float | None) -> dict[str, Any]:

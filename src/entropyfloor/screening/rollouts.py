@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.screening.prefill import shared_prefill
+from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.sampling import (
     EntropyRecorder,
@@ -139,6 +140,8 @@ def generate_rollouts(
     encoded: Sequence[Sequence[int]],
     requests: Sequence[tuple[int, int]],
     settings: SamplingSettings,
+    *,
+    processes: Processes | None = None,
 ) -> Iterator[list[Rollout]]:
     """Generate the requested rollouts, a batch at a time, longest prompts first.
 
@@ -147,16 +150,15 @@ def generate_rollouts(
         encoded: token ids per prompt.
         requests: (prompt index, sample index) of every rollout wanted; any subset, in any order.
         settings: sampling.
+        processes: each generates its share of the batches; alone when left out.
 
     Yields:
-        The rollouts of one batch; batches together hold each request once.
+        The rollouts of one batch; batches of all processes together hold each request once.
 
     Raises:
         ValueError: logits that are NaN or infinite.
 
     """
-    # Longest first: a batch that does not fit into memory fails at once and not after an hour.
-    ordered = sorted(requests, key=lambda request: (-len(encoded[request[0]]), request))
     eos = list(checkpoint.eos_token_ids)
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
@@ -167,20 +169,26 @@ def generate_rollouts(
         pad_token_id=checkpoint.pad_token_id,
     )
     defaults = GenerationConfig(eos_token_id=eos or None, pad_token_id=checkpoint.pad_token_id)
-    for batch in _batches(ordered, encoded, settings.batch_size, pads=checkpoint.pads):
+    batches = request_batches(requests, encoded, settings.batch_size, pads=checkpoint.pads)
+    for batch in (processes or Processes()).share(batches):
         with checkpoint.generating(defaults), torch.inference_mode():
             rollouts = _generate_batch(checkpoint, encoded, batch, settings, config)
         yield rollouts
 
 
-def _batches(
-    ordered: Sequence[tuple[int, int]],
+def request_batches(
+    requests: Sequence[tuple[int, int]],
     encoded: Sequence[Sequence[int]],
     batch_size: int,
     *,
-    pads: bool,
+    pads: bool = True,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Cut requests, sorted by prompt length, into batches; of one length each without padding."""
+    """Cut requests into batches by prompt length; of one length each without padding.
+
+    Taking whole batches away from the requests leaves the others as they are.
+    """
+    # Longest first: a batch that does not fit into memory fails at once and not after an hour.
+    ordered = sorted(requests, key=lambda request: (-len(encoded[request[0]]), request))
     batch: list[tuple[int, int]] = []
     for request in ordered:
         longer = batch and len(encoded[batch[0][0]]) != len(encoded[request[0]])
@@ -231,14 +239,18 @@ def _generate_batch(
     )
     generated = sequences[:, width:].cpu().numpy()
     entropies = recorder.entropies()
-    ended = np.isin(generated, checkpoint.eos_token_ids)
     rollouts = []
     for row, (prompt, sample) in enumerate(batch):
-        truncated = not ended[row].any()
-        length = generated.shape[1] if truncated else int(ended[row].argmax()) + 1
-        ids = tuple(int(token) for token in generated[row, :length])
+        ids, truncated = until_end(generated[row].tolist(), checkpoint.eos_token_ids)
         text = checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True)
-        rollouts.append(
-            Rollout(prompt, sample, ids, entropies[row, :length].copy(), text, truncated)
-        )
+        own = entropies[row, : len(ids)].copy()
+        rollouts.append(Rollout(prompt, sample, ids, own, text, truncated))
     return rollouts
+
+
+def until_end(ids: Sequence[int], ends: Sequence[int]) -> tuple[tuple[int, ...], bool]:
+    """Tokens up to the first that ends a sequence, that one included; True if there is none."""
+    for place, token in enumerate(ids):
+        if token in ends:
+            return tuple(ids[: place + 1]), False
+    return tuple(ids), True

@@ -8,26 +8,31 @@ tokenizer and context.
 import gc
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers.utils import logging as transformers_logging
 
 from entropyfloor import __version__
 from entropyfloor.measures.groups import p_star
 from entropyfloor.models.checkpoint_sources import check_checkpoint
-from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, resolve_dtype
+from entropyfloor.models.checkpoints import (
+    LoadedCheckpoint,
+    dtype_record,
+    load_checkpoint,
+    resolve_device,
+    resolve_dtype,
+)
 from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
+from entropyfloor.screening.engines import Engine, TransformersEngine, choose_engine
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
 from entropyfloor.screening.outputs import write_report
-from entropyfloor.screening.preparation import check_samples, prepare
+from entropyfloor.screening.preparation import Task, check_samples, prepare
+from entropyfloor.screening.processes import Processes
+from entropyfloor.screening.progress import progress_bars, quiet_loading
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.reference import Lazily, Reference, find_held_out
@@ -74,6 +79,8 @@ def screen(
     base: str | Path | None = None,
     output_dir: str | Path | None = None,
     progress: bool = True,
+    engine: str = "transformers",
+    processes: Processes | None = None,
 ) -> ScreeningReport:
     """Screen checkpoints before RL.
 
@@ -92,7 +99,8 @@ def screen(
         tau_h: flagged below this mean entropy, nats.
         ks: pass@k to report; 1, 2, 4, ... and ``num_samples`` when left out.
         success_threshold: a rollout passes if its reward is at least this.
-        dtype: ``"auto"`` (the checkpoint's), float32, bfloat16 or float16.
+        dtype: ``"auto"`` (the checkpoint's; on a CPU half precision is computed in float32, which
+            holds it exactly), float32, bfloat16 or float16.
         device: CUDA if there is one, else CPU, when left out.
         trust_remote_code: run model code that travels with a checkpoint.
         greedy: with a reward, also draw one greedy rollout per prompt, for greedy pass@1.
@@ -104,6 +112,11 @@ def screen(
         output_dir: if given, gets screening.json, screening.md, screening.png and the rollouts as
             JSONL, batch by batch. Screening into it again goes on where a killed run was.
         progress: show a progress bar on standard error.
+        engine: what draws: ``transformers``, ``vllm``, or ``auto``, see
+            ``entropyfloor.screening.engines``.
+        processes: from ``join_processes()`` where several processes, started by
+            ``accelerate launch``, screen together; the numbers are those of one. The main one
+            writes, and all return the report.
 
     Raises:
         ValueError: an argument, prompt, reward or checkpoint that cannot work; the message says
@@ -131,7 +144,8 @@ def screen(
     if function is not None:
         check_reward_columns(function, prompts)
     resolve_dtype(dtype)
-    resolved_device = resolve_device(device)
+    processes = processes or Processes()
+    resolved_device = processes.own(resolve_device(device))
     held_out = find_held_out(prompts, held_out)
     if held_out is not None:
         check_held_out(held_out)
@@ -141,13 +155,19 @@ def screen(
     base_source = None
     if base is not None:
         base_source = check_checkpoint(base, trust_remote_code=trust_remote_code)
-    reference = Reference(held_out, base_source, load)
+    reference = Reference(held_out, base_source, load, processes)
     tasks = prepare(
         checkpoints,
         prompts,
         held_out,
         max_new_tokens=max_new_tokens,
         trust_remote_code=trust_remote_code,
+    )
+    chosen_engine = choose_engine(
+        engine,
+        sources=[task.source for task in tasks],
+        device=resolved_device,
+        processes=processes,
     )
     folder = None if output_dir is None else Path(output_dir)
     settings = {
@@ -163,8 +183,9 @@ def screen(
         "until_decided": ERROR_RATE if until_decided else None,
         "prompts": {"source": prompts.source, "count": len(prompts), "digest": prompts.digest},
         **reference.describe(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_record(dtype, resolved_device),
         "device": resolved_device.type,
+        "engine": chosen_engine,
         "versions": {
             "entropyfloor": __version__,
             "torch": torch.__version__,
@@ -173,7 +194,7 @@ def screen(
         },
     }
     texts = prompts.texts
-    if folder is not None:
+    if folder is not None and processes.main:
         unaffecting = ("batch_size",)
         open_folder(
             folder,
@@ -184,6 +205,7 @@ def screen(
                 "reward's source file": source_digest(function),
                 "dtype": settings["dtype"],
                 "device": settings["device"],
+                "engine": settings["engine"],
                 "checkpoints": {t.source.name: checkpoint_digest(t.source) for t in tasks},
             },
             context={
@@ -203,7 +225,7 @@ def screen(
     )
     total = len(prompts) * (num_samples + (1 if greedy and function is not None else 0))
     screened: list[CheckpointScreening] = []
-    with _quiet_loading(), _progress(progress) as bars:
+    with quiet_loading(), progress_bars(enabled=progress and processes.main) as bars:
         rows = [bars.add_task(task.source.name, total=total) for task in tasks]
         for task, row in zip(tasks, rows, strict=True):
             started = time.perf_counter()
@@ -215,17 +237,32 @@ def screen(
                 num_samples=num_samples,
                 greedy=greedy and function is not None,
                 tau_h=tau_h if until_decided else None,
+                processes=processes,
             )
-            store = RolloutStore(folder, task.source.name)
+            store = RolloutStore(folder, task.source.name, processes)
             checkpoint = Lazily(partial(load, task.source))
             sequential = draw_rollouts(
-                drawing, store, load=checkpoint, advance=partial(bars.advance, row)
+                drawing,
+                store,
+                load=partial(
+                    _engine,
+                    chosen_engine,
+                    task,
+                    checkpoint,
+                    max_new_tokens=max_new_tokens,
+                    trust_remote_code=trust_remote_code,
+                ),
+                advance=partial(bars.advance, row),
             )
             chosen = drawing.chosen(store, sequential)
             rollouts = [store.rollouts[index] for index in chosen]
             sums = reference.sums(task, checkpoint, rollouts, store)
             del checkpoint
             gc.collect()
+            if resolved_device.type == "cuda":
+                torch.cuda.empty_cache()  # the next checkpoint may be loaded by another process
+            if not processes.main:
+                continue
             screened.append(
                 measure_checkpoint(
                     rollouts,
@@ -240,31 +277,31 @@ def screen(
                 )
             )
 
-    report = ScreeningReport(tuple(screened), settings, recommend(screened))
-    if folder is not None:
-        write_report(report, folder)
+    report: ScreeningReport | None = None
+    if processes.main:
+        report = ScreeningReport(tuple(screened), settings, recommend(screened))
+        if folder is not None:
+            write_report(report, folder)
+    report = processes.from_main(report)
+    assert report is not None
     return report
 
 
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Silence transformers' own bars, which would be drawn across ours."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()
+def _engine(
+    name: str,
+    task: Task,
+    checkpoint: Callable[[], LoadedCheckpoint],
+    *,
+    max_new_tokens: int,
+    trust_remote_code: bool,
+) -> Engine:
+    if name == "transformers":
+        return TransformersEngine(checkpoint())
+    from entropyfloor.screening.vllm_engine import VLLMEngine
 
-
-def _progress(enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rollouts"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not enabled,
+    return VLLMEngine(
+        task.source,
+        checkpoint(),
+        context_length=max(map(len, task.encoded)) + max_new_tokens,
+        trust_remote_code=trust_remote_code,
     )

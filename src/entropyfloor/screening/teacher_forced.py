@@ -1,10 +1,12 @@
-"""What a checkpoint thinks of given completions: held-out loss, and KL to its base.
+"""What a checkpoint thinks of given completions: held-out loss, KL to its base, entropy.
 
     held-out loss   -log p(y)                                      nats per token
     KL to the base  sum_v p(v) (log p(v) - log p_base(v))          nats per token, exact over V
+    entropy         -sum_v p(v) log p(v)                           nats per token, exact over V
 
 on held-out completions, and for the KL on the checkpoint's own rollouts too, where it is an
-unbiased look at how far the policy has moved from the base. Both are at temperature 1.
+unbiased look at how far the policy has moved from the base. All are at temperature 1. The entropy
+is for rollouts that another engine drew.
 
 The backbone reads right-padded rows of a fixed number of tokens at most; the head is applied to a
 chunk of their hidden states at a time, so that logits are ``[chunk, V]`` and never ``[N, V]``; for
@@ -17,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.logit_transform import head_options
 from entropyfloor.screening.measure import TokenSums
+from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor_losses import token_statistics
 
@@ -93,15 +97,34 @@ def encode_held_out(
     return found
 
 
+def token_entropies(
+    checkpoint: LoadedCheckpoint, completions: Sequence[Completion]
+) -> list[np.ndarray]:
+    """Entropy, nats, float32, of the distribution that each token of a completion was drawn from.
+
+    Equal to what is recorded while ``generate`` draws them, up to rounding.
+    """
+
+    def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return token_statistics(_logits(checkpoint, hidden), labels, top_k=1).entropy
+
+    found = dict(_values_by_row((checkpoint,), completions, values, Processes()))
+    return [found[row].float().numpy() for row in range(len(completions))]
+
+
 def held_out_loss(
-    checkpoint: LoadedCheckpoint, completions: Sequence[Completion], *, num_prompts: int
+    checkpoint: LoadedCheckpoint,
+    completions: Sequence[Completion],
+    *,
+    num_prompts: int,
+    processes: Processes | None = None,
 ) -> TokenSums:
-    """Sum of ``-log p`` over each prompt's completions."""
+    """Sum of ``-log p`` over each prompt's completions; ``processes`` share the work."""
 
     def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -token_statistics(_logits(checkpoint, hidden), labels, top_k=1).log_prob
 
-    return _sums((checkpoint,), completions, values, num_prompts)
+    return _sums((checkpoint,), completions, values, num_prompts, processes)
 
 
 def kl_to_base(
@@ -110,8 +133,11 @@ def kl_to_base(
     completions: Sequence[Completion],
     *,
     num_prompts: int,
+    processes: Processes | None = None,
 ) -> TokenSums:
     """Sum of ``KL(p_checkpoint || p_base)`` over the positions of each prompt's completions.
+
+    ``processes`` share the work.
 
     Raises:
         ValueError: vocabularies of different sizes.
@@ -133,7 +159,7 @@ def kl_to_base(
         # A token of probability 0 counts nothing, also where the base gives it -inf.
         return (p * (log_p - log_q)).masked_fill_(p == 0.0, 0.0).sum(-1)
 
-    return _sums((checkpoint, base), completions, values, num_prompts)
+    return _sums((checkpoint, base), completions, values, num_prompts, processes)
 
 
 def _sums(
@@ -141,15 +167,36 @@ def _sums(
     completions: Sequence[Completion],
     values: Any,
     num_prompts: int,
+    processes: Processes | None,
 ) -> TokenSums:
     """Sum ``values(hidden, labels, *hidden of the others)`` of every token, by prompt."""
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(completions)
+    processes = processes or Processes()
+    own = [
+        (row, float(part.sum()), len(part))
+        for row, part in _values_by_row(checkpoints, completions, values, processes)
+    ]
+    found = sorted(row for part in processes.to_main(own) for row in part)
+    sums, tokens = [0.0] * num_prompts, [0.0] * num_prompts
+    for row, total, count in processes.from_main(found):
+        sums[completions[row].prompt_index] += total
+        tokens[completions[row].prompt_index] += count
+    seen = [index for index in range(num_prompts) if tokens[index]]
+    return TokenSums(tuple(sums[i] for i in seen), tuple(tokens[i] for i in seen))
+
+
+def _values_by_row(
+    checkpoints: Sequence[LoadedCheckpoint],
+    completions: Sequence[Completion],
+    values: Any,
+    processes: Processes,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (row, ``[tokens]`` fp64 on the CPU) of this process's share of the completions."""
     for checkpoint in checkpoints:
         _check(checkpoint)
     vocabulary = checkpoints[0].inner_model.get_output_embeddings().weight.shape[0]
     chunk = max(1, _CHUNK_BYTES // (4 * vocabulary))
-    with torch.inference_mode():
-        for rows in _batches(completions):
+    for rows in processes.share(_batches(completions)):
+        with torch.inference_mode():
             hidden = [_hidden(c, [completions[row] for row in rows]) for c in checkpoints]
             labels = torch.tensor([token for row in rows for token in completions[row].ids])
             parts = [
@@ -162,15 +209,8 @@ def _sums(
                 .cpu()
                 for start in range(0, len(labels), chunk)
             ]
-            lengths = [len(completions[row].ids) for row in rows]
-            for row, part in zip(rows, torch.cat(parts).split(lengths), strict=True):
-                found[row] = (float(part.sum()), len(part))
-    sums, tokens = [0.0] * num_prompts, [0.0] * num_prompts
-    for completion, (total, count) in zip(completions, found, strict=True):
-        sums[completion.prompt_index] += total
-        tokens[completion.prompt_index] += count
-    seen = [index for index in range(num_prompts) if tokens[index]]
-    return TokenSums(tuple(sums[i] for i in seen), tuple(tokens[i] for i in seen))
+        lengths = [len(completions[row].ids) for row in rows]
+        yield from zip(rows, torch.cat(parts).split(lengths), strict=True)
 
 
 def _check(checkpoint: LoadedCheckpoint) -> None:

@@ -6,17 +6,38 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from entropyfloor.models.checkpoint_sources import check_checkpoint
-from entropyfloor.models.checkpoints import context_length, load_checkpoint
+from entropyfloor.models.checkpoints import context_length, dtype_record, load_checkpoint
 
 
-def test_dtype_auto_keeps_the_checkpoints(save_checkpoint):
+def test_dtype_auto_computes_half_precision_in_float32_on_a_cpu(save_checkpoint):
     directory = save_checkpoint()
     assert load_checkpoint(directory).model.dtype == torch.float32
-    half = load_checkpoint(directory, dtype="bfloat16").model
-    assert half.dtype == torch.bfloat16
-    half.save_pretrained(directory)
-    assert load_checkpoint(directory).model.dtype == torch.bfloat16
+    for name in ("bfloat16", "float16"):
+        half = load_checkpoint(directory, dtype=name).model
+        assert half.dtype == getattr(torch, name)
+        half.save_pretrained(directory)
+        auto = load_checkpoint(directory, device="cpu").model
+        assert {p.dtype for p in auto.parameters()} == {torch.float32}
+        for own, stored in zip(auto.parameters(), half.parameters(), strict=True):
+            assert torch.equal(own, stored.float())
+        assert load_checkpoint(directory, dtype=name).model.dtype == half.dtype
     assert load_checkpoint(directory, dtype=torch.float32).model.dtype == torch.float32
+
+
+def test_dtype_auto_keeps_float64_and_other_devices(save_checkpoint):
+    directory = save_checkpoint()
+    load_checkpoint(directory).model.double().save_pretrained(directory)
+    assert load_checkpoint(directory).model.dtype == torch.float64
+    load_checkpoint(directory).model.bfloat16().save_pretrained(directory)
+    # No GPU is needed to see what another device would get: weights without values.
+    assert load_checkpoint(directory, device="meta").model.dtype == torch.bfloat16
+
+
+def test_the_record_says_so():
+    assert dtype_record("auto", torch.device("cpu")) == "auto (half precision computed in float32)"
+    assert dtype_record("auto", torch.device("cuda")) == "auto"
+    assert dtype_record("bfloat16", torch.device("cpu")) == "bfloat16"
+    assert dtype_record(torch.float16, torch.device("cuda")) == "float16"
 
 
 def test_loaded_for_evaluation(save_checkpoint):
