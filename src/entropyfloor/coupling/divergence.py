@@ -1,0 +1,120 @@
+"""Two models on the same tokens: losses and both KL divergences, exact over the vocabulary.
+
+    nll_sft, nll_rl      -log p(y_t)
+    forward              sum_v p_sft (log p_sft - log p_rl)       KL(p_sft || p_rl)
+    reverse              sum_v p_rl (log p_rl - log p_sft)        KL(p_rl || p_sft)
+
+at every position of given completions, at temperature 1, nats. Hidden states go through both heads
+a chunk at a time: two ``[chunk, V]`` blocks of logits and a few of their size, whatever the number
+of tokens (``tests/bench/kl.py`` measures it).
+
+A KL that is summed along samples of one model is the KL of whole answers in that direction: forward
+along samples of the SFT model, reverse along samples of the RL model. Along other texts it is a
+mean over contexts that somebody else chose, and is reported per token only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entropyfloor.coupling.forced import chunk_tokens, head_logits, hidden_states, row_batches
+from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.screening.teacher_forced import Completion
+from entropyfloor_losses import token_statistics
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """Sums over the tokens of each completion, nats; all ``[completions]``."""
+
+    tokens: tuple[float, ...]
+    nll_sft: tuple[float, ...]
+    nll_rl: tuple[float, ...]
+    forward: tuple[float, ...]
+    reverse: tuple[float, ...]
+
+    @property
+    def log_ratios(self) -> np.ndarray:
+        """``log p_sft(y) - log p_rl(y)`` of each completion."""
+        return np.asarray(self.nll_rl) - np.asarray(self.nll_sft)
+
+
+def pair_sums(
+    sft: LoadedCheckpoint, rl: LoadedCheckpoint, completions: Sequence[Completion]
+) -> PairSums:
+    """Read every completion with both models.
+
+    Raises:
+        ValueError: heads of different sizes.
+
+    """
+    columns = torch.zeros(len(completions), 5, dtype=torch.float64)
+    chunk = chunk_tokens(sft)
+    with torch.inference_mode():
+        for rows in row_batches(completions):
+            batch = [completions[row] for row in rows]
+            hidden, other = hidden_states(sft, batch), hidden_states(rl, batch)
+            labels = torch.tensor([token for completion in batch for token in completion.ids])
+            spans = [slice(start, start + chunk) for start in range(0, len(labels), chunk)]
+            values = [_values(sft, rl, hidden[s], other[s], labels[s]) for s in spans]
+            lengths = [len(completion.ids) for completion in batch]
+            for row, part in zip(rows, torch.cat(values).split(lengths), strict=True):
+                columns[row] = torch.cat([torch.tensor([float(len(part))]).double(), part.sum(0)])
+    return PairSums(*(tuple(column) for column in columns.T.tolist()))
+
+
+def loss_sums(checkpoint: LoadedCheckpoint, completions: Sequence[Completion]) -> list[float]:
+    """Sum of ``-log p`` over the tokens of each completion, nats."""
+    found = [0.0] * len(completions)
+    chunk = chunk_tokens(checkpoint)
+    with torch.inference_mode():
+        for rows in row_batches(completions):
+            batch = [completions[row] for row in rows]
+            hidden = hidden_states(checkpoint, batch)
+            labels = torch.tensor([token for completion in batch for token in completion.ids])
+            parts = [
+                -token_statistics(
+                    head_logits(checkpoint, hidden[start : start + chunk]),
+                    labels[start : start + chunk].to(hidden.device),
+                    top_k=1,
+                )
+                .log_prob.double()
+                .cpu()
+                for start in range(0, len(labels), chunk)
+            ]
+            lengths = [len(completion.ids) for completion in batch]
+            for row, part in zip(rows, torch.cat(parts).split(lengths), strict=True):
+                found[row] = float(part.sum())
+    return found
+
+
+def both_divergences(logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``[n, V]`` twice -> log p, log q ``[n, V]``, KL(p || q) and KL(q || p) ``[n]``.
+
+    A token of probability 0 counts nothing, also where the other model gives it -inf.
+    """
+    log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
+    difference = log_p - log_q
+    forward = (log_p.exp() * difference).masked_fill_(log_p == -torch.inf, 0.0).sum(-1)
+    reverse = (log_q.exp() * difference).masked_fill_(log_q == -torch.inf, 0.0).sum(-1).neg()
+    return log_p, log_q, forward, reverse
+
+
+def _values(
+    sft: LoadedCheckpoint, rl: LoadedCheckpoint, hidden: Tensor, other: Tensor, labels: Tensor
+) -> Tensor:
+    """``[n, 4]`` fp64 on the CPU."""
+    logits, others = head_logits(sft, hidden), head_logits(rl, other).to(hidden.device)
+    if logits.shape != others.shape:
+        raise ValueError(
+            f"{sft.path} has {logits.shape[-1]} tokens in its head and {rl.path} "
+            f"{others.shape[-1]}; a KL needs models of one vocabulary, such as a run and the model "
+            "that it started from"
+        )
+    log_p, log_q, forward, reverse = both_divergences(logits, others)
+    index = labels.to(hidden.device)[:, None]
+    columns = [-log_p.gather(1, index)[:, 0], -log_q.gather(1, index)[:, 0], forward, reverse]
+    return torch.stack(columns, dim=-1).double().cpu()

@@ -1,0 +1,83 @@
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from entropyfloor.coupling import forced
+from entropyfloor.coupling.divergence import both_divergences, loss_sums, pair_sums
+from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.screening import teacher_forced
+from entropyfloor.screening.teacher_forced import Completion
+from tiny_models import tiny_model, tiny_tokenizer
+
+
+def loaded(family="llama", seed=0):
+    return LoadedCheckpoint("m", f"m{seed}", tiny_model(family, seed).eval(), tiny_tokenizer())
+
+
+def completions():
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for index, (prompt, length) in enumerate([(3, 5), (1, 9), (6, 1), (2, 4)]):
+        ids = torch.randint(5, 261, (prompt + length,), generator=generator).tolist()
+        found.append(Completion(index, tuple(ids[:prompt]), tuple(ids[prompt:])))
+    return found
+
+
+@torch.no_grad()
+def log_p(checkpoint, completion):
+    ids = torch.tensor([[*completion.prompt_ids, *completion.ids]])
+    logits = checkpoint.model(ids).logits[0, len(completion.prompt_ids) - 1 : -1]
+    return logits.double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 5 * 261 * 4, 2**26])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2", "qwen3_moe"])
+def test_sums_equal_those_of_full_logits(family, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(forced, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(teacher_forced, "_ROW_TOKENS", 20)
+    sft, rl = loaded(family), loaded(family, seed=1)
+    found = pair_sums(sft, rl, completions())
+    losses = loss_sums(sft, completions())
+    for index, completion in enumerate(completions()):
+        p, q = log_p(sft, completion), log_p(rl, completion)
+        labels = torch.tensor(completion.ids)[:, None]
+        assert found.tokens[index] == len(completion.ids)
+        assert found.nll_sft[index] == pytest.approx(-float(p.gather(1, labels).sum()), rel=1e-5)
+        assert found.nll_rl[index] == pytest.approx(-float(q.gather(1, labels).sum()), rel=1e-5)
+        assert losses[index] == pytest.approx(found.nll_sft[index], rel=1e-6)
+        assert found.forward[index] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+        assert found.reverse[index] == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-4)
+        ratio = float((p - q).gather(1, labels).sum())
+        assert found.log_ratios[index] == pytest.approx(ratio, rel=1e-4, abs=1e-4)
+
+
+def test_an_adapter_is_the_only_difference():
+    base = loaded()
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    adapted = LoadedCheckpoint(
+        "a", "a", get_peft_model(tiny_model(), config).eval(), tiny_tokenizer()
+    )
+    found = pair_sums(base, adapted, completions())
+    assert min(found.forward) > 1e-3 and min(found.reverse) > 1e-3
+    with adapted.model.disable_adapter():
+        same = pair_sums(base, adapted, completions())
+    assert max(map(abs, same.forward)) < 1e-5
+
+
+def test_impossible_tokens_count_nothing():
+    logits = torch.tensor([[0.0, 1.0, -torch.inf]])
+    log_p, log_q, forward, reverse = both_divergences(
+        logits, torch.tensor([[1.0, 0.0, -torch.inf]])
+    )
+    exact = float((log_p.exp() * (log_p - log_q))[:, :2].sum())
+    assert float(forward) == pytest.approx(exact) and float(reverse) == pytest.approx(exact)
+
+
+def test_heads_of_different_sizes():
+    bigger = copy.copy(loaded(seed=1))
+    bigger.model.resize_token_embeddings(300)
+    with pytest.raises(ValueError, match="m0 has 261 tokens in its head and m1 300"):
+        pair_sums(loaded(), bigger, completions())
