@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,14 @@ from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
-from entropyfloor_losses import IGNORE_INDEX, TokenStatistics, linear_loss
+from entropyfloor_losses import (
+    IGNORE_INDEX,
+    BaseHead,
+    EntropyTerm,
+    PenalisedLoss,
+    TokenStatistics,
+    linear_loss,
+)
 
 from .logit_transform import head_options
 
@@ -40,19 +47,45 @@ class LossHeadOutput(FusedCausalLMOutput):
         token_log_probs: ``[batch, length]`` log-probability of the labels, detached, 0 if ignored.
         top_k_mass: ``[batch, length]`` top-k mass at the loss's k, detached, 0 where ignored.
         selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
+        acting: ``[batch, length]`` bool, tokens on which the entropy term has a gradient, or None.
+        base_kl: ``[batch, length]`` KL between base and model, detached, or None.
 
     """
 
     token_log_probs: Tensor | None = None
     top_k_mass: Tensor | None = None
     selected: Tensor | None = None
+    acting: Tensor | None = None
+    base_kl: Tensor | None = None
 
 
 @dataclass
 class LossHead:
-    """What a patched model evaluates. Assign ``loss`` to change it (after calibration, say)."""
+    """What a patched model evaluates. Fields may be assigned between steps.
+
+    Attributes:
+        loss: maps `TokenStatistics` to per-token values.
+        term: of entropy, added to the loss; None for none.
+        weight: of the term; at 0 it is not computed.
+        base: for a term that needs it: the base model's states and head for a forward's arguments.
+
+    """
 
     loss: Callable[[TokenStatistics], Tensor]
+    term: EntropyTerm | None = None
+    weight: float = 0.0
+    base: Callable[..., BaseHead] | None = None
+
+    @property
+    def acting_term(self) -> EntropyTerm | None:
+        """The term, where its weight is not 0."""
+        return self.term if self.weight > 0 else None
+
+    @property
+    def objective(self) -> Callable[[TokenStatistics], Tensor]:
+        """The loss, with the weighted term if there is one."""
+        term = self.acting_term
+        return self.loss if term is None else PenalisedLoss(self.loss, term, self.weight)
 
 
 def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], Tensor]) -> LossHead:
@@ -94,11 +127,17 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         kwargs["use_cache"] = False
         if getattr(text_config, "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
+        objective_of, term = head.objective, head.acting_term
+        base = None
+        if term is not None and term.needs_base:
+            assert head.base is not None
+            base = head.base(*args, **kwargs)
         backbone = self.base_model(*args, **kwargs)
         hidden = backbone.last_hidden_state
         if shift_labels is None:
             assert labels is not None
             hidden, targets = hidden[:, :-1], labels[:, 1:]
+            base = None if base is None else replace(base, hidden=base.hidden[:, :-1])
         else:
             targets = shift_labels
         # Looked up on each call: PEFT and FSDP replace the head after patching.
@@ -113,7 +152,14 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
                 bias = None if bias is None else bias.to(hidden.dtype)
             # num_items=1 leaves the sum: the trainer divides by the global count.
             objective, statistics = linear_loss(
-                hidden, weight, targets, head.loss, bias=bias, num_items=1, **options
+                hidden,
+                weight,
+                targets,
+                objective_of,
+                bias=bias,
+                num_items=1,
+                base=base,
+                **options,
             )
         aux_loss = None
         if kwargs.get("output_router_logits"):
@@ -131,7 +177,9 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             aux_loss=aux_loss,
             token_log_probs=statistics.log_prob,
             top_k_mass=statistics.top_k_mass,
-            selected=_selected(head.loss, statistics),
+            selected=_selected(objective_of, statistics),
+            acting=None if term is None else term.acts_on(statistics),
+            base_kl=statistics.base_kl,
         )
 
     model.forward = types.MethodType(forward, model)

@@ -16,27 +16,42 @@ FILE_NAME = "entropyfloor.json"
 VERSION = 1
 
 
-def write_run_record(directory: str | Path, loss: Any) -> None:
-    """Write the loss in force into ``directory``; a custom callable by its class name."""
+def write_run_record(directory: str | Path, loss: Any, floor: dict[str, Any] | None = None) -> None:
+    """Write the loss in force into ``directory``; a custom callable by its class name.
+
+    Args:
+        directory: of a checkpoint or final model.
+        loss: in force, calibrated.
+        floor: settings, state and probes of the entropy floor, or None.
+
+    """
     try:
         name, options = loss_name_and_options(loss)
     except ValueError:
         name, options = f"custom:{type(loss).__qualname__}", {}
     record = {"version": VERSION, "loss": name, "options": options}
+    if floor is not None:
+        record["floor"] = floor
     (Path(directory) / FILE_NAME).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def read_recorded_loss(directory: str | Path) -> Any | None:
-    """The loss recorded in a checkpoint; None where there is no record or the loss was custom."""
+def read_record(directory: str | Path) -> dict[str, Any] | None:
+    """What `write_run_record` wrote; None where there is nothing."""
     path = Path(directory) / FILE_NAME
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
+    record: dict[str, Any] = json.loads(path.read_text())
     if record.get("version") != VERSION:
         raise ValueError(
             f"{path} has version {record.get('version')!r} and this release reads {VERSION}; "
             "resume with the release that wrote it"
         )
-    if record["loss"].startswith("custom:"):
+    return record
+
+
+def read_recorded_loss(directory: str | Path) -> Any | None:
+    """The loss recorded in a checkpoint; None where there is no record or the loss was custom."""
+    record = read_record(directory)
+    if record is None or record["loss"].startswith("custom:"):
         return None
     return loss_by_name(record["loss"], **record["options"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -29,8 +30,12 @@ from trl.trainer.utils import get_config_model_id
 
 from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
 
+from ..models.base_states import AdapterFreeBase, FrozenBase
 from ..models.loss_head import LossHeadOutput, attach_loss_head
-from .run_record import read_recorded_loss, write_run_record
+from ..screening.prompts import Prompt, PromptSet
+from .entropy_floor import EntropyFloor, FloorCallback
+from .rollout_probe import RolloutProbe, prompts_of
+from .run_record import read_record, read_recorded_loss, write_run_record
 from .sed_config import SEDConfig
 
 logger = get_logger(__name__)
@@ -47,6 +52,8 @@ class SEDTrainer(SFTTrainer):
         *sft_args: SFTTrainer's further positional arguments, unchanged.
         loss: replaces ``args.loss``: a name, an object of `entropyfloor_losses`, or any callable
             that maps `TokenStatistics` of n tokens to ``[n]`` values token by token.
+        probe_prompts: held-out prompts (strings or conversations) whose rollouts the entropy floor
+            is measured on; default: the evaluation set's, else the training set's.
         **sft_kwargs: SFTTrainer's keyword arguments, unchanged.
 
     Logged beside trl's metrics, token-weighted over accumulation steps and ranks: ``ce`` (nats per
@@ -69,6 +76,7 @@ class SEDTrainer(SFTTrainer):
         args: TrainingArguments | None = None,
         *sft_args: Any,
         loss: str | Loss | None = None,
+        probe_prompts: Sequence[Prompt] | None = None,
         **sft_kwargs: Any,
     ) -> None:
         if args is None:
@@ -85,6 +93,12 @@ class SEDTrainer(SFTTrainer):
                 "SEDTrainer(loss=...), a callable on TokenStatistics, or use trl's SFTTrainer"
             )
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
+        self.floor: EntropyFloor | None = None
+        # SFTTrainer replaces the datasets by tokenised ones. They are its positional arguments
+        # after the collator.
+        train_data, eval_data = ([*sft_args[1:3], None, None][:2]) if sft_args else (None, None)
+        train_data = sft_kwargs.get("train_dataset", train_data)
+        eval_data = sft_kwargs.get("eval_dataset", eval_data)
         super().__init__(model, args, *sft_args, **sft_kwargs)
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and getattr(parallelism, "sp_enabled", False):
@@ -94,7 +108,15 @@ class SEDTrainer(SFTTrainer):
             )
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._chosen_loss = chosen
+        frozen = self._floor_base(args)
         self._head = attach_loss_head(base, chosen)
+        if args.entropy_floor is not None:
+            count = args.floor_probe_prompts
+            rows = None if probe_prompts is None else [{"prompt": p} for p in probe_prompts]
+            prompts = PromptSet(tuple(rows), "probe_prompts") if rows else None
+            if count and prompts is None:
+                prompts = prompts_of(eval_data, count) or prompts_of(train_data, count)
+            self._attach_floor(args, frozen, prompts if count else None)
 
     @property
     def loss(self) -> Loss:
@@ -106,6 +128,14 @@ class SEDTrainer(SFTTrainer):
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
+        if isinstance(checkpoint, str | Path) and self.floor is not None:
+            record = read_record(checkpoint)
+            if record is None or "floor" not in record:
+                raise ValueError(
+                    f"{checkpoint} was not trained with an entropy floor, so the controller has no "
+                    "state to go on from. Start a run from it (model=...) instead of resuming"
+                )
+            self.floor.restore(record["floor"])
         # The loss as chosen: an evaluation before may have calibrated it, on another model.
         if isinstance(checkpoint, str | Path) and needs_calibration(self._chosen_loss):
             self._restore_tau(checkpoint)
@@ -130,6 +160,57 @@ class SEDTrainer(SFTTrainer):
         result = super().compute_loss(recording, inputs, return_outputs, num_items_in_batch)
         self._add_to_sums(outputs[0])
         return result
+
+    def _floor_base(self, args: SEDConfig) -> AdapterFreeBase | FrozenBase | None:
+        """The base model of an anchor; taken before anything is trained."""
+        constrained = args.entropy_floor is not None and args.on_violation == "constrain"
+        if not constrained or not args.build_term().needs_base:
+            return None
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                f"floor_place={args.floor_place!r} needs the whole base model on every process, "
+                "which DeepSpeed and FSDP shard. Use floor_place='uniform', 'hinge', 'selective' "
+                "or 'support'"
+            )
+        if isinstance(self.model, PeftModel):
+            return AdapterFreeBase(self.model)
+        return FrozenBase(self.model)
+
+    def _attach_floor(
+        self,
+        args: SEDConfig,
+        base: AdapterFreeBase | FrozenBase | None,
+        prompts: PromptSet | None,
+    ) -> None:
+        self._head.term, self._head.base = args.build_term(), base
+        probe = None
+        if prompts is None:
+            if args.floor_probe_prompts:
+                logger.warning(
+                    "the datasets have no column 'prompt', so the entropy floor holds for "
+                    "teacher-forced entropy only, which is not that of rollouts. Pass "
+                    "SEDTrainer(probe_prompts=[...])"
+                )
+        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "the probe samples from the model in training, which DeepSpeed and FSDP shard. "
+                "Set floor_probe_prompts=0: the floor then holds for teacher-forced entropy"
+            )
+        else:
+            probe = RolloutProbe(
+                prompts,
+                getattr(self.processing_class, "tokenizer", self.processing_class),
+                max_new_tokens=args.floor_probe_tokens,
+                seed=args.seed,
+            )
+        self.floor = EntropyFloor(
+            args.build_controller(),
+            self._head,
+            probe,
+            on_violation=args.on_violation,
+            probe_steps=args.floor_probe_steps,
+        )
+        self.add_callback(FloorCallback(self, self.floor))
 
     def calibrate(self, model: Any | None = None) -> None:
         """Replace tau="auto" by a number: a quantile of the current model's top-k mass.
@@ -179,6 +260,11 @@ class SEDTrainer(SFTTrainer):
             metrics["penalty"] = [(sums["objective"] - sums["ce"]) / tokens]
             metrics["selected_fraction"] = [sums["selected"] / tokens]
             metrics["top_k_mass"] = [sums["top_k_mass"] / tokens]
+            if self.floor is not None and mode == "train":
+                metrics["floor_acting_fraction"] = [sums["acting"] / tokens]
+                metrics["base_kl"] = [sums["base_kl"] / tokens]
+                for name, value in self.floor.logs().items():
+                    metrics[name] = [value]
         super().log(logs, start_time)
 
     def _add_to_sums(self, output: LossHeadOutput) -> None:
@@ -193,12 +279,22 @@ class SEDTrainer(SFTTrainer):
             "selected": output.selected.sum(),
             "top_k_mass": output.top_k_mass.sum(),
         }
+        if self.floor is not None:
+            assert output.entropy is not None
+            nothing = torch.zeros_like(local["tokens"])
+            local["entropy"] = output.entropy.sum()
+            local["acting"] = nothing if output.acting is None else output.acting.sum()
+            local["base_kl"] = nothing if output.base_kl is None else output.base_kl.sum()
         # Sums over long runs between two logs need fp64, which MPS does not have.
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64
         stacked = torch.stack([value.to(wide) for value in local.values()])
         total = self.accelerator.reduce(stacked, reduction="sum")
         sums = defaultdict(lambda: torch.zeros_like(total[0]), self._sums[mode])
         self._sums[mode] = {name: sums[name] + total[i] for i, name in enumerate(local)}
+        if self.floor is not None and mode == "train":
+            names = list(local)
+            entropy, tokens = (float(total[names.index(n)]) for n in ("entropy", "tokens"))
+            self.floor.observe(entropy, tokens)
 
     def _calibration_sample(self) -> Any:
         rows = self.args.calibration_rows
@@ -231,7 +327,8 @@ class SEDTrainer(SFTTrainer):
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         super()._save(output_dir, state_dict)
-        write_run_record(Path(output_dir or self.args.output_dir), self.loss)
+        floor = None if self.floor is None else self.floor.record()
+        write_run_record(Path(output_dir or self.args.output_dir), self.loss, floor)
 
 
 def _choose_loss(args: SEDConfig, loss: str | Loss | None) -> Loss:

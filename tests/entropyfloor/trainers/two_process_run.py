@@ -10,6 +10,14 @@ import torch
 CASES = {
     "ce": {"loss": "ce"},
     "auto": {"loss": "sed", "lam": 2.0, "tau": "auto", "calibration_rows": 16},
+    # A target above what is possible: the anchor's weight rises from the first step.
+    "floor": {
+        "loss": "ce",
+        "entropy_floor": 5.5,
+        "floor_probe_steps": 2,
+        "floor_probe_prompts": 3,
+        "floor_probe_tokens": 4,
+    },
     "accumulated": {"loss": "gem", "gradient_accumulation_steps": 2},
 }
 GLOBAL_BATCH = 4

@@ -1,0 +1,212 @@
+"""What SEDTrainer does for ``entropy_floor``: control, probe, judge, log, restore.
+
+each micro-batch   `observe` sums teacher-forced entropy over tokens and ranks
+each step          the controller sets the weight of the entropy term for the next one
+now and then       a probe samples rollouts; the controller's target moves; a violation is seen
+each checkpoint    carries the state, and the entropy of rollouts it was saved with
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from entropyfloor.models.loss_head import LossHead
+from entropyfloor.trainers.floor_controller import FloorController
+from entropyfloor.trainers.rollout_probe import ProbeResult, RolloutProbe
+from entropyfloor.trainers.run_record import read_record
+
+logger = get_logger(__name__)
+
+VIOLATIONS = ("constrain", "stop", "warn")
+_FIRST_PROBE = 10  # steps, where the interval is chosen by cost
+
+
+@dataclass
+class EntropyFloor:
+    """State and decisions of one training run.
+
+    Args:
+        controller: weight of the term.
+        head: whose weight is moved.
+        probe: of rollouts; None where there are no prompts, the floor then holds teacher-forced.
+        on_violation: "constrain", "stop" or "warn".
+        probe_steps: steps between probes; None chooses by cost.
+        probe_share: largest share of training time that probes between checkpoints may take.
+
+    """
+
+    controller: FloorController
+    head: LossHead
+    probe: RolloutProbe | None
+    on_violation: str = "constrain"
+    probe_steps: int | None = None
+    probe_share: float = 0.05
+    probes: list[ProbeResult] = field(default_factory=list)
+    violated: str | None = None
+    _interval: int = _FIRST_PROBE
+    _entropy: float = 0.0
+    _tokens: float = 0.0
+    _probe_seconds: float = 0.0
+    _started: float = field(default_factory=time.perf_counter)
+    _steps_here: int = 0
+    _warned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.probe_steps is not None:
+            self._interval = self.probe_steps
+
+    @property
+    def constrains(self) -> bool:
+        """Whether the weight of the term is moved."""
+        return self.on_violation == "constrain"
+
+    def begin(self) -> None:
+        """Start the clock of the probes' share."""
+        self._started, self._probe_seconds, self._steps_here = time.perf_counter(), 0.0, 0
+
+    def observe(self, entropy: float, tokens: float) -> None:
+        """Add a micro-batch's sum of entropy (nats) over its scored tokens, all ranks."""
+        self._entropy += entropy
+        self._tokens += tokens
+
+    def step(self) -> None:
+        """Close an optimiser step: the next one's weight."""
+        entropy = self._entropy / self._tokens if self._tokens else math.nan
+        self._entropy = self._tokens = 0.0
+        self._steps_here += 1
+        weight = self.controller.update(entropy)
+        self.head.weight = weight if self.constrains else 0.0
+        if self.constrains and self.controller.saturated and not self._warned:
+            self._warned = True
+            held = self.controller
+            logger.warning(
+                f"the entropy floor does not hold: the weight is at its maximum {held.max_weight} "
+                f"and entropy {held.entropy:.3f} nats (rollouts about "
+                f"{(held.entropy or 0) * held.ratio:.3f}) stays below the floor {held.floor}. "
+                "Raise floor_max_weight, lower the floor, or choose another floor_place"
+            )
+
+    def wants_probe(self, step: int) -> bool:
+        """Whether a probe is due between checkpoints."""
+        return self.probe is not None and step % self._interval == 0
+
+    def take(self, result: ProbeResult) -> None:
+        """Take a probe: move the target, choose the next interval, see a violation."""
+        self.probes.append(result)
+        self._probe_seconds += result.seconds
+        self.controller.correct(result.entropy)
+        if self.probe_steps is None and self._steps_here:
+            training = max(time.perf_counter() - self._started - self._probe_seconds, 1e-9)
+            per_step = training / self._steps_here
+            least = math.ceil(result.seconds * (1 - self.probe_share) / self.probe_share / per_step)
+            self._interval = max(_FIRST_PROBE, least)
+        if result.entropy < self.controller.floor:
+            self.violated = (
+                f"rollout entropy {result.entropy:.3f} nats at step {result.step} is below the "
+                f"floor {self.controller.floor}"
+            )
+        else:
+            self.violated = None
+
+    def logs(self) -> dict[str, float]:
+        """What is logged beside the loss."""
+        spent = max(time.perf_counter() - self._started, 1e-9)
+        found = {
+            "floor_weight": self.head.weight,
+            "floor_target": self.controller.target,
+            "floor_entropy": self.controller.entropy,
+            "probe_entropy": self.probes[-1].entropy if self.probes else None,
+            "probe_share": self._probe_seconds / spent if self.probes else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint carries."""
+        return {
+            "settings": self.controller.settings() | {"on_violation": self.on_violation},
+            "state": self.controller.state_dict() | {"interval": self._interval},
+            "probes": [asdict(probe) for probe in self.probes],
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Go on from a checkpoint's record."""
+        self.controller.load_state_dict(record["state"])
+        self._interval = int(record["state"]["interval"])
+        self.probes = [ProbeResult(**probe) for probe in record["probes"]]
+        self.head.weight = self.controller.weight if self.constrains else 0.0
+
+
+def measured_entropy(checkpoint: str | Path) -> float | None:
+    """Rollout entropy (nats) that a checkpoint was saved with; None where none was measured."""
+    record = (read_record(checkpoint) or {}).get("floor")
+    return record["probes"][-1]["entropy"] if record and record["probes"] else None
+
+
+def last_above(output_dir: str | Path, floor: float) -> Path | None:
+    """The latest checkpoint-* of a run whose measured entropy is at least ``floor``."""
+    found = sorted(
+        Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
+    )
+    above = [path for path in found if (measured_entropy(path) or 0.0) >= floor]
+    return above[-1] if above else None
+
+
+class FloorCallback(TrainerCallback):
+    """Calls an `EntropyFloor` at the right moments of a SEDTrainer's run."""
+
+    def __init__(self, trainer: Any, floor: EntropyFloor) -> None:
+        self._trainer, self._floor = trainer, floor
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self._floor.begin()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Move the weight; probe where due, and before every checkpoint."""
+        floor = self._floor
+        floor.step()
+        due = floor.wants_probe(state.global_step) or control.should_save
+        if floor.probe is not None and (due or state.global_step >= state.max_steps):
+            trainer = self._trainer
+            floor.take(
+                floor.probe.measure(
+                    trainer.accelerator.unwrap_model(trainer.model),
+                    trainer.accelerator,
+                    step=state.global_step,
+                    teacher_forced=floor.controller.entropy,
+                )
+            )
+            if floor.violated and floor.on_violation != "constrain":
+                logger.warning(floor.violated)
+                if floor.on_violation == "stop":
+                    control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """With "stop": put the weights of the last checkpoint above the floor back."""
+        floor = self._floor
+        if floor.on_violation != "stop" or not floor.violated:
+            return
+        output_dir = args.output_dir
+        assert output_dir is not None
+        good = last_above(output_dir, floor.controller.floor)
+        if good is None:
+            logger.warning(
+                f"training stopped ({floor.violated}) and no checkpoint of {output_dir} was "
+                "measured above the floor, so the weights stay as they are. Save more often "
+                "(save_steps)"
+            )
+            return
+        self._trainer._load_from_checkpoint(str(good))
+        recorded = read_record(good)
+        assert recorded is not None
+        floor.restore(recorded["floor"])
+        logger.warning(f"training stopped ({floor.violated}); restored {good.name}")

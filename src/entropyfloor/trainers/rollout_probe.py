@@ -1,0 +1,113 @@
+"""The probe: mean next-token entropy of a few rollouts of the model in training.
+
+The same engine as screening, on a handful of held-out prompts, one or more samples each, at
+temperature 1. Samples are drawn from their own seed: no random state of the training is consumed.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.rollouts import SamplingSettings, encode_prompts, generate_rollouts
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One probe.
+
+    Attributes:
+        step: optimiser step after which it was taken.
+        entropy: token-weighted mean next-token entropy of the rollouts, nats.
+        teacher_forced: smoothed teacher-forced entropy of training at that step, nats, or None.
+        tokens: how many were generated.
+        seconds: it took, on the slowest process.
+
+    """
+
+    step: int
+    entropy: float
+    teacher_forced: float | None
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class RolloutProbe:
+    """Samples rollouts of the model in training.
+
+    Args:
+        prompts: held out from training.
+        tokenizer: the model's.
+        max_new_tokens: length limit.
+        batch_size: rollouts at once.
+        seed: of the samples; each step draws its own.
+
+    """
+
+    prompts: PromptSet
+    tokenizer: Any
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._encoded = encode_prompts(self.prompts, self.tokenizer, where="the model in training")
+        self._sampling = SamplingSettings(
+            max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, seed=self.seed
+        )
+
+    def measure(
+        self, model: Any, accelerator: Accelerator, *, step: int, teacher_forced: float | None
+    ) -> ProbeResult:
+        """One rollout per prompt, prompts spread over processes; the same result on every one."""
+        started = time.perf_counter()
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        training = [module for module in model.modules() if module.training]
+        checkpoint = LoadedCheckpoint("the model in training", "", model.eval(), self.tokenizer)
+        sampling = replace(self._sampling, seed=self.seed + step)
+        entropy, tokens = 0.0, 0
+        try:
+            requests = [(prompt, 0) for prompt in range(rank, len(self._encoded), ranks)]
+            for rollouts in generate_rollouts(checkpoint, self._encoded, requests, sampling):
+                entropy += math.fsum(float(r.entropies_nats.sum(dtype=float)) for r in rollouts)
+                tokens += sum(len(r.token_ids) for r in rollouts)
+        finally:
+            for module in training:
+                module.training = True
+        seconds = time.perf_counter() - started
+        if ranks > 1:
+            sums = torch.tensor([entropy, float(tokens)], dtype=torch.float64)
+            sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
+            entropy, tokens = float(sums[0]), int(sums[1])
+            slowest = torch.tensor([seconds], device=accelerator.device)
+            seconds = float(accelerator.gather(slowest).max())
+        return ProbeResult(step, entropy / max(tokens, 1), teacher_forced, tokens, seconds)
+
+
+def prompts_of(dataset: Any, count: int) -> PromptSet | None:
+    """The first ``count`` different prompts of a dataset with a ``prompt`` column, or None.
+
+    Args:
+        dataset: a dataset, a dict of them (the first counts), or None.
+        count: how many at most.
+
+    """
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()), None)
+    columns = getattr(dataset, "column_names", None) or []
+    if "prompt" not in columns or count < 1:
+        return None
+    found: dict[str, Any] = {}
+    for row in dataset:
+        found.setdefault(repr(row["prompt"]), row["prompt"])
+        if len(found) == count:
+            break
+    rows: Sequence[Any] = [{"prompt": prompt} for prompt in found.values()]
+    return PromptSet(tuple(rows), "the dataset's prompts") if rows else None

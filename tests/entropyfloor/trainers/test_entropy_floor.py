@@ -1,0 +1,238 @@
+"""SEDTrainer(entropy_floor=...): the loop in training, resume, ranks, violations, bad input."""
+
+import json
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig
+from sft_runs import Run, prompt_completion_rows, sed_trainer, text_rows
+
+from entropyfloor.trainers.entropy_floor import last_above, measured_entropy
+from entropyfloor.trainers.run_record import read_record
+from entropyfloor_losses import IGNORE_INDEX, PLACES, BaseHead, token_statistics
+from tiny_models import tiny_model
+
+FLOOR = {
+    "loss": "ce",
+    "entropy_floor": 3.0,  # random models start near log 261 = 5.6 nats
+    "optim": "adamw_torch",
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "constant",
+    "floor_probe_steps": 10,
+    "floor_probe_prompts": 4,
+    "floor_probe_tokens": 8,
+}
+
+
+def floored(tmp_path, **config):
+    trainer = config.pop("trainer", None)
+    return sed_trainer(tmp_path, trainer=trainer, **{**FLOOR, **config})
+
+
+@pytest.mark.parametrize("place", [p for p in PLACES if p not in ("hinge", "support", "selective")])
+def test_entropy_stays_above_the_floor(tmp_path, place):
+    """Without the floor these steps end far below it."""
+    settings = {"max_steps": 120, "entropy_floor": 1.0}
+    plain = Run.of(sed_trainer(tmp_path / "ce", **{**FLOOR, **settings, "entropy_floor": None}))
+    assert plain.series("entropy")[-1] < 0.6
+    run = Run.of(floored(tmp_path / place, floor_place=place, **settings))
+    entropies = run.series("entropy")
+    late = sum(entropies[-20:]) / 20
+    assert 0.9 < late < 2.0
+    weights = run.series("floor_weight")
+    assert weights[0] < 0.06 < weights[-1] < 2.0
+    assert run.trainer.floor.probes[-1].entropy > 0.6
+    assert run.steps[-1]["floor_acting_fraction"] == 1.0
+
+
+def test_a_floor_far_below_costs_nothing(tmp_path):
+    """The weight stays 0: the run is the run without a floor, to the last bit."""
+    plain = Run.of(sed_trainer(tmp_path / "a", **{**FLOOR, "entropy_floor": None}))
+    run = Run.of(floored(tmp_path / "b", entropy_floor=0.01))
+    assert run.series("loss") == plain.series("loss")
+    assert run.series("floor_weight") == [0.0] * 4
+    for name, value in plain.weights.items():
+        assert torch.equal(run.weights[name], value)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "lora_with_head"])
+def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
+    """KL on the run's own batches equals that of full logits of the two models."""
+    lora = {
+        "full": None,
+        "lora": LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1),
+        "lora_with_head": LoraConfig(
+            r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], lora_dropout=0.1
+        ),
+    }[kind]
+    base = tiny_model()
+    trainer = floored(
+        tmp_path, trainer={"peft_config": lora} if lora else None, max_steps=12, entropy_floor=5.0
+    )
+    trainer.train()
+    trainer.model.eval()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer._head.weight = 0.5
+    with torch.no_grad():
+        output = trainer.model(**batch, fused_lm_head=True)
+        inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
+        now, then = (m(**inputs).logits[:, :-1] for m in (trainer.model, base))
+    labels = batch["labels"][:, 1:]
+    request = trainer._head.objective.request
+    wanted = token_statistics(now, labels, request=request, base_logits=then).base_kl
+    assert wanted.sum() > 0.1
+    torch.testing.assert_close(output.base_kl, wanted, rtol=1e-4, atol=1e-5)
+    assert (output.base_kl[labels == IGNORE_INDEX] == 0).all()
+    assert trainer.model.training is False
+    assert isinstance(trainer._head.base(**inputs), BaseHead)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_resume_goes_on_exactly(tmp_path, lora):
+    def trainer(folder, **config):
+        extra = {"peft_config": LoraConfig(r=4, target_modules="all-linear")} if lora else None
+        return floored(
+            tmp_path / folder,
+            trainer=extra,
+            max_steps=24,
+            entropy_floor=4.5,
+            floor_probe_steps=5,
+            save_strategy="steps",
+            save_steps=12,
+            **config,
+        )
+
+    whole = Run.of(trainer("whole"))
+    half = trainer("again")
+    half.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-12"))
+    again = [entry for entry in half.state.log_history if "loss" in entry][-12:]
+    assert max(whole.series("floor_weight")) > 0
+    for name in ("floor_weight", "floor_target", "floor_entropy", "loss"):
+        assert [entry[name] for entry in again] == whole.series(name)[-12:]
+    for name, value in half.model.named_parameters():
+        assert torch.equal(value, whole.weights[name])
+    assert [p.entropy for p in half.floor.probes] == [p.entropy for p in whole.trainer.floor.probes]
+
+
+def test_resume_from_a_run_without_floor_is_refused(tmp_path):
+    sed_trainer(tmp_path, loss="ce", save_strategy="steps", save_steps=2).train()
+    with pytest.raises(ValueError, match="was not trained with an entropy floor"):
+        floored(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_checkpoints_carry_their_entropy(tmp_path):
+    run = Run.of(
+        floored(tmp_path, max_steps=20, save_strategy="steps", save_steps=10, floor_probe_steps=100)
+    )
+    probes = run.trainer.floor.probes
+    assert [probe.step for probe in probes] == [10, 20]
+    assert measured_entropy(tmp_path / "checkpoint-10") == probes[0].entropy
+    assert measured_entropy(tmp_path / "checkpoint-20") == probes[1].entropy
+    record = json.loads((tmp_path / "checkpoint-10" / "entropyfloor.json").read_text())
+    assert record["floor"]["settings"]["floor"] == 3.0
+    assert last_above(tmp_path, 0.0).name == "checkpoint-20"
+    assert last_above(tmp_path, 100.0) is None
+
+
+def test_stop_ends_training_and_restores(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = Run.of(
+            floored(
+                tmp_path,
+                on_violation="stop",
+                max_steps=80,
+                save_strategy="steps",
+                save_steps=5,
+                floor_probe_steps=5,
+            )
+        )
+    assert run.trainer.state.global_step < 80
+    assert run.series("floor_weight") == [0.0] * len(run.steps)
+    good = last_above(tmp_path, 3.0)
+    assert good is not None
+    assert f"restored {good.name}" in caplog.text
+    restored = type(run.trainer.model).from_pretrained(good).state_dict()
+    for name, value in run.trainer.model.state_dict().items():
+        assert torch.equal(value, restored[name])
+    run.trainer.save_model(tmp_path / "final")
+    assert measured_entropy(tmp_path / "final") >= 3.0
+
+
+def test_warn_goes_on(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = Run.of(floored(tmp_path, on_violation="warn", max_steps=40))
+    assert run.trainer.state.global_step == 40
+    assert "below the floor 3.0" in caplog.text
+    assert run.series("floor_weight") == [0.0] * 40
+
+
+def test_a_floor_above_what_is_possible_warns_and_goes_on(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = Run.of(floored(tmp_path, entropy_floor=9.0, max_steps=40))
+    assert "the entropy floor does not hold" in caplog.text
+    assert run.series("floor_weight")[-1] == pytest.approx(2.0)
+    assert all(torch.isfinite(value).all() for value in run.weights.values())
+
+
+def test_without_prompts_it_says_that_only_teacher_forced_entropy_is_held(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = floored(tmp_path, trainer={"train_dataset": text_rows()})
+    assert "no column 'prompt'" in caplog.text
+    trainer.train()
+    assert trainer.floor.probes == []
+    given = floored(tmp_path, trainer={"train_dataset": text_rows(), "probe_prompts": ["row 1: "]})
+    assert len(given.floor.probe.prompts) == 1
+
+
+def test_probe_prompts_come_from_the_evaluation_set_first(tmp_path):
+    held_out = prompt_completion_rows(30).select(range(24, 30))
+    trainer = floored(tmp_path, trainer={"eval_dataset": held_out})
+    assert trainer.floor.probe.prompts.prompts == held_out["prompt"][:4]
+
+
+def test_the_probe_leaves_the_run_alone(tmp_path):
+    """With a floor that never acts, probing at every step changes nothing."""
+    quiet = Run.of(floored(tmp_path / "a", entropy_floor=0.01, floor_probe_prompts=0))
+    probed = Run.of(floored(tmp_path / "b", entropy_floor=0.01, floor_probe_steps=1))
+    assert len(probed.trainer.floor.probes) == 4
+    assert probed.series("loss") == quiet.series("loss")
+    for name, value in quiet.weights.items():
+        assert torch.equal(probed.weights[name], value)
+
+
+def test_the_interval_is_chosen_by_cost(tmp_path):
+    trainer = floored(tmp_path, floor_probe_steps=None, max_steps=60)
+    trainer.train()
+    logged = [e["probe_share"] for e in trainer.state.log_history if "probe_share" in e]
+    assert logged and all(0 < share < 1 for share in logged)
+    # On this toy a probe costs more than ten steps: after the first the interval must grow.
+    assert trainer.floor._interval > 10
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"entropy_floor": -1.0}, "floor is -1.0"),
+        ({"floor_place": "nowhere"}, "choose one of anchor"),
+        ({"on_violation": "panic"}, "choose one of constrain, stop, warn"),
+        ({"floor_probe_steps": 0}, "floor_probe_steps is 0"),
+        ({"floor_probe_prompts": -1}, "floor_probe_prompts is -1"),
+        ({"floor_margin": -0.5}, "margin is -0.5"),
+    ],
+)
+def test_bad_settings(tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        floored(tmp_path, **config)
+
+
+def test_an_anchor_needs_adapters_that_can_be_switched_off(tmp_path):
+    tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="learns virtual tokens"):
+        floored(tmp_path, trainer={"peft_config": tuning})
+    floored(tmp_path, trainer={"peft_config": tuning}, floor_place="uniform")
+
+
+def test_record_without_floor_is_as_before(tmp_path):
+    sed_trainer(tmp_path, loss="ce", save_strategy="steps", save_steps=4).train()
+    assert "floor" not in read_record(tmp_path / "checkpoint-4")

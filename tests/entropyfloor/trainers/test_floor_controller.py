@@ -1,0 +1,145 @@
+"""The controller on plants: entropy that falls by itself and rises with the weight."""
+
+import itertools
+import json
+import math
+
+import pytest
+
+from entropyfloor.trainers.floor_controller import SATURATED_STEPS, FloorController
+
+
+def run(controller, *, fall, push, momentum=0.0, start=2.0, steps=400, ceiling=3.0):
+    """Log-entropy falls by ``fall`` a step and rises by ``push * weight``; entropies and weights.
+
+    ``fall / push`` is the weight that holds the entropy still; with ``momentum`` the change is
+    smoothed, as an optimiser does.
+    """
+    entropies, weights, log_entropy, velocity = [], [], math.log(start), 0.0
+    for _ in range(steps):
+        weight = controller.update(math.exp(log_entropy))
+        velocity = momentum * velocity + (1 - momentum) * (push * weight - fall)
+        log_entropy = min(log_entropy + velocity, math.log(ceiling))
+        entropies.append(math.exp(log_entropy))
+        weights.append(weight)
+    return entropies, weights
+
+
+# The weight that holds the entropy from 0.02 to 1; entropy halving in 70, 14 or 7 steps.
+PLANTS = [
+    {"fall": fall, "push": fall / needed, "momentum": momentum}
+    for fall in (0.01, 0.05, 0.1)
+    for needed in (0.02, 0.2, 1.0)
+    for momentum in (0.0, 0.9)
+]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=str)
+def test_it_holds_the_target_without_swinging(plant):
+    controller = FloorController(floor=0.18)
+    entropies, weights = run(controller, **plant, steps=1500)
+    assert all(abs(h / controller.target - 1) < 0.02 for h in entropies[1300:])
+    assert max(weights[1300:]) < 1.02 * min(weights[1300:])
+    first = next(i for i, h in enumerate(entropies) if h < 1.1 * controller.target)
+    after = entropies[first:]
+    assert max(after) < 1.6 * controller.target
+    assert min(after) > 0.15 * controller.target
+    # Three halvings' time after the first crossing (or 120 steps) it is near and stays near.
+    settled = after[max(120, int(3 * math.log(2) / plant["fall"])) :]
+    assert all(0.7 < h / controller.target < 1.3 for h in settled)
+
+
+def test_no_entropy_is_spent_while_there_is_plenty():
+    controller = FloorController(floor=0.18)
+    weights = [controller.update(2.0) for _ in range(50)]
+    assert weights[-1] == 0.0
+    assert all(b <= a for a, b in itertools.pairwise(weights))
+
+
+def test_the_sum_does_not_wind_up():
+    """A long time at either limit, and the weight still answers within a few steps."""
+    low = FloorController(floor=0.18)
+    for _ in range(5000):
+        low.update(3.0)
+    after = [low.update(0.09) for _ in range(20)]
+    assert max(after) > 0.05
+    high = FloorController(floor=0.18)
+    for _ in range(5000):
+        high.update(0.01)
+    assert high.weight == pytest.approx(high.max_weight)
+    after = [high.update(1.0) for _ in range(20)]
+    assert min(after) < 0.5 * high.max_weight
+
+
+def test_a_floor_that_cannot_be_held_saturates():
+    controller = FloorController(floor=5.0)
+    entropies, weights = run(controller, fall=0.05, push=0.001)
+    assert controller.saturated
+    assert weights[-1] == pytest.approx(controller.max_weight)
+    assert all(math.isfinite(h) for h in entropies)
+    held = FloorController(floor=0.18)
+    run(held, fall=0.05, push=0.5)
+    assert not held.saturated
+    assert SATURATED_STEPS > 1
+
+
+def test_batches_without_scored_tokens_change_nothing():
+    controller = FloorController(floor=0.18)
+    for entropy in (0.5, 0.3, 0.2):
+        controller.update(entropy)
+    before = controller.state_dict()
+    controller.update(math.nan)
+    assert controller.state_dict() == before
+
+
+def test_the_probe_moves_the_target_so_that_rollouts_end_above_the_floor():
+    """Rollouts have 0.6 of the teacher-forced entropy: the loop holds the rollouts at the floor."""
+    controller = FloorController(floor=0.18)
+    log_entropy = math.log(2.0)
+    for step in range(800):
+        weight = controller.update(math.exp(log_entropy))
+        log_entropy += -0.02 + 0.1 * weight
+        if step % 25 == 24:
+            controller.correct(0.6 * math.exp(log_entropy))
+    assert controller.ratio == pytest.approx(0.6, rel=0.02)
+    assert 0.6 * math.exp(log_entropy) == pytest.approx(0.18 * 1.25, rel=0.03)
+
+
+def test_one_probe_cannot_move_the_target_without_bound():
+    controller = FloorController(floor=0.18)
+    controller.update(0.2)
+    for _ in range(50):
+        controller.correct(1e-9)
+    assert controller.target == pytest.approx(0.18 * 1.25 / 0.2)
+    controller.correct(0.0)
+    controller.correct(math.nan)
+    assert controller.target == pytest.approx(0.18 * 1.25 / 0.2)
+
+
+def test_state_goes_through_json_exactly():
+    first = FloorController(floor=0.18)
+    values = [2.0 * 0.93**i + 0.01 * (i % 3) for i in range(60)]
+    for value in values[:30]:
+        first.update(value)
+    first.correct(0.31)
+    second = FloorController(floor=0.18)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [first.update(v) for v in values[30:]] == [second.update(v) for v in values[30:]]
+    with pytest.raises(ValueError, match="lacks weight"):
+        second.load_state_dict({"integral": 0.0, "entropy": 1, "ratio": 1, "saturated_for": 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"floor": 0.0}, "floor is 0.0"),
+        ({"floor": math.nan}, "floor is nan"),
+        ({"floor": 0.18, "margin": -0.1}, "margin is -0.1"),
+        ({"floor": 0.18, "smoothing": 1.0}, "smoothing is 1.0"),
+        ({"floor": 0.18, "max_weight": 0.001}, "must be above 0.005"),
+        ({"floor": 0.18, "gain": -1.0}, "gain is -1.0"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FloorController(**settings)
