@@ -20,10 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entropyfloor.coupling.forced import chunk_tokens, head_logits, hidden_states, row_batches
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening.teacher_forced import Completion
-from entropyfloor_losses import token_statistics
+from entropyfloor.screening.teacher_forced import (
+    Completion,
+    chunk_tokens,
+    completion_hidden,
+    head_logits,
+    row_batches,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def pair_sums(
     with torch.inference_mode():
         for rows in row_batches(completions):
             batch = [completions[row] for row in rows]
-            hidden, other = hidden_states(sft, batch), hidden_states(rl, batch)
+            hidden, other = completion_hidden(sft, batch), completion_hidden(rl, batch)
             labels = torch.tensor([token for completion in batch for token in completion.ids])
             spans = [slice(start, start + chunk) for start in range(0, len(labels), chunk)]
             values = [_values(sft, rl, hidden[s], other[s], labels[s]) for s in spans]
@@ -64,31 +68,6 @@ def pair_sums(
             for row, part in zip(rows, torch.cat(values).split(lengths), strict=True):
                 columns[row] = torch.cat([torch.tensor([float(len(part))]).double(), part.sum(0)])
     return PairSums(*(tuple(column) for column in columns.T.tolist()))
-
-
-def loss_sums(checkpoint: LoadedCheckpoint, completions: Sequence[Completion]) -> list[float]:
-    """Sum of ``-log p`` over the tokens of each completion, nats."""
-    found = [0.0] * len(completions)
-    chunk = chunk_tokens(checkpoint)
-    with torch.inference_mode():
-        for rows in row_batches(completions):
-            batch = [completions[row] for row in rows]
-            hidden = hidden_states(checkpoint, batch)
-            labels = torch.tensor([token for completion in batch for token in completion.ids])
-            parts = [
-                -token_statistics(
-                    head_logits(checkpoint, hidden[start : start + chunk]),
-                    labels[start : start + chunk].to(hidden.device),
-                    top_k=1,
-                )
-                .log_prob.double()
-                .cpu()
-                for start in range(0, len(labels), chunk)
-            ]
-            lengths = [len(completion.ids) for completion in batch]
-            for row, part in zip(rows, torch.cat(parts).split(lengths), strict=True):
-                found[row] = float(part.sum())
-    return found
 
 
 def both_divergences(logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

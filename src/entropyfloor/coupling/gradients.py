@@ -30,10 +30,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from entropyfloor.coupling.forced import chunk_tokens, head_logits, hidden_states
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.screening.rollouts import Rollout
-from entropyfloor.screening.teacher_forced import Completion
+from entropyfloor.screening.teacher_forced import (
+    Completion,
+    chunk_tokens,
+    completion_hidden,
+    head_logits,
+)
 from entropyfloor_losses import token_statistics
 
 BLOCKS = 4  # of demonstrations and of prompts: enough for a jackknife, 8 sums per parameter
@@ -248,7 +252,7 @@ def _backward(checkpoint: LoadedCheckpoint, block: Block) -> None:
     chunk = chunk_tokens(checkpoint)
     for rows in _row_sets(block):
         with torch.enable_grad():
-            hidden = hidden_states(checkpoint, [row.completion for row in rows])
+            hidden = completion_hidden(checkpoint, [row.completion for row in rows])
             labels = torch.tensor([token for row in rows for token in row.completion.ids])
             weights = torch.tensor(
                 [row.weight for row in rows for _ in row.completion.ids], dtype=torch.float64

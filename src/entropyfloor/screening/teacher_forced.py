@@ -106,7 +106,7 @@ def token_entropies(
     """
 
     def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return token_statistics(_logits(checkpoint, hidden), labels, top_k=1).entropy
+        return token_statistics(head_logits(checkpoint, hidden), labels, top_k=1).entropy
 
     found = dict(_values_by_row((checkpoint,), completions, values, Processes()))
     return [found[row].float().numpy() for row in range(len(completions))]
@@ -122,7 +122,7 @@ def held_out_loss(
     """Sum of ``-log p`` over each prompt's completions; ``processes`` share the work."""
 
     def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return -token_statistics(_logits(checkpoint, hidden), labels, top_k=1).log_prob
+        return -token_statistics(head_logits(checkpoint, hidden), labels, top_k=1).log_prob
 
     return _sums((checkpoint,), completions, values, num_prompts, processes)
 
@@ -147,7 +147,7 @@ def kl_to_base(
     def values(
         hidden: torch.Tensor, labels: torch.Tensor, base_hidden: torch.Tensor
     ) -> torch.Tensor:
-        own, other = _logits(checkpoint, hidden), _logits(base, base_hidden)
+        own, other = head_logits(checkpoint, hidden), head_logits(base, base_hidden)
         if own.shape != other.shape:
             raise ValueError(
                 f"{checkpoint.path} has {own.shape[-1]} tokens in its head and the base "
@@ -191,13 +191,10 @@ def _values_by_row(
     processes: Processes,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (row, ``[tokens]`` fp64 on the CPU) of this process's share of the completions."""
-    for checkpoint in checkpoints:
-        _check(checkpoint)
-    vocabulary = checkpoints[0].inner_model.get_output_embeddings().weight.shape[0]
-    chunk = max(1, _CHUNK_BYTES // (4 * vocabulary))
-    for rows in processes.share(_batches(completions)):
+    chunk = chunk_tokens(checkpoints[0])
+    for rows in processes.share(row_batches(completions)):
         with torch.inference_mode():
-            hidden = [_hidden(c, [completions[row] for row in rows]) for c in checkpoints]
+            hidden = [completion_hidden(c, [completions[row] for row in rows]) for c in checkpoints]
             labels = torch.tensor([token for row in rows for token in completions[row].ids])
             parts = [
                 values(
@@ -213,15 +210,13 @@ def _values_by_row(
         yield from zip(rows, torch.cat(parts).split(lengths), strict=True)
 
 
-def _check(checkpoint: LoadedCheckpoint) -> None:
-    if not checkpoint.pads:
-        raise ValueError(
-            f"{checkpoint.path} is a prompt-learning adapter; held-out loss and KL are not "
-            "implemented for its virtual tokens: leave held_out and base out"
-        )
+def chunk_tokens(checkpoint: LoadedCheckpoint) -> int:
+    """How many hidden states go through the head at a time."""
+    vocabulary = checkpoint.inner_model.get_output_embeddings().weight.shape[0]
+    return max(1, _CHUNK_BYTES // (4 * vocabulary))
 
 
-def _batches(completions: Sequence[Completion]) -> Iterator[list[int]]:
+def row_batches(completions: Sequence[Completion]) -> Iterator[list[int]]:
     """Indices of rows that fit into one forward pass, longest first."""
     lengths = [len(c.prompt_ids) + len(c.ids) for c in completions]
     order = sorted(range(len(completions)), key=lambda index: (-lengths[index], index))
@@ -235,8 +230,18 @@ def _batches(completions: Sequence[Completion]) -> Iterator[list[int]]:
         yield batch
 
 
-def _hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) -> torch.Tensor:
-    """``[tokens, H]``: the hidden state that predicts each completion token, row after row."""
+def completion_hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) -> torch.Tensor:
+    """``[tokens, H]``: the hidden state that predicts each completion token, row after row.
+
+    Raises:
+        ValueError: a prompt-learning adapter.
+
+    """
+    if not checkpoint.pads:
+        raise ValueError(
+            f"{checkpoint.path} is a prompt-learning adapter; held-out loss and KL are not "
+            "implemented for its virtual tokens: leave held_out and base out"
+        )
     model = checkpoint.inner_model
     width = max(len(row.prompt_ids) + len(row.ids) for row in rows)
     input_ids = torch.full((len(rows), width), checkpoint.pad_token_id)
@@ -256,7 +261,7 @@ def _hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) -> torch.T
     )
 
 
-def _logits(checkpoint: LoadedCheckpoint, hidden: torch.Tensor) -> torch.Tensor:
+def head_logits(checkpoint: LoadedCheckpoint, hidden: torch.Tensor) -> torch.Tensor:
     """``[n, H]`` -> ``[n, V]`` logits in fp32 (fp64 for an fp64 model), scaled and capped."""
     model = checkpoint.inner_model
     logits = model.get_output_embeddings()(hidden)

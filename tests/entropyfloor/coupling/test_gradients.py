@@ -3,7 +3,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from entropyfloor.coupling import forced, gradients
+from entropyfloor.coupling import gradients
 from entropyfloor.coupling.alignment import align
 from entropyfloor.coupling.gradients import (
     WeightedCompletion,
@@ -15,6 +15,7 @@ from entropyfloor.coupling.gradients import (
     sft_blocks,
 )
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.screening import teacher_forced
 from entropyfloor.screening.rollouts import Rollout
 from entropyfloor.screening.teacher_forced import Completion
 from tiny_models import tiny_model, tiny_tokenizer
@@ -84,7 +85,7 @@ def plain(checkpoint, block):
     ],
 )
 def test_gradients_equal_those_of_full_logits(family, options, monkeypatch):
-    monkeypatch.setattr(forced, "CHUNK_BYTES", 3 * 261 * 4)  # three tokens at a time
+    monkeypatch.setattr(teacher_forced, "_CHUNK_BYTES", 3 * 261 * 4)  # three tokens at a time
     monkeypatch.setattr(gradients, "_ROW_TOKENS", 14)  # several rows, several backward passes
     checkpoint = loaded(family, **options)
     sft, rl = blocks()
