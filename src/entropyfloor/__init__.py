@@ -10,9 +10,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CollapseMonitor": "entropyfloor.rl.collapse_monitor",
     "SEDConfig": "entropyfloor.trainers.sed_config",
     "SEDTrainer": "entropyfloor.trainers.sed_trainer",
     "ScreeningReport": "entropyfloor.screening.report",
+    "calibration_band": "entropyfloor.rl.band",
+    "dapo_config": "entropyfloor.rl.dapo",
     "p_star": "entropyfloor.measures.groups",
     "screen": "entropyfloor.screening.screen",
 }

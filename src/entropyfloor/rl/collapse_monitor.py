@@ -87,8 +87,8 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         self.early_step, self.late_step = early_step, late_step
         self.success_threshold = success_threshold
         self.success_reward = success_reward
-        if early_step is None or late_step is not None:
-            self._rule_for(max(late_step or 0, 10**6))  # raises now, not after the model is loaded
+        # Raises now, not when the model is loaded; of the run's length nothing is known yet.
+        StageTwo(early_step or 1, late_step or 10**9, tau_2, window)
         self.memory = MonitorMemory()
         self._rule: StageTwo | None = None
         self._restorer = Restorer()
@@ -226,6 +226,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         if self._probe is not None:
             self._probe.detach()
             self._probe = None
+        self._restorer.finish(args)
 
     def _rule_for(self, max_steps: int) -> StageTwo:
         return StageTwo.for_run(

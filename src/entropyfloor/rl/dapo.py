@@ -4,9 +4,9 @@
     lr 1e-6 · T = 1, no top-p, no top-k · 400 steps          arXiv 2606.18487; DAPO: 2503.14476
 
 Those of them that are trl 1.16's defaults are written out nevertheless, so that they stay when trl
-changes its mind. Ours is ``save_steps`` 50 (trl's 500 would save nothing before the end): a peak
-over checkpoints and a restore need some. Everything else is trl's, its entropy bonus (``entropy_coef``) and adaptive
-coefficient (``use_adaptive_entropy``, ``entropy_target``, ...) included.
+changes its mind. ``save_steps`` is ours, 50: a restore and a peak over checkpoints need some, and
+trl's 500 saves none before the end. Everything else is trl's, its entropy bonus (``entropy_coef``)
+and adaptive coefficient (``use_adaptive_entropy``, ``entropy_target``, ...) included.
 
 The paper's text does not say how many prompts a step has: ``per_device_train_batch_size`` counts
 rollouts, so trl's default of 8 is a single group per step and device. Set it, or
@@ -167,10 +167,11 @@ def paper_lora(model: "PreTrainedModel | str | Path", **overrides: Any) -> "Lora
         ValueError: a model without linear layers.
 
     """
-    import torch
     from accelerate import init_empty_weights
     from peft import LoraConfig
+    from torch.nn import Linear
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
     if isinstance(model, str | Path):
         config = AutoConfig.from_pretrained(model)
@@ -180,11 +181,11 @@ def paper_lora(model: "PreTrainedModel | str | Path", **overrides: Any) -> "Lora
     targets = [
         name
         for name, module in model.named_modules()
-        if module is embeddings or (isinstance(module, torch.nn.Linear) and module is not head)
+        if module is embeddings or (isinstance(module, Linear | Conv1D) and module is not head)
     ]
     if len(targets) < 2:
         raise ValueError(
-            f"{type(model).__name__} has no torch.nn.Linear layers; give target_modules to "
+            f"{type(model).__name__} has no linear layers that LoRA knows; give target_modules to "
             "peft.LoraConfig yourself"
         )
     settings = {

@@ -18,6 +18,7 @@ class Restorer:
 
     def __init__(self) -> None:
         self._chosen: str | None = None
+        self._loaded_best: bool | None = None  # what load_best_model_at_end was
 
     @staticmethod
     def check(args: TrainingArguments, rule: StageTwo) -> None:
@@ -65,8 +66,15 @@ class Restorer:
     def hold(self, args: TrainingArguments, state: TrainerState) -> None:
         """Name the chosen checkpoint as the one to end with, if one was chosen."""
         if self._chosen is not None:
+            if self._loaded_best is None:
+                self._loaded_best = bool(args.load_best_model_at_end)
             args.load_best_model_at_end = True
             state.best_model_checkpoint = self._chosen
+
+    def finish(self, args: TrainingArguments) -> None:
+        """Put the arguments back as they were."""
+        if self._loaded_best is not None:
+            args.load_best_model_at_end = self._loaded_best
 
     def release(self, args: TrainingArguments, state: TrainerState) -> None:
         """Let rotation have what :meth:`keep` kept: the run has not collapsed."""

@@ -107,7 +107,9 @@ class StageTwo:
         if max_steps < 1:
             raise ValueError(f"a run has 1 step or more; got max_steps = {max_steps}")
         early = scaled(PAPER_EARLY, max_steps) if early_step is None else early_step
-        late = max(early + 1, scaled(PAPER_LATE, max_steps)) if late_step is None else late_step
+        late = scaled(PAPER_LATE, max_steps) if late_step is None else late_step
+        if early_step is None and late_step is None:
+            late = max(early + 1, late)  # both are step 1 of a run of two
         return cls(early, late, tau_2, window, tolerance=max(1, (late - early) // 4))
 
     def entropy_at(self, readings: Iterable[Reading], step: int) -> tuple[int, float] | None:
@@ -153,7 +155,7 @@ class StageTwo:
             )
             return Decision(UNKNOWN, None, early, late, reason)
         drop = 1.0 - late[1] / early[1]
-        collapsed = drop > self.tau_2
+        collapsed = late[1] < (1.0 - self.tau_2) * early[1]  # drop > tau_2, without its rounding
         way = "fell" if drop >= 0 else "rose"
         reason = (
             f"entropy {way} {abs(drop):.1%} from {early[1]:.3g} nats at step {early[0]} to "

@@ -1,0 +1,74 @@
+"""Fails when what the probe relies on inside trl or transformers moves, and says what to verify."""
+
+import ast
+import inspect
+import textwrap
+
+import trl
+from packaging.specifiers import SpecifierSet
+from transformers import Trainer
+from trl import GRPOTrainer
+
+SUPPORTED = SpecifierSet(">=1.16,<1.17")
+
+
+def expressions(function):
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr)]
+
+
+def test_version():
+    assert trl.__version__ in SUPPORTED, (
+        f"trl {trl.__version__} is installed. Hold its GRPOTrainer against rl/grpo_probe.py and "
+        "rl/dapo.py, then widen the pin here and in pyproject.toml"
+    )
+
+
+def test_rewards_end_in_one_method_gathered_over_ranks():
+    found = expressions(GRPOTrainer._calculate_rewards)
+    assert "gather(rewards_per_func)" in found
+    source = inspect.getsource(GRPOTrainer._calculate_rewards).rstrip()
+    assert source.endswith("return rewards_per_func"), "something is done after the gathering"
+    calls = expressions(GRPOTrainer._generate_and_score_completions)
+    called = [e for e in calls if e.startswith("self._calculate_rewards(")]
+    assert called == ["self._calculate_rewards(inputs, prompts, completions, completion_ids_list)"]
+
+
+def test_groups_lie_side_by_side():
+    found = expressions(GRPOTrainer._generate_and_score_completions)
+    assert "rewards.view(-1, num_generations)" in found
+    assert "rewards_per_func * self.reward_weights.to(device).unsqueeze(0)" in found
+
+
+def test_one_entropy_per_micro_batch_over_all_ranks():
+    found = expressions(GRPOTrainer._compute_loss)
+    appended = [e for e in found if e.startswith("self._metrics[mode]['entropy'].append(")]
+    assert appended == ["self._metrics[mode]['entropy'].append(global_masked_mean(entropies))"]
+    assert "completion_mask * inputs['tool_mask']" in found
+    assert "self._compute_loss(model, inputs)" in expressions(GRPOTrainer.compute_loss)
+    assert "'train' if self.model.training else 'eval'" in found
+
+
+def test_metrics_are_averaged_and_logged():
+    found = expressions(GRPOTrainer.log)
+    assert "self._metrics[mode].items()" in found
+    assert "logs.update(metrics)" in found
+
+
+def test_callbacks_are_called_below_the_trainer():
+    """`find_trainer` looks for it as ``self`` on the call stack."""
+    found = expressions(Trainer._inner_training_loop)
+    assert "self.callback_handler.on_train_begin(args, self.state, self.control)" in found
+
+
+def test_a_checkpoint_keeps_callback_states_and_a_run_ends_with_the_best():
+    saving = expressions(Trainer._save_checkpoint)
+    assert "self.state.stateful_callbacks[cb_name]" in saving
+    ending = expressions(Trainer._finalize_training)
+    assert (
+        "self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None"
+        in ending
+    )
+    source = inspect.getsource(Trainer._finalize_training)
+    # Restorer.hold is called from on_log, which must come before the loading.
+    assert source.index("self.log(metrics)") < source.index("self._load_best_model()")

@@ -1,0 +1,70 @@
+"""Program of one process: train with the monitor, write what this rank saw by itself."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+STEPS, GROUP = 4, 4
+
+
+def run(folder: Path) -> None:
+    from grpo_runs import Recorder, grpo
+    from trl import GRPOTrainer
+
+    from entropyfloor.rl.collapse_monitor import CollapseMonitor
+
+    rank = int(os.environ["RANK"])
+    sums: dict[int, list[float]] = {}
+
+    class Summing(GRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            self.mask = inputs["completion_mask"]
+            return super()._compute_loss(model, inputs)
+
+        def _get_per_token_logps_and_entropies(self, *arguments, compute_entropy=False, **others):
+            found = super()._get_per_token_logps_and_entropies(
+                *arguments, compute_entropy=compute_entropy, **others
+            )
+            if compute_entropy:
+                pair = sums.setdefault(self.state.global_step + 1, [0.0, 0.0])
+                pair[0] += float((found[1].detach().double() * self.mask).sum())
+                pair[1] += float(self.mask.sum())
+            return found
+
+    recorder = Recorder(0.4)
+    # Everything collapses against a drop this small or this large: both verdicts stop or go alike.
+    monitor = CollapseMonitor("stop", tau_2=1e-9, early_step=1, late_step=3)
+    trainer = grpo(
+        folder / "run",
+        trainer=Summing,
+        rewards=recorder,
+        callbacks=[monitor],
+        per_device_train_batch_size=2,  # half a group: groups lie across the ranks
+        gradient_accumulation_steps=4,
+        max_steps=STEPS,
+        max_completion_length=12,
+        learning_rate=1e-3,
+    )
+    with torch.no_grad():  # end-of-sequence early and at random: unequal token counts
+        trainer.model.lm_head.weight[1] += 0.4
+    trainer.train()
+    record = {
+        "sums": sums,
+        "calls": recorder.calls,
+        "memory": monitor.memory.to_dict(),
+        "stopped": trainer.state.global_step,
+        "logged": [log for log in trainer.state.log_history if "groups/pass_rate" in log],
+    }
+    (folder / f"rank-{rank}.json").write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]))
+    torch.distributed.barrier()
+    # Not sys.exit: gloo's threads have been seen to keep a finished process alive.
+    os._exit(0)
