@@ -1,0 +1,79 @@
+"""``entropyfloor rescue CKPT --base BASE``: the smallest step back that clears the floor."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from entropyfloor.screening.verdict import TAU_H
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rescue, print the points and where the checkpoint lies. Returns 0; errors are raised."""
+    arguments = _parser().parse_args(argv)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.screening.rescue import rescue
+
+    prompts = load_prompts(arguments.prompts)
+    if arguments.chat:
+        prompts = prompts.as_chat(system=None)
+    found = rescue(
+        arguments.checkpoint,
+        base=arguments.base,
+        floor=arguments.floor,
+        prompts=prompts,
+        output_dir=arguments.output_dir,
+        reward=arguments.reward,
+        tolerance=arguments.tolerance,
+        say=lambda line: print(line, flush=True),
+        num_samples=arguments.samples,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        device=arguments.device,
+        progress=not arguments.no_progress,
+    )
+    table = Table(title=f"{arguments.checkpoint} towards {arguments.base}")
+    names = list(asdict(found.points[0]))
+    for name in names:
+        table.add_column(name, justify="right")
+    for point in found.points:
+        values = asdict(point).values()
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
+    Console().print(table)
+    if found.share == 0:
+        print(f"nothing to rescue: the checkpoint clears the floor; a copy is at {found.path}")
+    else:
+        print(
+            f"{found.share:.1%} of the base clears the floor {found.floor}; written: {found.path}"
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="entropyfloor rescue",
+        description="Interpolate a collapsed checkpoint towards its base, the smallest step whose "
+        "rollouts clear the entropy floor (the lower end of the 95 %% interval). A rerun into the "
+        "same folder goes on where it was stopped.",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="model directory or LoRA adapter")
+    parser.add_argument("--base", required=True, help="the model it was trained from")
+    parser.add_argument("--prompts", required=True, help="as in `entropyfloor screen`")
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="result, and resume")
+    parser.add_argument("--floor", type=float, default=TAU_H, help="nats (default %(default)s)")
+    parser.add_argument("--chat", action="store_true", help="send plain prompts as user messages")
+    parser.add_argument("--reward", metavar="NAME", help="as in screen; entropy alone decides")
+    parser.add_argument(
+        "--tolerance", type=float, default=1 / 32, help="largest share too much (default 1/32)"
+    )
+    parser.add_argument("--samples", type=int, default=8, help="rollouts per prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="default: CUDA if there is one, else CPU")
+    parser.add_argument("--no-progress", action="store_true")
+    return parser

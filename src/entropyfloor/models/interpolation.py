@@ -1,0 +1,144 @@
+"""Weights on the straight line between a checkpoint and the base it was trained from.
+
+    theta(share) = (1 - share) * checkpoint + share * base
+
+Of a LoRA adapter the change is B A: scaling B by 1 - share is the same line, and what comes out is
+an adapter again. Modules that were trained whole beside it (``modules_to_save``) are interpolated
+with the base's own.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from entropyfloor.models.checkpoint_sources import CheckpointSource
+from entropyfloor.models.checkpoints import load_checkpoint
+
+_SCALED = (".lora_B.", ".lora_embedding_B")
+_UNCHANGED = (".lora_A.", ".lora_embedding_A")
+_ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def check_same_shapes(checkpoint: CheckpointSource, base: CheckpointSource) -> None:
+    """Refuse an adapter on another base, an adapter as a base, and kinds that are not on a line.
+
+    Raises:
+        ValueError: the line between the two is not defined or not implemented.
+
+    """
+    if base.base is not None:
+        raise ValueError(
+            f"{base.given} is an adapter; give the full model that training began with"
+        )
+    if checkpoint.base is None:
+        return
+    if checkpoint.virtual_tokens:
+        raise ValueError(
+            f"{checkpoint.given} is a prompt-learning adapter, which has no weights on a line to "
+            "its base; train with LoRA or whole, or screen a shallower checkpoint"
+        )
+    if checkpoint.base.directory.resolve() != base.directory.resolve():
+        raise ValueError(
+            f"{checkpoint.given} is an adapter on {checkpoint.base.given}, not on {base.given}; "
+            f"give --base {checkpoint.base.given}"
+        )
+
+
+def write_interpolated(
+    checkpoint: CheckpointSource, base: CheckpointSource, share: float, target: Path
+) -> None:
+    """Write ``theta(share)`` as a checkpoint of the same kind, with tokenizer and other files.
+
+    Args:
+        checkpoint: a full model or a LoRA adapter.
+        base: the model that it was trained from.
+        share: of the base, in [0, 1].
+        target: directory; appears complete or not at all.
+
+    Raises:
+        ValueError: shares outside [0, 1], weights that do not correspond, or an adapter whose
+            change is not linear in its weights.
+
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share is {share!r}; it must be in [0, 1]")
+    check_same_shapes(checkpoint, base)
+    unfinished = target.with_name(f".unfinished-{target.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if checkpoint.base is not None:
+        _write_adapter(checkpoint, base, share, unfinished)
+    else:
+        _write_model(checkpoint, base, share, unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+
+
+def _write_adapter(
+    checkpoint: CheckpointSource, base: CheckpointSource, share: float, target: Path
+) -> None:
+    for file in checkpoint.directory.iterdir():
+        if file.is_file() and file.suffix in {".json", ".jinja", ".txt", ".model"}:
+            shutil.copy2(file, target)
+    weights = load_file(checkpoint.directory / _ADAPTER_FILE)
+    whole = {n: v for n, v in weights.items() if not _is(n, *_SCALED, *_UNCHANGED)}
+    of_base = _base_weights(base, whole) if whole else {}
+    found = {}
+    for name, value in weights.items():
+        if name in of_base:
+            found[name] = _mix(value, of_base[name], share, name)
+        else:
+            found[name] = (
+                (value.float() * (1 - share)).to(value.dtype) if _is(name, *_SCALED) else value
+            )
+    save_file(found, target / _ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def _base_weights(base: CheckpointSource, names: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The base's weights under the adapter's names for modules that were trained whole."""
+    state = load_checkpoint(base, device="cpu").model.state_dict()
+    found = {}
+    for name in names:
+        plain = name.removeprefix("base_model.model.")
+        if plain not in state:
+            raise ValueError(
+                f"{name} of the adapter is neither a LoRA factor nor a weight of {base.given}; "
+                "rescue handles LoRA and modules_to_save (no DoRA, no other adapters)"
+            )
+        found[name] = state[plain]
+    return found
+
+
+def _write_model(
+    checkpoint: CheckpointSource, base: CheckpointSource, share: float, target: Path
+) -> None:
+    loaded, origin = (load_checkpoint(source, device="cpu") for source in (checkpoint, base))
+    state, other = loaded.model.state_dict(), origin.model.state_dict()
+    if state.keys() != other.keys():
+        differing = sorted(state.keys() ^ other.keys())
+        raise ValueError(
+            f"{checkpoint.given} and {base.given} have different weights ({differing[0]}, ...): "
+            "they are not the same architecture"
+        )
+    with torch.no_grad():
+        for name, value in state.items():
+            if value.is_floating_point():
+                value.copy_(_mix(value, other[name], share, name))
+    loaded.model.save_pretrained(target)
+    loaded.tokenizer.save_pretrained(target)
+
+
+def _mix(value: torch.Tensor, base: torch.Tensor, share: float, name: str) -> torch.Tensor:
+    if value.shape != base.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)} in the checkpoint and {tuple(base.shape)} in "
+            "the base; was the vocabulary resized? Resize the base's in the same way first"
+        )
+    return torch.lerp(value.float(), base.float(), share).to(value.dtype)
+
+
+def _is(name: str, *parts: str) -> bool:
+    return any(part in name for part in parts)

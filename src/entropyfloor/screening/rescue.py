@@ -1,0 +1,202 @@
+"""Rescue a collapsed checkpoint: the smallest step back towards its base that clears the floor.
+
+Weights on the line between checkpoint and base are screened like any checkpoint; the share of the
+base is found by bisection. That entropy rises along the line is an assumption: the screened points
+are all reported, so that a reader sees where it fails.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from entropyfloor.models.checkpoint_sources import check_checkpoint
+from entropyfloor.models.interpolation import check_same_shapes, write_interpolated
+from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.report import CheckpointScreening
+from entropyfloor.screening.rollout_store import checkpoint_digest
+from entropyfloor.screening.screen import screen
+
+_RECORD = "rescue.json"
+
+
+@dataclass(frozen=True)
+class RescuePoint:
+    """One screened point of the line.
+
+    Attributes:
+        share: of the base, 0 is the checkpoint.
+        entropy_nats: of its rollouts.
+        entropy_low: lower end of the 95 % interval.
+        pass_at_1: with a reward, else None.
+        degenerate_fraction: with a reward, else None.
+        clears: the interval's lower end is at or above the floor.
+
+    """
+
+    share: float
+    entropy_nats: float
+    entropy_low: float
+    pass_at_1: float | None
+    degenerate_fraction: float | None
+    clears: bool
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """What was found.
+
+    Attributes:
+        share: of the base in the rescued checkpoint; 0 if there was nothing to rescue.
+        path: the rescued checkpoint.
+        floor: nats.
+        points: every screened point, by share.
+
+    """
+
+    share: float
+    path: Path
+    floor: float
+    points: tuple[RescuePoint, ...]
+
+
+def rescue(
+    checkpoint: str | Path,
+    *,
+    base: str | Path,
+    floor: float,
+    prompts: PromptSet,
+    output_dir: str | Path,
+    reward: Any = None,
+    tolerance: float = 1 / 32,
+    say: Callable[[str], None] = lambda line: None,
+    **screening: Any,
+) -> Rescue:
+    """Find and write the smallest step towards the base that clears the floor.
+
+    Args:
+        checkpoint: full model or LoRA adapter.
+        base: the model it was trained from.
+        floor: rollout entropy that the interval's lower end must reach, nats.
+        prompts: held-out prompts to screen on.
+        output_dir: gets ``rescued/`` (the checkpoint), ``rescue.json`` and the screenings; a rerun
+            goes on where it was stopped.
+        reward: as in ``screen``; entropy alone decides.
+        tolerance: largest share too much.
+        say: gets a line per screened point.
+        **screening: further arguments of ``screen``.
+
+    Raises:
+        ValueError: bad arguments, models that do not correspond, or a base below the floor.
+
+    """
+    if not floor > 0:
+        raise ValueError(f"floor is {floor!r}; it must be an entropy in nats > 0")
+    if not 0 < tolerance <= 0.5:
+        raise ValueError(f"tolerance is {tolerance!r}; it must be in (0, 0.5]")
+    trust = bool(screening.get("trust_remote_code", False))
+    source, origin = (check_checkpoint(p, trust_remote_code=trust) for p in (checkpoint, base))
+    check_same_shapes(source, origin)
+    folder = Path(output_dir)
+    determines = {
+        "checkpoint": checkpoint_digest(source),
+        "base": checkpoint_digest(origin),
+        "prompts": prompts.full_digest,
+        "floor": floor,
+        "reward": None if reward is None else str(reward),
+        "screening": {name: str(value) for name, value in sorted(screening.items())},
+    }
+    points = _known_points(folder, determines)
+
+    def look(share: float) -> RescuePoint:
+        if share in points:
+            return points[share]
+        name = f"share-{share:.4f}"
+        target = folder / "points" / name
+        given: str | Path = checkpoint if share == 0 else base if share == 1 else target
+        if given is target and not target.is_dir():
+            write_interpolated(source, origin, share, target)
+        report = screen(
+            [given],
+            prompts=prompts,
+            reward=reward,
+            tau_h=floor,
+            output_dir=folder / "screening" / name,
+            **screening,
+        )
+        points[share] = point = _point(share, report.checkpoints[0], floor)
+        _write(folder, determines, points, None)
+        passed = "" if point.pass_at_1 is None else f", pass@1 {point.pass_at_1:.3f}"
+        say(
+            f"share {share:.3f} of the base: entropy {point.entropy_nats:.3f} nats (lower end "
+            f"{point.entropy_low:.3f}){passed}"
+        )
+        return point
+
+    low, high = 0.0, 1.0
+    if look(0.0).clears:
+        high = 0.0
+    elif not look(1.0).clears:
+        raise ValueError(
+            f"the base itself has entropy {points[1.0].entropy_nats:.3f} nats (lower end "
+            f"{points[1.0].entropy_low:.3f}) on these prompts, so no step towards it clears the "
+            f"floor {floor}; lower the floor, or give more prompts or samples"
+        )
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        if look(middle).clears:
+            high = middle
+        else:
+            low = middle
+    rescued = folder / "rescued"
+    write_interpolated(source, origin, high, rescued)
+    shutil.rmtree(folder / "points", ignore_errors=True)
+    _write(folder, determines, points, high)
+    return Rescue(high, rescued, floor, tuple(points[share] for share in sorted(points)))
+
+
+def _point(share: float, screened: CheckpointScreening, floor: float) -> RescuePoint:
+    interval = screened.intervals.get("entropy_nats")
+    if interval is None:
+        raise ValueError("one prompt gives no interval of the entropy; give at least two prompts")
+    return RescuePoint(
+        share=share,
+        entropy_nats=screened.entropy_nats,
+        entropy_low=interval.low,
+        pass_at_1=screened.pass_at_1,
+        degenerate_fraction=screened.degenerate_fraction,
+        clears=interval.low >= floor,
+    )
+
+
+def _known_points(folder: Path, determines: dict[str, Any]) -> dict[float, RescuePoint]:
+    """What an earlier run into the same folder has screened."""
+    path = folder / _RECORD
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text())
+    differ = sorted(key for key in determines if record["determines"].get(key) != determines[key])
+    if differ:
+        raise ValueError(
+            f"{folder} holds a rescue with another {', '.join(differ)}; give another output "
+            "directory, or remove this one"
+        )
+    return {point["share"]: RescuePoint(**point) for point in record["points"]}
+
+
+def _write(
+    folder: Path,
+    determines: dict[str, Any],
+    points: dict[float, RescuePoint],
+    share: float | None,
+) -> None:
+    record = {
+        "share": share,
+        "points": [asdict(points[key]) for key in sorted(points)],
+        "determines": determines,
+    }
+    unfinished = folder / f".{_RECORD}"
+    unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    unfinished.replace(folder / _RECORD)
