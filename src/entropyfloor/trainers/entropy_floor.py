@@ -169,24 +169,36 @@ class FloorCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Move the weight; probe where due, and before every checkpoint."""
-        floor = self._floor
-        floor.step()
-        due = floor.wants_probe(state.global_step) or control.should_save
-        if floor.probe is not None and (due or state.global_step >= state.max_steps):
-            trainer = self._trainer
-            floor.take(
-                floor.probe.measure(
-                    trainer.accelerator.unwrap_model(trainer.model),
-                    trainer.accelerator,
-                    step=state.global_step,
-                    teacher_forced=floor.controller.entropy,
-                )
+        """Move the weight; probe where due, at the end, and before a checkpoint."""
+        self._floor.step()
+        last = state.global_step >= state.max_steps
+        if self._floor.wants_probe(state.global_step) or control.should_save or last:
+            self._probe(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Probe before a checkpoint that is saved by epochs."""
+        if control.should_save:
+            self._probe(state, control)
+
+    def _probe(self, state: TrainerState, control: TrainerControl) -> None:
+        floor, trainer = self._floor, self._trainer
+        taken = floor.probes[-1].step if floor.probes else None
+        if floor.probe is None or taken == state.global_step:
+            return
+        floor.take(
+            floor.probe.measure(
+                trainer.accelerator.unwrap_model(trainer.model),
+                trainer.accelerator,
+                step=state.global_step,
+                teacher_forced=floor.controller.entropy,
             )
-            if floor.violated and floor.on_violation != "constrain":
-                logger.warning(floor.violated)
-                if floor.on_violation == "stop":
-                    control.should_training_stop = True
+        )
+        if floor.violated and floor.on_violation != "constrain":
+            logger.warning(floor.violated)
+            if floor.on_violation == "stop":
+                control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -135,6 +135,20 @@ def test_checkpoints_carry_their_entropy(tmp_path):
     assert last_above(tmp_path, 100.0) is None
 
 
+def test_checkpoints_by_epoch_carry_their_entropy(tmp_path):
+    run = Run.of(
+        floored(
+            tmp_path,
+            max_steps=-1,
+            num_train_epochs=2,
+            save_strategy="epoch",
+            floor_probe_steps=100,
+        )
+    )
+    assert [probe.step for probe in run.trainer.floor.probes] == [6, 12]
+    assert measured_entropy(tmp_path / "checkpoint-6") == run.trainer.floor.probes[0].entropy
+
+
 def test_stop_ends_training_and_restores(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run = Run.of(
