@@ -245,7 +245,7 @@ def screen(
                 drawing,
                 store,
                 load=partial(
-                    _engine,
+                    ready_engine,
                     chosen_engine,
                     task,
                     checkpoint,
@@ -287,7 +287,7 @@ def screen(
     return report
 
 
-def _engine(
+def ready_engine(
     name: str,
     task: Task,
     checkpoint: Callable[[], LoadedCheckpoint],
@@ -295,6 +295,7 @@ def _engine(
     max_new_tokens: int,
     trust_remote_code: bool,
 ) -> Engine:
+    """Make the engine that :func:`choose_engine` chose ready to draw from one checkpoint."""
     if name == "transformers":
         return TransformersEngine(checkpoint())
     from entropyfloor.screening.vllm_engine import VLLMEngine
