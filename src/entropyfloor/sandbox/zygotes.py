@@ -1,0 +1,137 @@
+"""The user's side of one zygote: start it, hand it programs, end it."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from entropyfloor.sandbox.program import Limits, Outcome, Program
+
+_HEADER = struct.Struct("!I")
+_START_SECONDS = 60.0
+_GRACE_SECONDS = 30.0  # beyond a program's wall time, for its fork and the death of its processes
+_SOURCES = str(Path(__file__).parents[2])
+# -I: no environment variables, no user site, no current directory. The path of our own package is
+# there for the imports of the harness alone.
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from entropyfloor.sandbox.inside.zygote import start; "
+    "del sys.path[0]; start(*sys.argv[2:])"
+)
+
+
+class ZygoteError(RuntimeError):
+    """The harness failed, not the program."""
+
+
+class Zygote:
+    """A running zygote; one program at a time."""
+
+    def __init__(self, level: str) -> None:
+        """Start it.
+
+        Raises:
+            ZygoteError: this machine does not allow the level of isolation.
+
+        """
+        self.owner = os.getpid()
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-I", "-X", "utf8", "-c", _START]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, _SOURCES, level, tempfile.gettempdir()],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={},
+                cwd="/",
+            )
+        self._control = ours
+        self._control.settimeout(_START_SECONDS)
+        try:
+            hello = self._receive()
+        except (OSError, ZygoteError) as error:
+            self.close()
+            raise ZygoteError(f"its process did not start: {self._last_words or error}") from error
+        if "error" in hello:
+            self.close()
+            raise ZygoteError(hello["error"])
+        self.words: list[str] = hello["words"]
+        self.own_id: int | None = hello["own_id"]
+
+    _last_words = ""
+
+    def run(self, program: Program, limits: Limits) -> Outcome:
+        """Run one program.
+
+        Raises:
+            ZygoteError: the harness failed.
+
+        """
+        tests = json.dumps(
+            {
+                "tests": program.tests,
+                "prelude": program.prelude,
+                "entry_point": program.entry_point,
+            }
+        )
+        started = time.perf_counter()
+        code = _memory_file(program.code.encode("utf-8", "replace"))
+        specification = _memory_file(tests.encode())
+        try:
+            body = json.dumps(asdict(limits)).encode()
+            self._control.settimeout(limits.wall_seconds + _GRACE_SECONDS)
+            socket.send_fds(self._control, [_HEADER.pack(len(body))], [code, specification])
+            self._control.sendall(body)
+            found = self._receive()
+        except OSError as error:
+            raise ZygoteError(f"its process does not answer: {error}") from error
+        finally:
+            os.close(code)
+            os.close(specification)
+        if found["status"] == "error":
+            raise ZygoteError(found["detail"])
+        return Outcome(**found, seconds=time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End it, and with it whatever it runs."""
+        self._control.close()
+        if self.owner != os.getpid():
+            return  # a fork of the owner: not our child
+        try:
+            self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stderr is not None and not self._process.stderr.closed:
+            lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+            self._last_words = lines[-1] if lines else ""
+            self._process.stderr.close()
+
+    def _receive(self) -> dict[str, Any]:
+        (length,) = _HEADER.unpack(self._exactly(_HEADER.size))
+        return json.loads(self._exactly(length))
+
+    def _exactly(self, length: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < length:
+            part = self._control.recv(length - len(parts))
+            if not part:
+                raise ZygoteError("its process ended")
+            parts += part
+        return bytes(parts)
+
+
+def _memory_file(content: bytes) -> int:
+    descriptor = os.memfd_create("entropyfloor-sandbox")
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return descriptor
