@@ -16,7 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from entropyfloor.measures.groups import p_star
-from entropyfloor.reports import screening_figures as figures
+from entropyfloor.reports.figure_parts import common_beginning, highlighted
+from entropyfloor.reports.histogram_figures import pass_rate_figure, token_entropy_figure
+from entropyfloor.reports.pass_at_k_figure import pass_at_k_figure
+from entropyfloor.reports.row_figures import degenerate_figure, entropy_figure, headroom_figure
 from entropyfloor.reports.screening_columns import (
     columns,
     further_columns,
@@ -36,6 +39,7 @@ class _Row:
     """A checkpoint as the page shows it."""
 
     record: CheckpointScreening
+    short: str
     chosen: bool
     open: bool
     charts: tuple[Markup, ...]
@@ -74,10 +78,12 @@ def write_screening_html(report: ScreeningReport, path: str | Path) -> Path:
 def screening_html(report: ScreeningReport) -> str:
     """Return the page as text."""
     advice = report.recommendation
-    shown = figures.highlighted(report, 8)
+    shown = highlighted(report, 8)
+    beginning = common_beginning([record.name for record in report.checkpoints])
     rows = [
         _Row(
             record,
+            short=record.name[len(beginning) :],
             chosen=advice is not None and advice.name == record.name,
             open=index in shown,
             charts=_charts(record, report),
@@ -92,9 +98,11 @@ def screening_html(report: ScreeningReport) -> str:
         .render(
             style=Markup(_template_text("screening.css")),
             rows=rows,
-            long_names=any(len(row.name) > 30 for row in rows),
+            beginning=beginning,
+            long_names=any(len(row.short) > 30 for row in rows),
             advice=advice,
-            predictors=[] if advice is None else list(advice.predictors.items()),
+            # One checkpoint leaves nothing to choose.
+            predictors=[] if advice is None or len(rows) < 2 else list(advice.predictors.items()),
             calibration=report.calibration,
             counts=_counts(rows),
             scored=report.has_reward,
@@ -106,10 +114,10 @@ def screening_html(report: ScreeningReport) -> str:
             further=further_columns(report),
             words=interval_words,
             sentence=_sentence,
-            entropy=figures.entropy_figure(report),
-            degenerate=figures.degenerate_figure(report),
-            pass_at_k=figures.pass_at_k_figure(report),
-            headroom=figures.headroom_figure(report),
+            entropy=entropy_figure(report),
+            degenerate=degenerate_figure(report),
+            pass_at_k=pass_at_k_figure(report),
+            headroom=headroom_figure(report),
             examples=_examples(rows),
         )
     )
@@ -139,7 +147,7 @@ def _template_text(name: str) -> str:
 
 
 def _charts(record: CheckpointScreening, report: ScreeningReport) -> tuple[Markup, ...]:
-    found = (figures.pass_rate_figure(record, report), figures.token_entropy_figure(record))
+    found = (pass_rate_figure(record, report), token_entropy_figure(record))
     return tuple(chart for chart in found if chart is not None)
 
 

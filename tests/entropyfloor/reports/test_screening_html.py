@@ -59,7 +59,7 @@ def test_sections_and_nothing_from_outside(count, scored):
     assert all(checkpoint.name in page.text for checkpoint in found.checkpoints)
     assert "tau_H = 0.18" in page.text and "2.8.0" in page.text
     # Entropy, and with a reward groups, pass@k and headroom; two or one in each checkpoint's card.
-    assert page.tags.count("svg") == (4 + 2 * count if scored else 1 + count)
+    assert text.count('class="chart"') == (4 + 2 * count if scored else 1 + count)
     assert ("p*(8) = 0.083" in page.text) == scored
     assert ("rests on entropy alone" in page.text) != scored
     assert len(text) < 20_000 * (count + 2)
@@ -119,6 +119,18 @@ def test_a_report_without_the_newer_fields():
     assert "old: flagged" in " ".join(page.text.split()) and "rollouts" not in page.ids
 
 
+# Font size times the scale of its figure, of the figures that are not folded away.
+SMALLEST_TEXT = """[...document.querySelectorAll('.chart:not(.key) text')]
+  .filter(t => t.checkVisibility()).map(t => ({text: t.textContent, pixels:
+    parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a}))
+  .reduce((a, b) => a.pixels <= b.pixels ? a : b)"""
+# Text that sticks out of its figure is cut off.
+OUTSIDE = """[...document.querySelectorAll('.chart:not(.key) text')].filter(t => {
+  const box = t.getBoundingClientRect(), frame = t.ownerSVGElement.getBoundingClientRect();
+  return t.checkVisibility() && (box.left < frame.left - 1 || box.right > frame.right + 1);
+}).map(t => t.textContent)"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_in_chromium(tmp_path):
     path = write_screening_html(report(40, long_names=True, text=HOSTILE), tmp_path / "page.html")
@@ -126,7 +138,11 @@ def test_in_chromium(tmp_path):
         for width, phone in ((390, True), (1280, False)):
             page.open(path, width=width, phone=phone)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert page.evaluate("document.querySelectorAll('svg').length") == 84
+            assert page.evaluate("document.querySelectorAll('.chart:not(.key)').length") == 84
+            # Text of figures is scaled with them: on no screen is it smaller than 11 pixels.
+            smallest = page.evaluate(SMALLEST_TEXT)
+            assert smallest["pixels"] >= 11, smallest
+            assert page.evaluate(OUTSIDE) == []
         page.send("Emulation.setEmulatedMedia", media="print")
         hidden = "[...document.querySelectorAll('.card')].filter(e => !e.checkVisibility()).length"
         assert page.evaluate(hidden) == 0, "printing shows every checkpoint"
