@@ -47,7 +47,7 @@ class Zygote:
         with theirs:
             self._process = subprocess.Popen(
                 [*command, _SOURCES, level, tempfile.gettempdir()],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env={},

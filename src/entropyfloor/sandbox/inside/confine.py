@@ -1,7 +1,7 @@
 """Three ways to shut a program in; which one a kernel allows is tried out, not guessed.
 
-    namespaces   own root file system (the interpreter, read-only, and a temporary folder in memory),
-                 own process ids, own empty network; as root without a user namespace, else with one
+    namespaces   own root file system (the interpreter, read-only, and a folder in memory), own
+                 process ids, own empty network; as root without a user namespace, else with one
     landlock     no namespaces: Landlock leaves the interpreter to read and one folder to write
     read-only    neither: no file can be opened for writing anywhere, the folder included
 

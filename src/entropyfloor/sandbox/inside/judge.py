@@ -95,7 +95,7 @@ def _bind(peer: Peer, scope: dict[str, Any], tree: ast.Module, entry_point: str 
 
 
 def _names(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Names that the tests read or import from ``solution``, and those that they take as modules."""
+    """Names that the tests read or import from ``solution``; those that they use as modules."""
     read, modules = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):

@@ -72,7 +72,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    """mount(2)."""
+    """Attach a file system, or a path elsewhere, at ``target``."""
     checked(
         _libc.mount(
             source.encode(),

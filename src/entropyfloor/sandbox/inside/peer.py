@@ -26,9 +26,12 @@ from entropyfloor.sandbox.inside.wire import decode, encode, is_mutable, update_
 JUDGE_MODULE = "tests"  # __name__ of the tests' namespace
 _LARGEST_MESSAGE = 64 << 20
 
-_BINARY = "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift".split()
-_UNARY = "neg pos abs invert index".split()
-_COMPARE = "eq ne lt le gt ge".split()
+_BITS = ["and_", "or_", "xor", "lshift", "rshift"]
+_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", *_BITS]
+_UNARY = ["neg", "pos", "abs", "invert", "index"]
+_ITEMS = ["getitem", "setitem", "delitem", "contains", "len", "iter", "next"]
+_CONVERSIONS = ["bool", "str", "repr", "int", "float"]
+_COMPARE = ["eq", "ne", "lt", "le", "gt", "ge"]
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in _BINARY + _UNARY + _COMPARE},
     "getitem": operator.getitem,
@@ -123,9 +126,7 @@ def _forward(special: str, name: str, arguments: int) -> None:
 for _name in _BINARY:
     _forward(f"__{_name.rstrip('_')}__", _name, 2)
     _forward(f"__r{_name.rstrip('_')}__", _name, -2)
-for _name in [*_UNARY, *_COMPARE, *"getitem setitem delitem contains len iter next".split()]:
-    _forward(f"__{_name}__", _name, 1)
-for _name in "bool str repr int float".split():
+for _name in [*_UNARY, *_COMPARE, *_ITEMS, *_CONVERSIONS]:
     _forward(f"__{_name}__", _name, 1)
 
 

@@ -16,14 +16,14 @@ from typing import Any
 
 Encoded = Any  # None, bool, int, float, str, or a list [tag, ...]
 
-_CONTAINERS: dict[str, Callable[[Any], Any]] = {
+_CONTAINERS: dict[str, Any] = {
     "list": list,
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
     "deque": collections.deque,
 }
-_DATE = {
+_DATE: dict[str, Any] = {
     "date": datetime.date,
     "datetime": datetime.datetime,
     "time": datetime.time,
@@ -43,13 +43,7 @@ def encode(value: Any, refer: Callable[[Any], Encoded]) -> Encoded:
         return str.__str__(value)
     if isinstance(value, float):
         return float.__float__(value)
-    for tag, base in (
-        ("list", list),
-        ("tuple", tuple),
-        ("set", set),
-        ("frozenset", frozenset),
-        ("deque", collections.deque),
-    ):
+    for tag, base in _CONTAINERS.items():
         if isinstance(value, base):
             return [tag, [encode(item, refer) for item in base.__iter__(value)]]
     if isinstance(value, dict):
@@ -73,7 +67,7 @@ def _encode_rare(value: Any, kind: type, refer: Callable[[Any], Encoded]) -> Enc
     if kind is fractions.Fraction:
         return ["fraction", encode(value.numerator, refer), encode(value.denominator, refer)]
     if kind in _DATE.values():
-        return [kind.__name__, value.isoformat()]
+        return [type(value).__name__, value.isoformat()]
     if kind is datetime.timedelta:
         return ["timedelta", value.days, value.seconds, value.microseconds]
     numpy = sys.modules.get("numpy")

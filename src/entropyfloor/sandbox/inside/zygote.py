@@ -20,7 +20,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable
