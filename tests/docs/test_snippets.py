@@ -25,9 +25,9 @@ def blocks(page, language):
 @pytest.fixture
 def workshop(tmp_path, monkeypatch):
     """A folder that has what the pages talk about: a trained model, prompts, the examples."""
-    checkpoint = tmp_path / "runs" / "sft" / "checkpoint-1"
-    tiny_model(max_position_embeddings=512).save_pretrained(checkpoint)
-    tiny_tokenizer().save_pretrained(checkpoint)
+    for name in ("sft/checkpoint-1", "base"):
+        tiny_model(max_position_embeddings=512).save_pretrained(tmp_path / "runs" / name)
+        tiny_tokenizer().save_pretrained(tmp_path / "runs" / name)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 2)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
