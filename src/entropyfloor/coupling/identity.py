@@ -99,9 +99,10 @@ def identity(
 
 def identity_words(found: Identity) -> str:
     """What the gap is and where it comes from, as a sentence or two."""
+    where = "above" if found.rise >= 0 else "below"
     start = (
-        f"the SFT loss rose by {found.rise:.3f} nats per answer, KL(p_sft || p_rl) is "
-        f"{found.kl:.3f}"
+        f"the SFT loss of the RL model lies {abs(found.rise):.3f} nats per answer {where} that of "
+        f"the SFT model, and KL(p_sft || p_rl) is {found.kl:.3f}"
     )
     interval = found.intervals.get("gap")
     if interval is not None and interval.low <= 0.0 <= interval.high:

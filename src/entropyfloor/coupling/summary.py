@@ -1,0 +1,218 @@
+"""From what was measured at every checkpoint to curves, estimates, durations and words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from entropyfloor.coupling.duration_model import (
+    FEWEST_STEPS,
+    ModelFit,
+    fit_model,
+    modelled_duration,
+    pl_duration,
+)
+from entropyfloor.coupling.durations import Duration, PromptCurves, measured_duration
+from entropyfloor.coupling.identity import identity, identity_words
+from entropyfloor.coupling.measuring import Alone, Pair, by_prompt
+from entropyfloor.coupling.pl_constant import PLEstimate, estimate_pl
+from entropyfloor.coupling.preparation import Run
+from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
+from entropyfloor.measures.intervals import Interval, bootstrap_interval
+
+Measured = Sequence[tuple[Alone, Pair | None, float]]
+
+
+def summarise(
+    run: Run,
+    measured: Measured,
+    *,
+    tokens: Sequence[int],
+    weight: float,
+    seed: int,
+    settings: dict[str, Any],
+) -> CouplingReport:
+    """Compute everything that needs no model.
+
+    Args:
+        run: checkpoints and steps.
+        measured: at each of them.
+        tokens: of each demonstration.
+        weight: reward per nat per token.
+        seed: of the bootstrap.
+        settings: for the record.
+
+    """
+    curves = PromptCurves(
+        np.asarray(run.steps),
+        np.array([[float(np.mean(group)) for group in alone.rewards] for alone, _, _ in measured]),
+        np.array([alone.losses for alone, _, _ in measured]),
+        np.asarray(tokens, dtype=float),
+    )
+    checkpoints = tuple(
+        _checkpoint(run, index, curves, found, seed) for index, found in enumerate(measured)
+    )
+    pl = _pl(checkpoints)
+    fit = None
+    if run.order == "sft-rl" and len(run.steps) >= FEWEST_STEPS:
+        fit = fit_model(curves.steps, *curves.means())
+    questions = [("best", weight), ("threshold", 1.0)]
+    answers = [_answer(q, w, curves, run, pl, fit, seed) for q, w in questions]
+    return CouplingReport(checkpoints, run.order, tuple(answers), pl, fit, settings)
+
+
+def _checkpoint(
+    run: Run,
+    index: int,
+    curves: PromptCurves,
+    found: tuple[Alone, Pair | None, float],
+    seed: int,
+) -> CheckpointCoupling:
+    alone, pair, seconds = found
+    source = run.sources[index]
+    rewards, losses = curves.rewards, curves.losses
+    tokens = curves.tokens.tolist()
+    measures: dict[str, tuple[list[float], list[float] | None]] = {
+        "sft_loss": (losses[index].tolist(), tokens),
+        "mean_reward": (rewards[index].tolist(), None),
+    }
+    if pair is not None:
+        measures["loss_rise"] = ((losses[index] - losses[0]).tolist(), tokens)
+        measures["reward_gain"] = ((rewards[index] - rewards[0]).tolist(), None)
+    kls = {} if pair is None else _kls(pair, len(tokens))
+    intervals: dict[str, Interval] = {}
+    for name, (above, below) in {**measures, **kls}.items():
+        interval = bootstrap_interval(above, below, seed=seed)
+        if interval is not None:
+            intervals[name] = interval
+    values = {name: _ratio(*parts) for name, parts in measures.items()}
+    exact = None
+    if pair is not None:
+        rows = len(tokens)
+        count = by_prompt(np.ones(len(pair.own_prompts)).tolist(), pair.own_prompts, rows)
+        exact = identity(
+            pair.demonstrations.log_ratios.tolist(),
+            pair.demonstrations.forward,
+            (by_prompt(pair.own.forward, pair.own_prompts, rows) / count).tolist(),
+            (by_prompt(pair.own.log_ratios.tolist(), pair.own_prompts, rows) / count).tolist(),
+            seed=seed,
+        )
+    return CheckpointCoupling(
+        name=source.name,
+        path=source.given,
+        step=run.steps[index],
+        sft_loss=values["sft_loss"],
+        mean_reward=values["mean_reward"],
+        loss_rise=values.get("loss_rise", 0.0),
+        reward_gain=values.get("reward_gain", 0.0),
+        kl={name: _ratio(*parts) for name, parts in kls.items()},
+        identity=exact,
+        identity_words="" if exact is None else identity_words(exact),
+        alignment=alone.alignment,
+        intervals=intervals,
+        notes=alone.notes,
+        runtime_s=seconds,
+    )
+
+
+def _kls(pair: Pair, rows: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Numerators and tokens by prompt of every KL per token."""
+    prompts = max(pair.rollout_prompts) + 1
+    places = {
+        "own": (pair.own, pair.own_prompts, rows),
+        "demonstrations": (pair.demonstrations, tuple(range(rows)), rows),
+        "rollouts": (pair.rollouts, pair.rollout_prompts, prompts),
+    }
+    found = {}
+    for place, (sums, owners, count) in places.items():
+        tokens = by_prompt(sums.tokens, owners, count).tolist()
+        for direction in ("forward", "reverse"):
+            if (direction, place) != ("forward", "rollouts"):  # no question is answered by it
+                values = by_prompt(getattr(sums, direction), owners, count).tolist()
+                found[f"{direction}_{place}"] = (values, tokens)
+    return found
+
+
+def _ratio(above: Sequence[float], below: Sequence[float] | None) -> float:
+    return float(sum(above) / (len(above) if below is None else sum(below)))
+
+
+def _pl(checkpoints: Sequence[CheckpointCoupling]) -> dict[str, PLEstimate]:
+    """Estimates along the run; gradients by other parameters than the last's do not count."""
+    last = checkpoints[-1].alignment
+    kind = None if last is None else last.parameters
+    known = [
+        c.alignment if c.alignment and c.alignment.parameters == kind else None for c in checkpoints
+    ]
+    return {
+        "sft_loss": estimate_pl(
+            [c.sft_loss for c in checkpoints],
+            [None if a is None else a.whole.agreement.sft_squared_norm for a in known],
+        ),
+        "reward": estimate_pl(
+            [-c.mean_reward for c in checkpoints],
+            [None if a is None else a.whole.agreement.rl_squared_norm for a in known],
+        ),
+    }
+
+
+def _answer(
+    question: str,
+    weight: float,
+    curves: PromptCurves,
+    run: Run,
+    pl: dict[str, PLEstimate],
+    fit: ModelFit | None,
+    seed: int,
+) -> DurationAnswer:
+    measured = measured_duration(curves, weight, seed=seed)
+    if run.order != "sft-rl":
+        return DurationAnswer(
+            question, weight, measured, None, None, "the model is one of RL after SFT"
+        )
+    modelled = modelled_duration(curves, weight, seed=seed)
+    by_pl, pl_words = _by_pl(weight, curves, pl, fit)
+    words = "; ".join(w for w in (_compared(measured, modelled, run), pl_words) if w)
+    return DurationAnswer(question, weight, measured, modelled, by_pl, words)
+
+
+def _by_pl(
+    weight: float, curves: PromptCurves, pl: dict[str, PLEstimate], fit: ModelFit | None
+) -> tuple[float | None, str]:
+    mu_loss, mu_reward = pl["sft_loss"].mu, pl["reward"].mu
+    if mu_loss is None or mu_reward is None:
+        return None, "no PL constants: gradients were not measured, or are lost in noise"
+    if fit is None or not fit.saturates or fit.reward_room <= 0.0:
+        return None, "the PL constants give no step without a reward that rises and levels off"
+    step = float(curves.steps[0]) + pl_duration(fit.rate, mu_loss, mu_reward, weight)
+    last = float(curves.steps[-1])
+    if step > last:
+        return None, f"the PL constants would go on after the last measured step, {last:g}"
+    return step, ""
+
+
+def _compared(measured: Duration, modelled: Duration, run: Run) -> str:
+    assert measured.step is not None
+    if modelled.step is None:
+        return f"no step from the model: {modelled.words}"
+    theirs, ours = modelled.interval, measured.interval
+    apart = (
+        theirs is not None
+        and ours is not None
+        and (theirs.low > ours.high or ours.low > theirs.high)
+    )
+    difference = abs(modelled.step - measured.step)
+    gap = float(np.diff(run.steps).max())
+    notes = f" ({modelled.words})" if modelled.words else ""
+    if apart:
+        return (
+            f"model and measurement differ: {modelled.step:.0f} against {measured.step:.0f}, with "
+            f"intervals that do not meet; the measurement counts, the model does not describe this "
+            f"run{notes}"
+        )
+    if difference > gap:
+        return (
+            f"model and measurement differ by {difference:.0f} {run.step_unit}s, more than "
+            f"checkpoints are apart, but their intervals meet{notes}"
+        )
+    return f"model and measurement agree to the distance of checkpoints{notes}"
