@@ -69,9 +69,17 @@ def further_columns(report: ScreeningReport) -> list[Column]:
     found = [
         _measure("entropy per rollout", "entropy_sequence_mean"),
         _measure("10 % quantile", "entropy_sequence_p10"),
+        _measure("25 % quantile", "entropy_sequence_p25"),
         *(_pass_at(k) for k in ks if k > 1),
         _measure("variance in groups", "within_group_variance"),
         _measure("degenerate, predicted", "degenerate_predicted"),
+        Column(
+            "predicted wrong / right",
+            lambda c: (
+                f"{number(c.degenerate_predicted_all_wrong)} / "
+                f"{number(c.degenerate_predicted_all_right)}"
+            ),
+        ),
         _measure("mean reward", "mean_reward"),
         _measure("self-BLEU", "self_bleu"),
         _measure("repetition", "repetition"),

@@ -124,6 +124,19 @@ def draw_rollouts(
     raise AssertionError("there is at least one look")
 
 
+def replay(drawing: Drawing, store: RolloutStore) -> SequentialRecord | None:
+    """What the looks decide on rollouts that are there; None before the first is complete."""
+    record = None
+    looks = drawing.looks()
+    for number, prompts in enumerate(looks, start=1):
+        if not set(drawing.requests(prompts)) <= store.drawn:
+            break
+        record = _judge(drawing, store, looks, number)
+        if record.decision != "undecided":
+            break
+    return record
+
+
 def _draw(
     drawing: Drawing,
     store: RolloutStore,

@@ -4,14 +4,20 @@ Scores are taken as they are; thresholds, group size and ks may be others than t
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from entropyfloor.measures.groups import p_star
+from entropyfloor.screening.draw import Drawing, replay
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
 from entropyfloor.screening.preparation import check_samples
+from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.rollout_store import RolloutStore, read_folder
+from entropyfloor.screening.rollouts import SamplingSettings
 from entropyfloor.screening.verdict import check_tau_h
 
 
@@ -66,17 +72,7 @@ def screen_from_rollouts(
     screened = []
     for name, given in context["checkpoints"]:
         store = RolloutStore(Path(folder), name, repair=False)
-        # A prompt that a kill left without all its rollouts has no whole group: leave it out.
-        counts: dict[int, int] = {}
-        for rollout in store.rollouts:
-            if not rollout.greedy and rollout.sample_index < settings["num_samples"]:
-                counts[rollout.prompt_index] = counts.get(rollout.prompt_index, 0) + 1
-        whole = {prompt for prompt, n in counts.items() if n == settings["num_samples"]}
-        chosen = [
-            index
-            for index, r in enumerate(store.rollouts)
-            if r.prompt_index in whole and r.sample_index < settings["num_samples"]
-        ]
+        sequential, chosen = _choose(store, settings, context["prompt_texts"])
         if not chosen:
             continue
         screened.append(
@@ -87,9 +83,40 @@ def screen_from_rollouts(
                 path=given,
                 settings=measuring,
                 teacher_forced=store.read_sums(),
+                sequential=sequential,
                 prompt_texts=context["prompt_texts"],
             )
         )
     if not screened:
         raise ValueError(f"{folder} holds no prompt with all its rollouts; let screen finish first")
     return ScreeningReport(tuple(screened), settings, recommend(screened))
+
+
+def _choose(
+    store: RolloutStore, settings: dict[str, Any], prompt_texts: Sequence[str]
+) -> tuple[SequentialRecord | None, list[int]]:
+    """What was decided look by look, if it was drawn so, and which rollouts to measure."""
+    if settings.get("until_decided") is not None:
+        known = [part.name for part in fields(SamplingSettings)]
+        drawing = Drawing(
+            prompts=PromptSet(tuple({"prompt": text} for text in prompt_texts)),
+            encoded=(),
+            reward=None,
+            sampling=SamplingSettings(**{name: settings[name] for name in known}),
+            num_samples=settings["num_samples"],
+            greedy=any(rollout.greedy for rollout in store.rollouts),
+            tau_h=settings["tau_h"],
+        )
+        if (sequential := replay(drawing, store)) is not None:
+            return sequential, drawing.chosen(store, sequential)
+    # A prompt that a kill left without all its rollouts has no whole group: leave it out.
+    counts: dict[int, int] = {}
+    for rollout in store.rollouts:
+        if not rollout.greedy and rollout.sample_index < settings["num_samples"]:
+            counts[rollout.prompt_index] = counts.get(rollout.prompt_index, 0) + 1
+    whole = {prompt for prompt, n in counts.items() if n == settings["num_samples"]}
+    return None, [
+        index
+        for index, r in enumerate(store.rollouts)
+        if r.prompt_index in whole and r.sample_index < settings["num_samples"]
+    ]

@@ -152,6 +152,7 @@ def _unscored_measures(groups: Sequence[Sequence[Rollout]], estimate: Estimates)
             "entropy_sequence_mean", [sum(group) for group in means], counts
         ),
         "entropy_sequence_p10": estimate.quantile("entropy_sequence_p10", means, 0.1),
+        "entropy_sequence_p25": estimate.quantile("entropy_sequence_p25", means, 0.25),
         "unique_fraction": estimate.share(
             "unique_fraction", [unique_fraction([r.text for r in group]) for group in groups]
         ),

@@ -68,6 +68,7 @@ class CheckpointScreening:
         verdict: ``ready``, ``at risk``, ``collapsed`` or ``undecided``.
         entropy_sequence_mean: mean entropy of a rollout's tokens, mean over rollouts, nats.
         entropy_sequence_p10: the tenth percentile of that over rollouts, nats.
+        entropy_sequence_p25: the lower quartile.
         temperature: what the rollouts were drawn at.
         entropy_temperature: what every entropy here is at.
         self_bleu: similarity of a prompt's rollouts to each other, in [0, 1], mean over prompts;
@@ -115,6 +116,7 @@ class CheckpointScreening:
     verdict: str = "undecided"
     entropy_sequence_mean: float | None = None
     entropy_sequence_p10: float | None = None
+    entropy_sequence_p25: float | None = None
     temperature: float = 1.0
     entropy_temperature: float = 1.0
     self_bleu: float | None = None

@@ -53,6 +53,7 @@ def test_by_hand():
     means = [0.5, 1.0, 0.0, 0.5, 0.5, 0.5]
     assert result.entropy_sequence_mean == pytest.approx(np.mean(means))
     assert result.entropy_sequence_p10 == pytest.approx(np.quantile(means, 0.1))
+    assert result.entropy_sequence_p25 == pytest.approx(np.quantile(means, 0.25))
     assert result.per_prompt_pass_rates == pytest.approx((2 / 3, 0.0))
     assert result.degenerate_predicted_all_wrong == pytest.approx((2 / 3) ** 2)
     assert result.degenerate_predicted == pytest.approx((2 / 3) ** 2 + (1 / 3) ** 2)
@@ -73,6 +74,7 @@ def test_every_measure_has_an_interval_around_it():
         "entropy_nats": result.entropy_nats,
         "entropy_sequence_mean": result.entropy_sequence_mean,
         "entropy_sequence_p10": result.entropy_sequence_p10,
+        "entropy_sequence_p25": result.entropy_sequence_p25,
         "self_bleu": result.self_bleu,
         "repetition": result.repetition,
         "degenerate_predicted": result.degenerate_predicted,
@@ -110,6 +112,7 @@ def test_without_reward_nothing_is_scored():
         "entropy_nats",
         "entropy_sequence_mean",
         "entropy_sequence_p10",
+        "entropy_sequence_p25",
         "mean_tokens",
         "repetition",
         "self_bleu",

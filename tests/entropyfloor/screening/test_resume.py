@@ -4,12 +4,14 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.rollout_store import RolloutStore
+from entropyfloor.screening.rollouts import Rollout
 from entropyfloor.screening.screen import screen
 
 PROMPTS = PromptSet(
@@ -103,6 +105,23 @@ def test_a_finished_run_needs_no_model(save_checkpoint, tmp_path, monkeypatch):
     assert set(strict.checkpoints[0].pass_at_k) == {1, 3}
     with pytest.raises(ValueError, match="draw at least 8 samples"):
         screen_from_rollouts(tmp_path / "out", group_size=8)
+
+
+def test_reporting_leaves_half_a_batch_to_the_run_that_writes_it(save_checkpoint, tmp_path):
+    run([save_checkpoint()], tmp_path / "out")
+    file = tmp_path / "out/rollouts-model.jsonl"
+    torn = file.read_bytes()[:-20]
+    file.write_bytes(torn)
+    screen_from_rollouts(tmp_path / "out")
+    assert file.read_bytes() == torn
+
+
+def test_names_that_differ_in_a_separator_have_their_own_files(tmp_path):
+    a, b = (RolloutStore(tmp_path, name) for name in ("x/a_b", "x_a/b"))
+    rollout = Rollout(0, 0, (5,), np.ones(1, np.float32), "t", False)
+    a.append([rollout], [1.0])
+    assert RolloutStore(tmp_path, "x/a_b").rewards == [1.0]
+    assert RolloutStore(tmp_path, "x_a/b").rewards == [] == b.rewards
 
 
 def test_more_samples_extend_what_is_there(save_checkpoint, tmp_path):

@@ -1,11 +1,15 @@
 import json
+from importlib.resources import files
 
+import jsonschema
 import pytest
 import torch
 
 from entropyfloor import ScreeningReport, p_star, screen
 from entropyfloor.screening import screen as screen_module
+from entropyfloor.screening.preparation import prepare
 from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.rollouts import encode_prompts
 
 ROWS = tuple({"prompt": f"{a}+{a}=", "answer": str(2 * a), "topic": f"t{a}"} for a in range(1, 7))
 PROMPTS = PromptSet(ROWS, "sums")
@@ -52,6 +56,10 @@ def test_report(save_checkpoint, tmp_path):
 
     document = json.loads((tmp_path / "out/deep/screening.json").read_text())
     assert document == report.to_dict()
+    schema = files("entropyfloor.reports") / "screening.schema.json"
+    jsonschema.validate(document, json.loads(schema.read_text()))
+    assert document["settings"]["dtype"] == "auto (half precision computed in float32)"
+    assert document["settings"]["engine"] == "transformers"
     assert ScreeningReport.from_dict(document) == report
     assert (document["schema"], document["schema_version"]) == ("entropyfloor.screening", 2)
     assert document["settings"]["reward"] == "even_start"
@@ -164,3 +172,22 @@ def test_broken_weights_name_their_checkpoint(save_checkpoint):
     directory = save_checkpoint("broken", peak=float("nan"))
     with pytest.raises(ValueError, match=r"broken gave logits that are NaN or infinite"):
         screen([directory], prompts=PROMPTS, **SMALL)
+
+
+def test_checkpoints_of_one_tokenizer_share_its_work(save_checkpoint, monkeypatch):
+    calls = []
+
+    def counting(prompts, tokenizer, *, where):
+        calls.append(where)
+        return encode_prompts(prompts, tokenizer, where=where)
+
+    monkeypatch.setattr("entropyfloor.screening.preparation.encode_prompts", counting)
+    same = [save_checkpoint(name, seed=seed) for seed, name in enumerate("abc")]
+    (same[1] / "optimizer.pt").write_bytes(b"not the tokenizer's")
+    (same[2] / "trainer_state.json").write_text("{}")
+    options = {"held_out": None, "max_new_tokens": 6, "trust_remote_code": False}
+    tasks = prepare(same, PROMPTS, **options)
+    assert len(calls) == 1 and all(task.encoded == tasks[0].encoded for task in tasks)
+    other = save_checkpoint("other", chat=False)
+    prepare([*same, other], PROMPTS, **options)
+    assert calls[1:] == [str(same[0]), str(other)]

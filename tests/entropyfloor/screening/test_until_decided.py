@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from entropyfloor.screening.from_rollouts import screen_from_rollouts
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.screen import screen
 
@@ -38,6 +41,24 @@ def test_a_borderline_case_draws_everything(save_checkpoint):
     assert checkpoint.samples_saved == 0
     assert checkpoint.verdict == "undecided"
     assert checkpoint.entropy_nats == pytest.approx(tau_h, rel=1e-6)
+
+
+@pytest.mark.parametrize("tau_h", [0.18, None])
+def test_reported_again_without_a_model(save_checkpoint, tmp_path, tau_h):
+    directory = save_checkpoint()
+    options = {**OPTIONS, "prompts": PROMPTS, "reward": even}
+    if tau_h is None:  # a borderline case
+        tau_h = screen([directory], **options).checkpoints[0].entropy_nats
+    found = screen(
+        [directory], until_decided=True, tau_h=tau_h, output_dir=tmp_path / "out", **options
+    )
+    (again,) = screen_from_rollouts(tmp_path / "out").checkpoints
+    assert replace(again, runtime_s=0.0) == replace(found.checkpoints[0], runtime_s=0.0)
+    # Another threshold is judged at the looks that were taken, and no others.
+    new = found.checkpoints[0].entropy_nats
+    (other,) = screen_from_rollouts(tmp_path / "out", tau_h=new).checkpoints
+    assert other.sequential.decision == "undecided"
+    assert other.sequential.samples_drawn == found.checkpoints[0].sequential.samples_drawn
 
 
 def test_resumed_and_reused(save_checkpoint, tmp_path):
