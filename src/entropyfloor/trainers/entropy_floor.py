@@ -121,6 +121,7 @@ class EntropyFloor:
             "floor_target": self.controller.target,
             "floor_entropy": self.controller.entropy,
             "probe_entropy": self.probes[-1].entropy if self.probes else None,
+            "probe_pass_at_1": self.probes[-1].pass_at_1 if self.probes else None,
             "probe_share": self._probe_seconds / spent if self.probes else None,
         }
         return {name: value for name, value in found.items() if value is not None}
@@ -141,19 +142,38 @@ class EntropyFloor:
         self.head.weight = self.controller.weight if self.constrains else 0.0
 
 
-def measured_entropy(checkpoint: str | Path) -> float | None:
-    """Rollout entropy (nats) that a checkpoint was saved with; None where none was measured."""
+def measured(checkpoint: str | Path) -> ProbeResult | None:
+    """The probe of rollouts that a checkpoint was saved with; None where there was none."""
     record = (read_record(checkpoint) or {}).get("floor")
-    return record["probes"][-1]["entropy"] if record and record["probes"] else None
+    return ProbeResult(**record["probes"][-1]) if record and record["probes"] else None
 
 
 def last_above(output_dir: str | Path, floor: float) -> Path | None:
-    """The latest checkpoint-* of a run whose measured entropy is at least ``floor``."""
+    """The latest checkpoint-* of a run whose rollout entropy is at least ``floor``, or None."""
+    above = _above(output_dir, floor)
+    return above[0][0] if above else None
+
+
+def best_above(output_dir: str | Path, floor: float) -> Path | None:
+    """The checkpoint-* with the highest pass@1 among those above ``floor`` (the latest of equals).
+
+    Raises:
+        ValueError: a checkpoint above the floor was saved without pass@1.
+
+    """
+    above = _above(output_dir, floor)
+    for path, probe in above:
+        if probe.pass_at_1 is None:
+            raise ValueError(f"{path} has no pass@1; train with SEDTrainer(probe_reward=...)")
+    return max(above, key=lambda found: found[1].pass_at_1 or 0.0)[0] if above else None
+
+
+def _above(output_dir: str | Path, floor: float) -> list[tuple[Path, ProbeResult]]:
     found = sorted(
-        Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
+        Path(output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])
     )
-    above = [path for path in found if (measured_entropy(path) or 0.0) >= floor]
-    return above[-1] if above else None
+    probes = [(path, probe) for path in found if (probe := measured(path)) is not None]
+    return [(path, probe) for path, probe in probes if probe.entropy >= floor]
 
 
 class FloorCallback(TrainerCallback):

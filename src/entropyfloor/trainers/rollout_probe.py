@@ -6,7 +6,6 @@ temperature 1. Samples are drawn from their own seed: no random state of the tra
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,9 @@ from accelerate import Accelerator
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.rewards import RewardFunction, check_reward_columns
 from entropyfloor.screening.rollouts import SamplingSettings, encode_prompts, generate_rollouts
+from entropyfloor.screening.scoring import score_rollouts
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ProbeResult:
         teacher_forced: smoothed teacher-forced entropy of training at that step, nats, or None.
         tokens: how many were generated.
         seconds: it took, on the slowest process.
+        pass_at_1: share of the rollouts whose reward is at least 1; None without a reward.
 
     """
 
@@ -36,6 +38,7 @@ class ProbeResult:
     teacher_forced: float | None
     tokens: int
     seconds: float
+    pass_at_1: float | None = None
 
 
 @dataclass
@@ -48,6 +51,7 @@ class RolloutProbe:
         max_new_tokens: length limit.
         batch_size: rollouts at once.
         seed: of the samples; each step draws its own.
+        reward: in trl's signature, on the prompts' columns; for ``pass_at_1``.
 
     """
 
@@ -56,8 +60,11 @@ class RolloutProbe:
     max_new_tokens: int = 64
     batch_size: int = 32
     seed: int = 0
+    reward: RewardFunction | None = None
 
     def __post_init__(self) -> None:
+        if self.reward is not None:
+            check_reward_columns(self.reward, self.prompts)
         self._encoded = encode_prompts(self.prompts, self.tokenizer, where="the model in training")
         self._sampling = SamplingSettings(
             max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, seed=self.seed
@@ -72,27 +79,39 @@ class RolloutProbe:
         training = [module for module in model.modules() if module.training]
         checkpoint = LoadedCheckpoint("the model in training", "", model.eval(), self.tokenizer)
         sampling = replace(self._sampling, seed=self.seed + step)
-        entropy, tokens = 0.0, 0
+        entropy, tokens, scored, passed = 0.0, 0, 0, 0
         try:
             requests = [(prompt, 0) for prompt in range(rank, len(self._encoded), ranks)]
             for rollouts in generate_rollouts(checkpoint, self._encoded, requests, sampling):
                 entropy += math.fsum(float(r.entropies_nats.sum(dtype=float)) for r in rollouts)
                 tokens += sum(len(r.token_ids) for r in rollouts)
+                if self.reward is not None:
+                    rewards = score_rollouts(self.reward, self.prompts, rollouts)
+                    scored += sum(value is not None for value in rewards)
+                    passed += sum(value is not None and value >= 1.0 for value in rewards)
         finally:
             for module in training:
                 module.training = True
         seconds = time.perf_counter() - started
         if ranks > 1:
-            sums = torch.tensor([entropy, float(tokens)], dtype=torch.float64)
-            sums = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
+            local = torch.tensor([entropy, tokens, scored, passed], dtype=torch.float64)
+            sums = accelerator.reduce(local.to(accelerator.device), reduction="sum")
             entropy, tokens = float(sums[0]), int(sums[1])
+            scored, passed = int(sums[2]), int(sums[3])
             slowest = torch.tensor([seconds], device=accelerator.device)
             seconds = float(accelerator.gather(slowest).max())
-        return ProbeResult(step, entropy / max(tokens, 1), teacher_forced, tokens, seconds)
+        return ProbeResult(
+            step=step,
+            entropy=entropy / max(tokens, 1),
+            teacher_forced=teacher_forced,
+            tokens=tokens,
+            seconds=seconds,
+            pass_at_1=passed / scored if scored else None,
+        )
 
 
 def prompts_of(dataset: Any, count: int) -> PromptSet | None:
-    """The first ``count`` different prompts of a dataset with a ``prompt`` column, or None.
+    """The first ``count`` rows with different prompts of a dataset that has them, or None.
 
     Args:
         dataset: a dataset, a dict of them (the first counts), or None.
@@ -106,8 +125,7 @@ def prompts_of(dataset: Any, count: int) -> PromptSet | None:
         return None
     found: dict[str, Any] = {}
     for row in dataset:
-        found.setdefault(repr(row["prompt"]), row["prompt"])
+        found.setdefault(repr(row["prompt"]), row)
         if len(found) == count:
             break
-    rows: Sequence[Any] = [{"prompt": prompt} for prompt in found.values()]
-    return PromptSet(tuple(rows), "the dataset's prompts") if rows else None
+    return PromptSet(tuple(found.values()), "the dataset's prompts") if found else None

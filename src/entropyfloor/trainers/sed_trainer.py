@@ -33,6 +33,7 @@ from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
 from ..models.base_states import AdapterFreeBase, FrozenBase
 from ..models.loss_head import LossHeadOutput, attach_loss_head
 from ..screening.prompts import Prompt, PromptSet
+from ..screening.rewards import RewardFunction, reward_by_name
 from .entropy_floor import EntropyFloor, FloorCallback
 from .rollout_probe import RolloutProbe, prompts_of
 from .run_record import read_record, read_recorded_loss, write_run_record
@@ -52,8 +53,10 @@ class SEDTrainer(SFTTrainer):
         *sft_args: SFTTrainer's further positional arguments, unchanged.
         loss: replaces ``args.loss``: a name, an object of `entropyfloor_losses`, or any callable
             that maps `TokenStatistics` of n tokens to ``[n]`` values token by token.
-        probe_prompts: held-out prompts (strings or conversations) whose rollouts the entropy floor
-            is measured on; default: the evaluation set's, else the training set's.
+        probe_prompts: held-out prompts (strings, conversations, or rows with ``prompt`` and the
+            reward's columns) whose rollouts the entropy floor is measured on; default: the
+            evaluation set's, else the training set's.
+        probe_reward: a reward by name or in trl's signature: probes then measure pass@1 too.
         **sft_kwargs: SFTTrainer's keyword arguments, unchanged.
 
     Logged beside trl's metrics, token-weighted over accumulation steps and ranks: ``ce`` (nats per
@@ -76,7 +79,8 @@ class SEDTrainer(SFTTrainer):
         args: TrainingArguments | None = None,
         *sft_args: Any,
         loss: str | Loss | None = None,
-        probe_prompts: Sequence[Prompt] | None = None,
+        probe_prompts: Sequence[Prompt | dict[str, Any]] | None = None,
+        probe_reward: str | RewardFunction | None = None,
         **sft_kwargs: Any,
     ) -> None:
         if args is None:
@@ -112,11 +116,11 @@ class SEDTrainer(SFTTrainer):
         self._head = attach_loss_head(base, chosen)
         if args.entropy_floor is not None:
             count = args.floor_probe_prompts
-            rows = None if probe_prompts is None else [{"prompt": p} for p in probe_prompts]
+            rows = [p if isinstance(p, dict) else {"prompt": p} for p in probe_prompts or []]
             prompts = PromptSet(tuple(rows), "probe_prompts") if rows else None
             if count and prompts is None:
                 prompts = prompts_of(eval_data, count) or prompts_of(train_data, count)
-            self._attach_floor(args, frozen, prompts if count else None)
+            self._attach_floor(args, frozen, prompts if count else None, probe_reward)
 
     @property
     def loss(self) -> Loss:
@@ -181,6 +185,7 @@ class SEDTrainer(SFTTrainer):
         args: SEDConfig,
         base: AdapterFreeBase | FrozenBase | None,
         prompts: PromptSet | None,
+        reward: str | RewardFunction | None,
     ) -> None:
         self._head.term, self._head.base = args.build_term(), base
         probe = None
@@ -202,6 +207,7 @@ class SEDTrainer(SFTTrainer):
                 getattr(self.processing_class, "tokenizer", self.processing_class),
                 max_new_tokens=args.floor_probe_tokens,
                 seed=args.seed,
+                reward=reward_by_name(reward) if isinstance(reward, str) else reward,
             )
         self.floor = EntropyFloor(
             args.build_controller(),

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig
 from sft_runs import Run, prompt_completion_rows, sed_trainer, text_rows
 
-from entropyfloor.trainers.entropy_floor import last_above, measured_entropy
+from entropyfloor.trainers.entropy_floor import best_above, last_above, measured
 from entropyfloor.trainers.run_record import read_record
 from entropyfloor_losses import IGNORE_INDEX, PLACES, BaseHead, token_statistics
 from tiny_models import tiny_model
@@ -127,8 +127,8 @@ def test_checkpoints_carry_their_entropy(tmp_path):
     )
     probes = run.trainer.floor.probes
     assert [probe.step for probe in probes] == [10, 20]
-    assert measured_entropy(tmp_path / "checkpoint-10") == probes[0].entropy
-    assert measured_entropy(tmp_path / "checkpoint-20") == probes[1].entropy
+    assert measured(tmp_path / "checkpoint-10") == probes[0]
+    assert measured(tmp_path / "checkpoint-20") == probes[1]
     record = json.loads((tmp_path / "checkpoint-10" / "entropyfloor.json").read_text())
     assert record["floor"]["settings"]["floor"] == 3.0
     assert last_above(tmp_path, 0.0).name == "checkpoint-20"
@@ -146,7 +146,48 @@ def test_checkpoints_by_epoch_carry_their_entropy(tmp_path):
         )
     )
     assert [probe.step for probe in run.trainer.floor.probes] == [6, 12]
-    assert measured_entropy(tmp_path / "checkpoint-6") == run.trainer.floor.probes[0].entropy
+    assert measured(tmp_path / "checkpoint-6") == run.trainer.floor.probes[0]
+
+
+def test_best_is_the_highest_pass_at_1_above_the_floor(tmp_path):
+    passes = iter([0.9, 0.5, 0.7, 0.7])
+
+    def reward(completions, **_):
+        share = next(passes)
+        return [float(i < share * len(completions)) for i in range(len(completions))]
+
+    rows = [{"prompt": f"{i} + {i} =", "answer": str(2 * i)} for i in range(10)]
+    trainer = floored(
+        tmp_path,
+        trainer={"probe_prompts": rows, "probe_reward": reward},
+        max_steps=40,
+        save_strategy="steps",
+        save_steps=10,
+        floor_probe_steps=100,
+    )
+    trainer.train()
+    assert [probe.pass_at_1 for probe in trainer.floor.probes] == [0.9, 0.5, 0.7, 0.7]
+    assert best_above(tmp_path, 0.0).name == "checkpoint-10"
+    entropies = {p.step: p.entropy for p in trainer.floor.probes}
+    # Without the first, the latest of equals.
+    for step in (10,):
+        record = tmp_path / f"checkpoint-{step}" / "entropyfloor.json"
+        document = json.loads(record.read_text())
+        document["floor"]["probes"][-1]["entropy"] = 0.01
+        record.write_text(json.dumps(document))
+    assert best_above(tmp_path, min(entropies.values())).name == "checkpoint-40"
+    assert best_above(tmp_path, 100.0) is None
+
+
+def test_best_without_a_reward(tmp_path):
+    floored(tmp_path, save_strategy="steps", save_steps=4).train()
+    with pytest.raises(ValueError, match="has no pass@1"):
+        best_above(tmp_path, 0.0)
+
+
+def test_a_reward_without_its_column(tmp_path):
+    with pytest.raises(ValueError, match="answer"):
+        floored(tmp_path, trainer={"probe_prompts": ["1 + 1 ="], "probe_reward": "exact_match"})
 
 
 def test_stop_ends_training_and_restores(tmp_path, caplog):
@@ -170,7 +211,7 @@ def test_stop_ends_training_and_restores(tmp_path, caplog):
     for name, value in run.trainer.model.state_dict().items():
         assert torch.equal(value, restored[name])
     run.trainer.save_model(tmp_path / "final")
-    assert measured_entropy(tmp_path / "final") >= 3.0
+    assert measured(tmp_path / "final").entropy >= 3.0
 
 
 def test_warn_goes_on(tmp_path, caplog):
