@@ -8,6 +8,8 @@ VERBS = {
     "sft": "train with SEDTrainer: every flag and YAML of `trl sft`, plus our losses",
     "screen": "measure entropy, pass@k and degenerate groups of checkpoints before RL is paid for",
     "rescue": "move a collapsed checkpoint back towards its base, just above the entropy floor",
+    "band": "keep the prompts of which some but not all rollouts pass, for RL",
+    "grpo": "train with GRPO in its DAPO variant, watched for collapse: every flag of `trl grpo`",
     "pstar": "print the majority-degeneration threshold p*(g) of a group size",
     "demo": "CE and SED at three depths on a real model, screened: the whole path on this machine",
 }

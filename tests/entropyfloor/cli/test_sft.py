@@ -12,6 +12,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from entropyfloor.cli import sft
 from entropyfloor.cli.main import main
+from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs
 
 ROWS = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(8)]
 
@@ -202,7 +203,7 @@ class TestData:
 
     def prompts(self, argv, split="train"):
         parsed = sft._parse(argv)
-        return [row["prompt"] for row in sft._load_dataset(parsed.script, parsed.mixture)[split]]
+        return [row["prompt"] for row in load_rows(parsed.script, parsed.mixture)[split]]
 
     @pytest.mark.parametrize("streaming", [True, False])
     def test_streaming(self, flags, streaming):
@@ -272,7 +273,7 @@ class TestLauncher:
         config = tmp_path / "run.yaml"
         config.write_text("loss: ce\nmixed_precision: 'no'\n")
         started = []
-        monkeypatch.setattr(sft, "_launch", lambda *words: started.append(words) or 0)
+        monkeypatch.setattr(sft, "launch", lambda *words, **_: started.append(words) or 0)
         own = ["--config", str(config), *flags()]
         assert main(["sft", *own[:4], "--num_processes", "2", *own[4:]]) == 0
         (words,) = started
@@ -305,4 +306,4 @@ def test_bf16_is_trls_default(flags):
     at = argv.index("--bf16")
     parsed = sft._parse(argv[:at] + argv[at + 2 :])
     assert parsed.training.bf16 is True
-    assert sft._model_init_kwargs(parsed.training, parsed.model)["dtype"] == "float32"
+    assert model_init_kwargs(parsed.training, parsed.model)["dtype"] == "float32"

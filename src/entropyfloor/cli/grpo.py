@@ -1,0 +1,366 @@
+"""``entropyfloor grpo``: GRPO in its DAPO variant, watched for collapse; all of ``trl grpo``.
+
+    entropyfloor grpo --model_name_or_path MODEL --prompts band.jsonl --reward math --output_dir out
+
+Differences from ``trl grpo``: the defaults are the rank-inversion paper's (``dapo_config``);
+--prompts and --reward take what ``entropyfloor screen`` takes, beside trl's --dataset_name and
+--reward_funcs; --monitor stops a run whose entropy collapses; --paper_lora is the paper's LoRA;
+--screen_prompts screens the start and every checkpoint afterwards. Weights are loaded from
+safetensors only, and an unknown flag is an error. Flags of ``accelerate launch`` start it there.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+from trl.scripts.grpo import GRPOScriptArguments
+
+from entropyfloor.cli.launching import Parsed, launch, parse_training
+from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, resume_flag, split_of
+from entropyfloor.rl.dapo import DAPOConfig
+
+_POLICIES = {"warn": "warn", "stop": "stop", "restore": "stop-and-restore"}
+
+
+@dataclass
+class GRPOArguments(GRPOScriptArguments):
+    """trl's script arguments and ours."""
+
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "JSONL file, save_to_disk folder or 'reasoning_gym:TASK?size=1000'."},
+    )
+    chat: bool = field(
+        default=False, metadata={"help": "Send plain --prompts as a user message (chat template)."}
+    )
+    system: str | None = field(default=None, metadata={"help": "System message of --chat."})
+    reward: list[str] | None = field(
+        default=None,
+        metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
+    )
+    paper_lora: bool = field(
+        default=False,
+        metadata={"help": "LoRA with r = alpha = 128 on all linear layers and the embeddings."},
+    )
+    monitor: str = field(
+        default="stop",
+        metadata={
+            "help": "When the entropy collapses: warn, stop, restore (stop with the last "
+            "checkpoint from before) or off.",
+            "choices": [*_POLICIES, "off"],
+        },
+    )
+    monitor_tau_2: float = field(
+        default=0.5, metadata={"help": "Relative entropy drop that is a collapse."}
+    )
+    monitor_early_step: int | None = field(
+        default=None, metadata={"help": "First step compared (default: 10 of 400, scaled)."}
+    )
+    monitor_late_step: int | None = field(
+        default=None, metadata={"help": "Second step compared (default: 150 of 400, scaled)."}
+    )
+    monitor_window: int = field(default=1, metadata={"help": "Steps averaged for each of the two."})
+    success_threshold: float = field(
+        default=1.0, metadata={"help": "A rollout passes if its reward is at least this."}
+    )
+    success_reward: str | None = field(
+        default=None, metadata={"help": "Which of several rewards says so (default: the first)."}
+    )
+    screen_prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts, as --prompts: afterwards, screen the start and every checkpoint on "
+            "them into OUTPUT_DIR/screening."
+        },
+    )
+    screen_samples: int | None = field(
+        default=None, metadata={"help": "Rollouts per prompt there (default: num_generations)."}
+    )
+
+
+@dataclass
+class _Arguments:
+    script: GRPOArguments
+    training: GRPOConfig
+    model: Any
+    mixture: Any
+    parsed: Parsed
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, train, save, screen. Returns 0; errors of usage and data are raised."""
+    arguments = _parse(argv)
+    if words := arguments.parsed.launch:
+        return launch(words, arguments.parsed.own(argv), module=__name__)
+    return _train(arguments)
+
+
+def _parse(argv: Sequence[str]) -> _Arguments:
+    from trl import DatasetMixtureConfig, ModelConfig
+
+    parsed = parse_training(
+        (GRPOArguments, DAPOConfig, ModelConfig, DatasetMixtureConfig),
+        argv,
+        verb="grpo",
+        description="GRPO in its DAPO variant, with a monitor that stops a collapsing run.",
+    )
+    return _Arguments(*parsed.groups, parsed)
+
+
+def _train(arguments: _Arguments) -> int:
+    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+
+    script, training, model = arguments.script, arguments.training, arguments.model
+    if script.paper_lora and model.use_peft:
+        raise ValueError("--paper_lora and --use_peft are two adapters; give one of them")
+    monitor = _monitor(script)
+    training.model_init_kwargs = model_init_kwargs(training, model)
+    rewards = _rewards(script)
+    train_rows, test_rows = _rows(arguments, rewards)
+    _check_screening(arguments, rewards[0])
+    peft = get_peft_config(model)
+    if script.paper_lora:
+        from entropyfloor.rl.dapo import paper_lora
+
+        peft = paper_lora(model.model_name_or_path)
+    try:
+        trainer = GRPOTrainer(
+            model=model.model_name_or_path,
+            reward_funcs=rewards,
+            args=training,
+            train_dataset=train_rows,
+            eval_dataset=test_rows,
+            quantization_config=get_quantization_config(model),
+            peft_config=peft,
+            callbacks=[] if monitor is None else [monitor],
+        )
+    except OSError as error:
+        if error.errno is not None:  # the machine's own: a full disk, say
+            raise
+        raise ValueError(f"{model.model_name_or_path} cannot be loaded: {error}") from error
+    trainer.train(resume_from_checkpoint=resume_flag(training.resume_from_checkpoint))
+    trainer.save_model(training.output_dir)
+    say = trainer.accelerator.print
+    say(f"Model saved to {training.output_dir}")
+    if monitor is not None and monitor.message:
+        say(f"Monitor: {monitor.message}")
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+        say(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
+    if script.screen_prompts is None:
+        say(
+            "Screen what came of it as before RL, the peak over its checkpoints included:\n"
+            f"  entropyfloor screen {model.model_name_or_path} {training.output_dir} "
+            f"--prompts PROMPTS.jsonl --reward {(script.reward or ['NAME'])[0]}"
+        )
+    else:
+        _release(trainer)
+        _screen(arguments, rewards[0])
+    trainer.end()
+    return 0
+
+
+def _release(trainer: Any) -> None:
+    """Give the policy's and the optimizer's memory to the screening."""
+    from torch import cuda
+
+    for holder in (trainer, trainer.callback_handler):
+        for name in ("model", "model_wrapped", "optimizer", "lr_scheduler"):
+            setattr(holder, name, None)
+    trainer.accelerator.free_memory()
+    gc.collect()
+    if cuda.is_available():
+        cuda.empty_cache()
+
+
+def _monitor(script: GRPOArguments) -> Any:
+    if script.monitor == "off":
+        return None
+    from entropyfloor.rl.collapse_monitor import CollapseMonitor
+
+    return CollapseMonitor(
+        _POLICIES[script.monitor],
+        tau_2=script.monitor_tau_2,
+        early_step=script.monitor_early_step,
+        late_step=script.monitor_late_step,
+        window=script.monitor_window,
+        success_threshold=script.success_threshold,
+        success_reward=script.success_reward,
+    )
+
+
+def _rewards(script: GRPOArguments) -> list[Any]:
+    """Ours, trl's by name or dotted path, and a reward model, in this order."""
+    from importlib import import_module
+
+    from trl import rewards as of_trl
+
+    from entropyfloor.screening.rewards import reward_by_name
+
+    found = [reward_by_name(name) for name in script.reward or []]
+    for name in script.reward_funcs or []:
+        if name == "get_soft_overlong_punishment":  # trl grpo's values
+            found.append(
+                of_trl.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
+            )
+        elif name in {"accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"}:
+            found.append(getattr(of_trl, name))
+        elif "." in name:
+            module, _, function = name.rpartition(".")
+            if str(Path.cwd()) not in sys.path:
+                sys.path.append(str(Path.cwd()))
+            try:
+                found.append(getattr(import_module(module), function))
+            except (ImportError, AttributeError) as error:
+                raise ValueError(f"--reward_funcs {name} cannot be imported: {error}") from error
+        else:
+            raise ValueError(
+                f"--reward_funcs {name} is neither one of trl's nor a dotted path; for "
+                "exact_match, math or reasoning_gym use --reward"
+            )
+    if script.reward_model_name_or_path:
+        found.append(script.reward_model_name_or_path)
+    if not found:
+        raise ValueError(
+            "no reward: give --reward (exact_match, math, reasoning_gym or module:function), "
+            "--reward_funcs or --reward_model_name_or_path"
+        )
+    return found
+
+
+def _rows(arguments: _Arguments, rewards: list[Any]) -> tuple[Any, Any]:
+    """Rows to train and to evaluate on; the columns that our rewards need are there."""
+    from entropyfloor.screening.prompts import PromptSet, load_prompts
+    from entropyfloor.screening.rewards import check_reward_columns
+
+    script, training = arguments.script, arguments.training
+    if script.prompts is None:
+        if script.chat or script.system is not None:
+            raise ValueError("--chat and --system are about --prompts; give it")
+        dataset = load_rows(script, arguments.mixture)
+        train = split_of(dataset, script.dataset_train_split, "train")
+        test = None
+        if training.eval_strategy != "no":
+            test = split_of(dataset, script.dataset_test_split, "test")
+        first = PromptSet((next(iter(train)),), str(script.dataset_name or "the mixture"))
+        for reward in rewards:
+            if callable(reward):
+                check_reward_columns(reward, first)
+        return train, test
+    if script.dataset_name or arguments.mixture.datasets:
+        raise ValueError("--prompts and --dataset_name (or `datasets:`) both name rows; give one")
+    if script.system is not None and not script.chat:
+        raise ValueError("--system is the system message of --chat; give both")
+    if training.eval_strategy != "no":
+        raise ValueError(
+            "--prompts has no test split for --eval_strategy; use --screen_prompts, or give the "
+            "rows as --dataset_name"
+        )
+    prompts = load_prompts(script.prompts)
+    if script.chat:
+        prompts = prompts.as_chat(system=script.system)
+    for reward in rewards:
+        if callable(reward):
+            check_reward_columns(reward, prompts)
+    return as_dataset(prompts), None
+
+
+def as_dataset(prompts: Any) -> Any:
+    """A ``datasets.Dataset`` of a prompt set; nested columns as JSON, which our rewards read."""
+    import json
+
+    from datasets import Dataset
+
+    names = sorted({name for row in prompts.rows for name in row})
+    nested = {
+        name
+        for name in names
+        if name != "prompt" and any(isinstance(row.get(name), dict | list) for row in prompts.rows)
+    }
+    rows = [
+        {
+            name: json.dumps(row.get(name), ensure_ascii=False, default=str)
+            if name in nested
+            else row.get(name)
+            for name in names
+        }
+        for row in prompts.rows
+    ]
+    return Dataset.from_list(rows)
+
+
+def _check_screening(arguments: _Arguments, reward: Any) -> None:
+    """Raise now what would raise after training."""
+    from entropyfloor.screening.preparation import check_samples
+    from entropyfloor.screening.rewards import check_reward_columns
+
+    script, training = arguments.script, arguments.training
+    if script.screen_prompts is None:
+        if script.screen_samples is not None:
+            raise ValueError("--screen_samples is about --screen_prompts; give it")
+        return
+    if not callable(reward):
+        raise ValueError("--screen_prompts needs a function as reward: give --reward")
+    if training.max_completion_length is None:
+        raise ValueError("--screen_prompts needs a length limit: give --max_completion_length")
+    check_reward_columns(reward, _screening_prompts(script))
+    samples = script.screen_samples or training.num_generations
+    check_samples(samples, training.num_generations, None, scored=True)
+
+
+def _screening_prompts(script: GRPOArguments) -> Any:
+    from entropyfloor.screening.prompts import load_prompts
+
+    prompts = load_prompts(str(script.screen_prompts))
+    return prompts.as_chat(system=script.system) if script.chat else prompts
+
+
+def _screen(arguments: _Arguments, reward: Any) -> None:
+    """Screen the start and every checkpoint as before RL, with RL's group size and sampling."""
+    from rich.console import Console
+
+    from entropyfloor.reports.screening_table import remarks
+    from entropyfloor.screening.processes import join_processes
+    from entropyfloor.screening.screen import screen
+
+    script, training = arguments.script, arguments.training
+    processes = join_processes()
+    report = screen(
+        [arguments.model.model_name_or_path, training.output_dir],
+        prompts=_screening_prompts(script),
+        reward=reward,
+        num_samples=script.screen_samples or training.num_generations,
+        group_size=training.num_generations,
+        max_new_tokens=training.max_completion_length,
+        temperature=training.temperature,
+        top_p=training.top_p,
+        top_k=training.top_k,
+        batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
+        seed=training.seed,
+        success_threshold=script.success_threshold,
+        device="cpu" if training.use_cpu else None,
+        trust_remote_code=training.trust_remote_code,
+        output_dir=Path(training.output_dir) / "screening",
+        processes=processes,
+    )
+    if processes.main:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 200  # a file or a pipe has no width of its own
+        console.print(report.table(console.width))
+        for remark in remarks(report):
+            console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":  # a process of `accelerate launch`, whose flags have been followed
+    try:
+        sys.exit(_train(_parse(sys.argv[1:])))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"entropyfloor grpo: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,115 @@
+"""Command lines of trl's kind: flags and YAML of its dataclasses, and ``accelerate launch``'s own.
+
+Shared by the training verbs. A flag that neither the trainer nor the launcher knows is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Parsed:
+    """What was asked for.
+
+    Attributes:
+        groups: one instance of each dataclass.
+        launch_in_file: words of the launcher in the YAML file.
+        launch_in_command: words of the launcher on the command line.
+
+    """
+
+    groups: tuple[Any, ...]
+    launch_in_file: list[str]
+    launch_in_command: list[str]
+
+    @property
+    def launch(self) -> list[str]:
+        """The launcher's words, if this process is to start others; none in those it started."""
+        if "LOCAL_RANK" in os.environ:  # which torchrun and accelerate set
+            return []
+        return self.launch_in_file + self.launch_in_command
+
+    def own(self, argv: Sequence[str]) -> list[str]:
+        """``argv`` without the launcher's words, which appear in it in this order."""
+        waiting, kept = list(self.launch_in_command), []
+        for word in argv:
+            if waiting and word == waiting[0]:
+                waiting.pop(0)
+            else:
+                kept.append(word)
+        return kept
+
+
+def parse_training(
+    groups: Sequence[Any], argv: Sequence[str], *, verb: str, description: str
+) -> Parsed:
+    """Read command line and YAML.
+
+    Args:
+        groups: dataclasses whose fields are the flags.
+        argv: the words after the verb.
+        verb: for messages.
+        description: for --help.
+
+    Raises:
+        ValueError: a word that nobody knows, or a file that is not YAML.
+
+    """
+    import yaml
+    from trl import TrlParser
+
+    parser = TrlParser(tuple(groups), prog=f"entropyfloor {verb}", description=description)
+    try:
+        *found, in_file, in_command = parser.parse_args_and_config(
+            _config_as_two_words(argv),
+            return_remaining_strings=True,
+            separate_remaining_strings=True,
+        )
+    except yaml.YAMLError as error:
+        raise ValueError(f"the --config file is not YAML: {error}") from error
+    _check_launch_words(in_file, set(parser._option_string_actions), verb)
+    _check_launch_words(in_command, set(parser._option_string_actions), verb)
+    return Parsed(tuple(found), in_file, in_command)
+
+
+def launch(words: list[str], own: list[str], *, module: str) -> int:
+    """Start ``python -m module own`` under ``accelerate launch words``."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    every = [*resolve_accelerate_config_argument(words), "--module", module, *own]
+    launch_command(launch_command_parser().parse_args(every))
+    return 0
+
+
+def _config_as_two_words(argv: Sequence[str]) -> list[str]:
+    """``--config=FILE`` as two words, the only form that TrlParser knows."""
+    words: list[str] = []
+    for word in argv:
+        words.extend(word.split("=", 1) if word.startswith("--config=") else [word])
+    if words.count("--config") > 1 or words[-1:] == ["--config"]:
+        raise ValueError("--config takes one YAML file, and may be given once")
+    return words
+
+
+def _check_launch_words(words: list[str], known: set[str], verb: str) -> None:
+    """Refuse what neither the trainer nor ``accelerate launch`` knows."""
+    if not words:
+        return
+    from accelerate.commands.launch import launch_command_parser
+
+    launcher = {"--accelerate_config", *launch_command_parser()._option_string_actions}
+    flags = [word.split("=")[0] for word in words if word.startswith("--")]
+    unknown = [words[0]] if not words[0].startswith("--") else []
+    unknown += [flag for flag in flags if flag not in launcher]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known | launcher, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ValueError(
+            f"unknown argument {unknown[0]}.{hint} `entropyfloor {verb} --help` lists all of them"
+        )
