@@ -134,6 +134,17 @@ class EntropyFloor:
             "probes": [asdict(probe) for probe in self.probes],
         }
 
+    def card(self) -> str:
+        """A section for the model card; there must have been a probe."""
+        last, held = self.probes[-1], self.controller
+        passed = "" if last.pass_at_1 is None else f", pass@1 {last.pass_at_1:.3f}"
+        return (
+            "## Entropy\n\n"
+            f"Mean next-token entropy of rollouts at temperature 1 after step {last.step}: "
+            f"{last.entropy:.3f} nats{passed} (floor {held.floor}, {self.on_violation}; weight of "
+            f"the term {self.head.weight:.4f}; {last.tokens} tokens sampled).\n"
+        )
+
     def restore(self, record: dict[str, Any]) -> None:
         """Go on from a checkpoint's record."""
         self.controller.load_state_dict(record["state"])

@@ -328,6 +328,13 @@ class SEDTrainer(SFTTrainer):
         else:
             self._head.loss = recorded
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """trl's model card, and the entropy of rollouts it was last measured with."""
+        super().create_model_card(*args, **kwargs)
+        card = Path(self.args.output_dir) / "README.md"
+        if self.floor is not None and self.floor.probes and self.is_world_process_zero():
+            card.write_text(f"{card.read_text()}\n{self.floor.card()}")
+
     # Checkpoints and final models alike go through `_save`.
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
