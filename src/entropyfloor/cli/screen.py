@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from rich.console import Console
 
-    from entropyfloor.reports.screening_table import remarks
+    from entropyfloor.reports.screening_table import advice_words, remarks
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
     from entropyfloor.screening.processes import join_processes
 
@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         assert calibration is not None
         print(_calibration_words(calibration))
         return 0
+    advice = advice_words(report)
     report = replace(report, calibration=calibration)
     console = Console()
     if not console.is_terminal:
@@ -57,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
             200  # a file or a pipe has no width of its own; 80 columns would fold the numbers
         )
     console.print(report.table(console.width))
+    for words in advice:
+        console.print(words, markup=False, highlight=False, soft_wrap=True, style="bold")
     for remark in remarks(report):
         console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
     if calibration is not None:

@@ -53,7 +53,7 @@ def entropy_figure(report: ScreeningReport) -> Markup:
         words = f"tau_H = {tau_h:g}"
         over = [
             line(x, 20, x, bottom, "threshold"),
-            label(min(x, WIDTH - 44), 14, words, anchor="middle", class_="tick strong"),
+            label(min(x, WIDTH - 54), 14, words, anchor="middle", class_="tick strong"),
         ]
     return _rows(rows, scale, draw, over, f"entropy of rollouts ({kind}nats)", _say_entropy)
 

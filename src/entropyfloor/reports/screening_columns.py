@@ -100,6 +100,13 @@ def verdict_word(checkpoint: CheckpointScreening) -> str:
     return checkpoint.verdict
 
 
+def undecided_advice(report: ScreeningReport) -> bool:
+    """Whether the recommended checkpoint is not yet known to be ready."""
+    advice = report.recommendation
+    chosen = [c for c in report.checkpoints if advice is not None and c.name == advice.name]
+    return any(verdict_word(checkpoint) == "undecided" for checkpoint in chosen)
+
+
 def verdict_class(checkpoint: CheckpointScreening) -> str:
     """``ready``, ``risk``, ``collapsed`` or ``undecided``: what styles are keyed by."""
     word = verdict_word(checkpoint)

@@ -24,6 +24,7 @@ from entropyfloor.reports.screening_columns import (
     columns,
     further_columns,
     interval_words,
+    undecided_advice,
     verdict_class,
     verdict_word,
 )
@@ -101,6 +102,7 @@ def screening_html(report: ScreeningReport) -> str:
             beginning=beginning,
             long_names=any(len(row.short) > 30 for row in rows),
             advice=advice,
+            undecided=undecided_advice(report),
             # One checkpoint leaves nothing to choose.
             predictors=[] if advice is None or len(rows) < 2 else list(advice.predictors.items()),
             calibration=report.calibration,

@@ -12,13 +12,14 @@ from entropyfloor.reports.screening_columns import (
     further_columns,
     interval_words,
     remarks,
+    undecided_advice,
     verdict_class,
     verdict_word,
 )
 from entropyfloor.reports.svg import elide
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
-__all__ = ["remarks", "screening_markdown", "screening_table"]
+__all__ = ["advice_words", "remarks", "screening_markdown", "screening_table"]
 
 _STYLES = {
     "ready": "green",
@@ -108,9 +109,11 @@ def advice_words(report: ScreeningReport) -> list[str]:
     """The recommendation and, where tau_H was calibrated, what came of it, as sentences."""
     words = []
     if (advice := report.recommendation) is not None:
-        start = (
-            "No checkpoint is recommended" if advice.name is None else f"Start from {advice.name}"
-        )
+        start = f"Start from {advice.name}"
+        if advice.name is None:
+            start = "No checkpoint is recommended"
+        elif undecided_advice(report):
+            start = f"Draw more; best so far is {advice.name}"
         words.append(f"{start}: {advice.reason}")
         if advice.cost and advice.highest_pass_at_1 != advice.name:
             words.append(f"Highest pass@1 would pick {advice.highest_pass_at_1}: {advice.cost}")

@@ -82,7 +82,7 @@ def recommend(checkpoints: Sequence[CheckpointScreening]) -> Recommendation:
         name=chosen.name,
         reason=reason,
         highest_pass_at_1=highest,
-        cost=f"highest pass@1 would pick {highest} ({other.verdict}): {', '.join(costs)}",
+        cost=f"it is {other.verdict}, with {', '.join(costs)}",
         cost_degenerate_fraction=more_degenerate,
         cost_pass_at_k=less_pass,
         k=k,
@@ -100,6 +100,10 @@ def _choose(
     if not candidates:
         return None, f"every checkpoint is flagged{_least_bad(checkpoints)}: do not start RL yet"
     among = "ready" if ready else "undecided (none is ready)"
+    if len(checkpoints) == 1:
+        return candidates[0], f"it is {candidates[0].verdict}, and the only checkpoint given"
+    if len(candidates) == 1:
+        return candidates[0], f"the only one that is {among}"
     first = f"of {len(candidates)} that are {among}, {{}}"
     if all(c.degenerate_fraction is not None for c in candidates):
         chosen = min(

@@ -70,7 +70,7 @@ class Recommendation:
         name: the checkpoint; None if none can be recommended.
         reason: in words.
         highest_pass_at_1: the checkpoint of the highest pass@1; None without a reward.
-        cost: what starting from that one instead would cost, in words; empty if it is the same.
+        cost: what that one is instead, in words ("it is ..."); empty if it is the same.
         cost_degenerate_fraction: how much larger its degenerate fraction is.
         cost_pass_at_k: how much smaller its pass@k at the largest k is.
         k: that k.

@@ -39,6 +39,7 @@ def test_end_to_end(save_checkpoint, prompts, tmp_path, capsys):
     assert code == 3
     printed = capsys.readouterr().out
     assert "narrow: mean rollout entropy" in printed and "no room for" not in printed
+    assert "best so far is wide: the only one that is undecided" in printed
     document = json.loads(out["o.json"].read_text())
     assert [c["flagged"] for c in document["checkpoints"]] == [False, True]
     assert document["settings"]["group_size"] == 4

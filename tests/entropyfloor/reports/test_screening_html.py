@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -63,6 +64,15 @@ def test_sections_and_nothing_from_outside(count, scored):
     assert ("p*(8) = 0.083" in page.text) == scored
     assert ("rests on entropy alone" in page.text) != scored
     assert len(text) < 20_000 * (count + 2)
+
+
+def test_an_undecided_checkpoint_is_not_one_to_start_from():
+    found = report(1)
+    found = replace(found, checkpoints=(replace(found.checkpoints[0], verdict="undecided"),))
+    words = " ".join(Page(screening_html(found)).text.split())
+    assert "Draw more before RL is paid for; best so far is ce/checkpoint-100." in words
+    assert "Start RL from" not in words and "would choose" not in words
+    assert "Draw more; best so far is ce/checkpoint-100" in found.to_markdown()
 
 
 def test_the_verdict_in_words():
@@ -133,6 +143,10 @@ OUTSIDE = """[...document.querySelectorAll('.chart:not(.key) text')].filter(t =>
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_in_chromium(tmp_path):
+    low = report(1, scored=False)
+    (row,) = low.checkpoints
+    low = replace(low, checkpoints=(replace(row, entropy_nats=0.16, intervals={}),))
+    edge = write_screening_html(low, tmp_path / "edge.html")  # tau_H at the very right
     path = write_screening_html(report(40, long_names=True, text=HOSTILE), tmp_path / "page.html")
     with ChromiumPage() as page:
         for width, phone in ((390, True), (1280, False)):
@@ -143,7 +157,10 @@ def test_in_chromium(tmp_path):
             smallest = page.evaluate(SMALLEST_TEXT)
             assert smallest["pixels"] >= 11, smallest
             assert page.evaluate(OUTSIDE) == []
+        page.open(edge, width=390, phone=True)
+        assert page.evaluate(OUTSIDE) == []
+        page.open(path, width=1280)
         page.send("Emulation.setEmulatedMedia", media="print")
         hidden = "[...document.querySelectorAll('.card')].filter(e => !e.checkVisibility()).length"
         assert page.evaluate(hidden) == 0, "printing shows every checkpoint"
-        assert page.requests() == [] and page.complaints() == []
+        assert set(page.requests()) <= {edge.resolve().as_uri()} and page.complaints() == []

@@ -43,7 +43,10 @@ def test_fewest_degenerate_groups_among_the_ready():
     assert (advice.name, advice.highest_pass_at_1, advice.k) == ("one", "three", 8)
     assert advice.cost_degenerate_fraction == pytest.approx(0.5)
     assert advice.cost_pass_at_k == pytest.approx(0.08)
-    assert "70% instead of 20% degenerate groups, pass@8 0.82 instead of 0.90" in advice.cost
+    assert (
+        "it is collapsed, with 70% instead of 20% degenerate groups, pass@8 0.82 instead of 0.90"
+        in advice.cost
+    )
     assert set(advice.disagreements) == {
         "entropy_nats would choose base",
         "pass_at_1 would choose three",
@@ -83,4 +86,11 @@ def test_the_same_checkpoint_costs_nothing():
 
 def test_undecided_only_if_none_is_ready():
     advice = recommend([found("a", "at risk", 0.1), found("b", "undecided", 0.2)])
-    assert advice.name == "b" and "none is ready" in advice.reason
+    assert advice.name == "b"
+    assert advice.reason == "the only one that is undecided (none is ready)"
+
+
+def test_one_checkpoint_is_not_chosen_among_others():
+    advice = recommend([scored("a", "undecided", 0.2, 0.4, 0.8)])
+    assert (advice.name, advice.highest_pass_at_1) == ("a", "a")
+    assert advice.reason == "it is undecided, and the only checkpoint given"
