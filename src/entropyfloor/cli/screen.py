@@ -180,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--reward",
         metavar="NAME",
-        help="exact_match, math, reasoning_gym or module:function; without one only entropy is "
-        "judged",
+        help="exact_match, math, reasoning_gym, unit_tests or module:function; without one only "
+        "entropy is judged",
     )
     data.add_argument(
         "--success-threshold",
@@ -288,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="write screening.json, .md, .png and the rollouts there; given again after a kill, "
+        help="write screening.json, .md, .html, .png and the rollouts there; given again after a kill, "
         "it goes on where it was",
     )
     output.add_argument("--no-progress", action="store_true", help="no progress bar")

@@ -109,8 +109,8 @@ def screen(
         held_out: rows with prompt and ``completion``, for the held-out loss; the prompts themselves
             if all of them have one.
         base: model that the KL is measured to; it stays in memory beside each checkpoint.
-        output_dir: if given, gets screening.json, screening.md, screening.png and the rollouts as
-            JSONL, batch by batch. Screening into it again goes on where a killed run was.
+        output_dir: if given, gets screening.json, .md, .html and .png, and the rollouts as JSONL,
+            batch by batch. Screening into it again goes on where a killed run was.
         progress: show a progress bar on standard error.
         engine: what draws: ``transformers``, ``vllm``, or ``auto``, see
             ``entropyfloor.screening.engines``.

@@ -1,10 +1,13 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from entropyfloor.cli.main import main
+from entropyfloor.cli.screen import _parser
 
 SMALL = ["--max-new-tokens", "6", "--samples", "4", "--group-size", "4", "--no-progress"]
 
@@ -152,3 +155,10 @@ def test_help_does_not_import_torch():
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+
+
+def test_the_page_on_screening_names_every_flag():
+    page = (Path(__file__).parents[3] / "docs" / "screening.md").read_text(encoding="utf-8")
+    flags = {flag for action in _parser()._actions for flag in action.option_strings}
+    missing = {f for f in flags - {"-h", "--help"} if not re.search(rf"{f}(?![-\w])", page)}
+    assert not missing
