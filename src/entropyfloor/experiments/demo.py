@@ -24,6 +24,7 @@ from entropyfloor import __version__
 from entropyfloor.experiments.conclusions import conclusions
 from entropyfloor.experiments.depths import DepthTraining, depth_directory, train_depths
 from entropyfloor.experiments.quick_model import quick_model_directory
+from entropyfloor.experiments.run_folder import claim_folder
 from entropyfloor.experiments.screening_store import load_screening, save_json
 from entropyfloor.experiments.tasks import SumTask, sum_task
 from entropyfloor.models.checkpoint_sources import find_checkpoints
@@ -155,7 +156,7 @@ def run_demo(
     # folder.
     task, pretraining = _task(settings)
     given = None if settings.model is None else _given_model(settings.model)
-    _claim_folder(folder, settings)
+    claim_folder(folder, {"entropyfloor": __version__, **asdict(settings)})
     stages = _Stages(folder / "seconds.json")
 
     with stages.timed("model"):
@@ -233,23 +234,6 @@ def _task(settings: DemoSettings) -> tuple[SumTask, SumTask]:
     )
     count = settings.train_problems
     return replace(drawn, train=drawn.train[:count]), replace(drawn, train=drawn.train[count:])
-
-
-def _claim_folder(folder: Path, settings: DemoSettings) -> None:
-    """Claim an empty folder for these settings, or check that it has them."""
-    file = folder / "settings.json"
-    wanted = json.loads(json.dumps({"entropyfloor": __version__, **asdict(settings)}))
-    if not file.is_file():
-        save_json(file, wanted)
-        return
-    found = json.loads(file.read_text(encoding="utf-8"))
-    different = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
-    if different:
-        listed = "; ".join(f"{key} {found.get(key)}, now {wanted.get(key)}" for key in different)
-        raise ValueError(
-            f"{folder} holds a run with other settings ({listed}): give another --output-dir, "
-            "repeat those settings to go on with it, or delete the folder"
-        )
 
 
 def _given_model(model: str) -> Path:

@@ -14,16 +14,22 @@ and the depths of one run can be compared.
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 # What only continuing needs, beside the weights: two thirds of a checkpoint's size, and pickles.
-_TRAINING_STATE = (
+TRAINING_STATE = (
     "optimizer.pt",
     "scheduler.pt",
     "rng_state.pth",
@@ -72,6 +78,7 @@ def train_depths(
     training: DepthTraining,
     folder: Path,
     name: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Train one loss and return its checkpoints, shallowest first; finished ones are kept.
 
@@ -82,17 +89,28 @@ def train_depths(
         training: depths and hyper-parameters.
         folder: receives the checkpoints; made if missing.
         name: what the checkpoints are called; ``loss`` when left out.
+        options: further fields of ``SEDConfig``, such as the loss's options; they come before what
+            is set here.
 
     Raises:
         ValueError: an unknown loss.
+        TypeError: an option that SEDConfig does not have.
 
     """
     label = loss if name is None else name
     targets = [depth_directory(folder, label, depth) for depth in training.depths]
     if not targets[-1].is_dir():
-        _train(model_directory, rows, loss=loss, training=training, folder=folder, targets=targets)
+        _train(
+            model_directory,
+            rows,
+            loss=loss,
+            training=training,
+            folder=folder,
+            targets=targets,
+            options=options or {},
+        )
     for target in targets:
-        for file in _TRAINING_STATE:
+        for file in TRAINING_STATE:
             (target / file).unlink(missing_ok=True)
     return targets
 
@@ -105,6 +123,7 @@ def _train(
     training: DepthTraining,
     folder: Path,
     targets: Sequence[Path],
+    options: Mapping[str, Any],
 ) -> None:
     import torch
     from datasets import Dataset
@@ -117,21 +136,7 @@ def _train(
     with warnings.catch_warnings():
         # The name that trl 1.16 sets too; transformers 5.23 calls it activation_checkpointing.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        config = SEDConfig(
-            output_dir=str(work),
-            loss=loss,
-            num_train_epochs=training.depths[-1],
-            learning_rate=training.learning_rate,
-            lr_scheduler_type="constant",
-            per_device_train_batch_size=training.batch_size,
-            bf16=training.bf16,
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=False,  # recomputing costs a third more time; rows are short
-            save_strategy="no",  # _SaveDepths decides
-            logging_strategy="epoch",
-            report_to="none",
-            seed=training.seed,
-        )
+        config = SEDConfig(**{**_settings(training, work), "loss": loss, **options})
     # fp32 whatever the checkpoint's dtype: small updates vanish in the rounding of bf16
     # weights.
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
@@ -142,9 +147,29 @@ def _train(
         processing_class=AutoTokenizer.from_pretrained(model_directory),
         callbacks=[_SaveDepths(dict(zip(training.depths, targets, strict=True)))],
     )
+    trainer.remove_callback(PrinterCallback)  # with disable_tqdm=True it would print every log
     finished = [target for target in targets if target.is_dir()]
     trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _settings(training: DepthTraining, work: Path) -> dict[str, Any]:
+    import torch
+
+    return {
+        "output_dir": str(work),
+        "num_train_epochs": training.depths[-1],
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": training.batch_size,
+        "bf16": training.bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": False,  # recomputing costs a third more time; rows are short
+        "save_strategy": "no",  # _SaveDepths decides
+        "logging_strategy": "epoch",
+        "report_to": "none",
+        "seed": training.seed,
+    }
 
 
 class _SaveDepths(TrainerCallback):

@@ -7,12 +7,11 @@ is downloaded.
 """
 
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.experiments.scratch_model import model_directory, train_from_scratch
 from entropyfloor.experiments.tasks import SumProblem, worked_solutions
 
 CHAT_TEMPLATE = (
@@ -40,19 +39,22 @@ def quick_model_directory(
         seed: of weights and data.
 
     """
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
-    try:
+
+    def build() -> tuple[Any, Any]:
+        from torch.optim.lr_scheduler import OneCycleLR
+
         tokenizer = build_tokenizer(problems)
-        model = _pretrain(tokenizer, problems, steps=steps, seed=seed)
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return target
+        batches = _batches(tokenizer, problems, random.Random(f"{seed}:pretraining"))
+        model = train_from_scratch(
+            _random_model(tokenizer, seed),
+            batches,
+            steps=steps,
+            learning_rate=_PEAK_LEARNING_RATE,
+            schedule=lambda adamw: OneCycleLR(adamw, _PEAK_LEARNING_RATE, total_steps=steps),
+        )
+        return model, tokenizer
+
+    return model_directory(target, build)
 
 
 def build_tokenizer(problems: Sequence[SumProblem]) -> Any:
@@ -89,11 +91,8 @@ def build_tokenizer(problems: Sequence[SumProblem]) -> Any:
     return wrapped
 
 
-def _pretrain(tokenizer: Any, problems: Sequence[SumProblem], *, steps: int, seed: int) -> Any:
-    """A random model after ``steps`` steps of next-token prediction on noisy solutions."""
+def _random_model(tokenizer: Any, seed: int) -> Any:
     import torch
-    from rich.console import Console
-    from rich.progress import track
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -111,28 +110,13 @@ def _pretrain(tokenizer: Any, problems: Sequence[SumProblem], *, steps: int, see
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _PEAK_LEARNING_RATE, total_steps=steps
-    )
-    batches = _batches(tokenizer, problems, random.Random(f"{seed}:pretraining"))
-    model.train()
-    for _ in track(range(steps), "building a small model", console=Console(stderr=True)):
-        batch = next(batches)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        loss = model(**batch, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
+        return LlamaForCausalLM(config)
 
 
 def _batches(
     tokenizer: Any, problems: Sequence[SumProblem], rng: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Endless batches of conversations."""
+    """Endless batches of conversations; the loss is on all tokens but padding."""
     while True:
         conversations = []
         for problem in rng.choices(problems, k=_BATCH_SIZE):
@@ -142,4 +126,10 @@ def _batches(
                 solution = f"{working} {problem.answer + rng.choice([-3, -2, -1, 1, 2, 3])}"
             conversations.append([*problem.prompt, {"role": "assistant", "content": solution}])
         texts = tokenizer.apply_chat_template(conversations, tokenize=False)
-        yield dict(tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False))
+        batch = dict(
+            tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+        )
+        yield {
+            **batch,
+            "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100),
+        }

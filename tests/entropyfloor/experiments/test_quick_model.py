@@ -27,7 +27,9 @@ def test_builds_a_model_that_loads_with_a_chat_template(problems, tmp_path):
 
 def test_finds_what_it_has_built(problems, tmp_path, monkeypatch):
     quick_model_directory(tmp_path / "base", problems, steps=1, seed=0)
-    monkeypatch.setattr(quick_model, "_pretrain", lambda *_, **__: pytest.fail("built again"))
+    monkeypatch.setattr(
+        quick_model, "train_from_scratch", lambda *_, **__: pytest.fail("built again")
+    )
     assert quick_model_directory(tmp_path / "base", problems, steps=1, seed=0).is_dir()
 
 
@@ -35,7 +37,7 @@ def test_an_interrupted_build_leaves_nothing(problems, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quick_model, "_pretrain", interrupted)
+    monkeypatch.setattr(quick_model, "train_from_scratch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quick_model_directory(tmp_path / "base", problems, steps=1, seed=0)
     assert list(tmp_path.iterdir()) == []
