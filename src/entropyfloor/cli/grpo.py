@@ -110,7 +110,8 @@ def _parse(argv: Sequence[str]) -> _Arguments:
         verb="grpo",
         description="GRPO in its DAPO variant, with a monitor that stops a collapsing run.",
     )
-    return _Arguments(*parsed.groups, parsed)
+    script, training, model, mixture = parsed.groups
+    return _Arguments(script, training, model, mixture, parsed)
 
 
 def _train(arguments: _Arguments) -> int:

@@ -51,7 +51,8 @@ def _parse(argv: Sequence[str]) -> _Arguments:
         verb="sft",
         description="Supervised fine-tuning with an entropy-preserving loss.",
     )
-    return _Arguments(*parsed.groups, parsed)
+    script, training, model, mixture = parsed.groups
+    return _Arguments(script, training, model, mixture, parsed)
 
 
 def _train(arguments: _Arguments) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from entropyfloor.measures.intervals import Interval
+from entropyfloor.screening.peak import peak_words
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
 
@@ -116,12 +117,13 @@ def verdict_class(checkpoint: CheckpointScreening) -> str:
 
 
 def remarks(report: ScreeningReport) -> list[str]:
-    """Reasons, then notes, ``name: words``; the same words of several checkpoints once."""
+    """Reasons and notes, ``name: words``, the same words once; then the peaks of runs."""
     names: dict[str, list[str]] = {}
     for checkpoint in report.checkpoints:
         for words in (*checkpoint.reasons, *checkpoint.notes):
             names.setdefault(words, []).append(checkpoint.name)
-    return [f"{_some(found)}: {words}" for words, found in names.items()]
+    said = [f"{_some(found)}: {words}" for words, found in names.items()]
+    return [*said, *peak_words(report.peaks)]
 
 
 def _some(names: list[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropyfloor.measures.intervals import Interval
+from entropyfloor.screening.peak import Peak, find_peaks
 from entropyfloor.screening.records import (
     Calibration,
     ExampleRollout,
@@ -196,6 +197,11 @@ class ScreeningReport:
         return tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.flagged)
 
     @property
+    def peaks(self) -> tuple[Peak, ...]:
+        """The highest pass@k of every training run among the checkpoints, with its step."""
+        return find_peaks(self.checkpoints)
+
+    @property
     def has_reward(self) -> bool:
         """Whether rollouts were scored."""
         return any(checkpoint.has_reward for checkpoint in self.checkpoints)
@@ -209,6 +215,7 @@ class ScreeningReport:
             "checkpoints": [checkpoint.to_dict() for checkpoint in self.checkpoints],
             "recommendation": _optional(self.recommendation),
             "calibration": _optional(self.calibration),
+            "peaks": [plain(asdict(peak)) for peak in self.peaks],
         }
 
     @classmethod

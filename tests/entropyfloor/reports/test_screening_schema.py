@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 from sample_reports import report
 
+from entropyfloor.screening.peak import Peak
 from entropyfloor.screening.records import (
     Calibration,
     ExampleRollout,
@@ -46,6 +47,7 @@ RECORDS = {
     "recommendation": Recommendation,
     "correlation": PredictorCorrelation,
     "calibration": Calibration,
+    "peak": Peak,
 }
 
 
