@@ -288,8 +288,8 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="write screening.json, .md, .html, .png and the rollouts there; given again after a kill, "
-        "it goes on where it was",
+        help="write screening.json, .md, .html, .png and the rollouts there; given again after a "
+        "kill, it goes on where it was",
     )
     output.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser
