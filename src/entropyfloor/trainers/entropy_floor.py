@@ -234,8 +234,17 @@ class FloorCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """With "stop": put the weights of the last checkpoint above the floor back."""
+        """Plot the run; with "stop" put the weights of the last checkpoint above the floor back."""
         floor = self._floor
+        if floor.probes and state.is_world_process_zero:
+            from entropyfloor.reports.floor_plot import write_floor_plot
+
+            write_floor_plot(
+                state.log_history,
+                [(probe.step, probe.entropy) for probe in floor.probes],
+                floor.controller.floor,
+                Path(args.output_dir or ".") / "entropy_floor.png",
+            )
         if floor.on_violation != "stop" or not floor.violated:
             return
         output_dir = args.output_dir

@@ -131,6 +131,7 @@ def test_checkpoints_carry_their_entropy(tmp_path):
     assert measured(tmp_path / "checkpoint-20") == probes[1]
     record = json.loads((tmp_path / "checkpoint-10" / "entropyfloor.json").read_text())
     assert record["floor"]["settings"]["floor"] == 3.0
+    assert (tmp_path / "entropy_floor.png").stat().st_size > 10_000
     card = (tmp_path / "README.md").read_text()
     assert card.count("## Entropy") == 1
     assert f"after step 20: {probes[1].entropy:.3f} nats (floor 3.0, constrain" in card
