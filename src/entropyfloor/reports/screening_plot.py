@@ -7,10 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from entropyfloor.reports.figure_parts import common_beginning
+from entropyfloor.reports.svg import elide
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
 # Colours that stay apart in the common forms of colour blindness (Okabe and Ito).
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7f7f7f"
+_LETTERS = 28  # of a name below the panels
+_CROWDED = 12  # from here on names stand upright
 
 
 def write_screening_plot(report: ScreeningReport, path: str | Path) -> Path:
@@ -22,8 +26,14 @@ def write_screening_plot(report: ScreeningReport, path: str | Path) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     panels = 3 if report.has_reward else 1
-    width = min(24.0, max(6.0, 1.6 + 0.7 * len(report.checkpoints)))
-    figure = Figure(figsize=(width, 0.9 + 1.9 * panels), layout="constrained", dpi=130)
+    count = len(report.checkpoints)
+    cut = len(common_beginning([checkpoint.name for checkpoint in report.checkpoints]))
+    names = [elide(checkpoint.name[cut:], _LETTERS) for checkpoint in report.checkpoints]
+    crowded = count > _CROWDED
+    width = min(24.0, max(6.0, 1.6 + (0.35 if crowded else 0.7) * count))
+    # A name at an angle takes about this much below the panels.
+    below = 0.9 + max(map(len, names)) * (0.07 if crowded else 0.04)
+    figure = Figure(figsize=(width, below + 1.9 * panels), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     grid = figure.subplots(panels, 1, sharex=True, squeeze=False)
     axes: list[Axes] = [row[0] for row in grid]
@@ -32,13 +42,14 @@ def write_screening_plot(report: ScreeningReport, path: str | Path) -> Path:
         _pass_rates(axes[1], report)
         _degenerate(axes[2], report)
     axes[-1].set_xticks(
-        range(len(report.checkpoints)),
-        [checkpoint.name for checkpoint in report.checkpoints],
-        rotation=35,
-        ha="right",
+        range(count),
+        names,
+        rotation=90 if crowded else 35,
+        ha="center" if crowded else "right",
     )
+    # One checkpoint would be a bar as wide as the figure.
+    axes[-1].set_xlim(-0.7 - max(0, 2 - count), count - 0.3 + max(0, 2 - count))
     for panel in axes:
-        panel.margins(x=0.05)
         panel.grid(axis="y", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(target)
