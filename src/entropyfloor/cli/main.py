@@ -10,6 +10,7 @@ VERBS = {
     "rescue": "move a collapsed checkpoint back towards its base, just above the entropy floor",
     "band": "keep the prompts of which some but not all rollouts pass, for RL",
     "grpo": "train with GRPO in its DAPO variant, watched for collapse: every flag of `trl grpo`",
+    "coupling": "what RL did to the SFT loss along a run, SFT to the reward, and how long to train",
     "pstar": "print the majority-degeneration threshold p*(g) of a group size",
     "demo": "CE and SED at three depths on a real model, screened: the whole path on this machine",
 }

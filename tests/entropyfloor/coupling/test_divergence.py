@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from entropyfloor.coupling import divergence
 from entropyfloor.coupling.divergence import both_divergences, pair_sums
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.screening import teacher_forced
@@ -78,3 +79,26 @@ def test_heads_of_different_sizes():
     bigger.model.resize_token_embeddings(300)
     with pytest.raises(ValueError, match="m0 has 261 tokens in its head and m1 300"):
         pair_sums(loaded(), bigger, completions())
+
+
+def test_logits_are_never_there_all_at_once(monkeypatch):
+    """A third of the chunk's tokens for three times the vocabulary: the block stays the same."""
+    blocks = []
+    whole = divergence.head_logits
+
+    def watching(checkpoint, hidden):
+        blocks.append(whole(checkpoint, hidden))
+        return blocks[-1]
+
+    monkeypatch.setattr(divergence, "head_logits", watching)
+    budget = 4 * 261 * 4
+    monkeypatch.setattr(teacher_forced, "_CHUNK_BYTES", budget)
+    for vocabulary in (261, 1044):
+        models = [
+            LoadedCheckpoint("m", "m", tiny_model(vocab_size=vocabulary).eval(), tiny_tokenizer())
+            for _ in range(2)
+        ]
+        blocks.clear()
+        pair_sums(*models, completions())
+        assert max(b.numel() * b.element_size() for b in blocks) <= budget
+        assert sum(len(b) for b in blocks) == 2 * sum(len(c.ids) for c in completions())
