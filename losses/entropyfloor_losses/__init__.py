@@ -15,6 +15,7 @@ from .entropy_bonus import EntropyBonusLoss
 from .entropy_terms import PLACES, EntropyTerm, PenalisedLoss
 from .fused_head import BaseHead, linear_loss, linear_token_statistics
 from .gem import GEMLoss
+from .group import GroupAdvantages, GroupFineTuningLoss, group_advantages
 from .reduction import reduce_tokens, token_mean
 from .registry import (
     LOSS_NAMES,
@@ -41,10 +42,13 @@ __all__ = [
     "EntropyBonusLoss",
     "EntropyTerm",
     "GEMLoss",
+    "GroupAdvantages",
+    "GroupFineTuningLoss",
     "PenalisedLoss",
     "SelectiveEntropyLoss",
     "StatisticsRequest",
     "TokenStatistics",
+    "group_advantages",
     "linear_loss",
     "linear_token_statistics",
     "loss_by_name",

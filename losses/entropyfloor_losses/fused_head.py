@@ -41,6 +41,7 @@ from .statistics import (
     MASKED_LOGIT,
     StatisticsRequest,
     TokenStatistics,
+    check_advantages,
     check_base,
     check_head_options,
     check_labels,
@@ -94,6 +95,7 @@ def linear_loss(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     base: BaseHead | None = None,
+    advantages: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
     """Loss of a language-model head, its gradient computed chunk by chunk during the forward pass.
@@ -115,6 +117,7 @@ def linear_loss(
         logit_scale: factor on the raw products, before the cap.
         base: hidden states and head of a base model at the same positions, for losses that ask for
             ``base_kl``: one more matrix product and one more chunk of logits, no gradient.
+        advantages: ``[...]``, the labels' shape, for losses that weight tokens by them.
         chunk_size: tokens per chunk; default: even chunks of at most 320 MiB of logits (512 MiB on
             accelerators).
 
@@ -130,7 +133,15 @@ def linear_loss(
     """
     request = _request_of(loss)
     call = _Call.prepare(
-        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, base, chunk_size
+        hidden,
+        weight,
+        labels,
+        bias,
+        request,
+        LogitTransform(logit_scale, softcap, temperature),
+        base,
+        advantages,
+        chunk_size,
     )
     count = call.labels.numel() if num_items is None else num_items
     with _no_autocast(hidden):
@@ -152,6 +163,7 @@ def linear_token_statistics(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     base: BaseHead | None = None,
+    advantages: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> TokenStatistics:
     """`token_statistics` of ``hidden @ weight.T + bias`` without logits, differentiable per token.
@@ -161,7 +173,15 @@ def linear_token_statistics(
     """
     request = request or StatisticsRequest(top_k=top_k)
     call = _Call.prepare(
-        hidden, weight, labels, bias, request, temperature, softcap, logit_scale, base, chunk_size
+        hidden,
+        weight,
+        labels,
+        bias,
+        request,
+        LogitTransform(logit_scale, softcap, temperature),
+        base,
+        advantages,
+        chunk_size,
     )
     return call.unflatten(
         _LinearTokenStatistics.apply(call.hidden, weight, bias, call.labels, call)
@@ -178,6 +198,7 @@ class _Call:
     request: StatisticsRequest
     transform: LogitTransform
     base: BaseHead | None  # scored tokens only, compute dtype
+    advantages: Tensor | None  # [n]
     compute_dtype: torch.dtype
     chunk_size: int
     # Inside autograd.Function.forward, needs_input_grad ignores no_grad: remember the caller's
@@ -192,13 +213,12 @@ class _Call:
         labels: Tensor,
         bias: Tensor | None,
         request: StatisticsRequest,
-        temperature: float,
-        softcap: float | None,
-        logit_scale: float,
+        transform: LogitTransform,
         base: BaseHead | None,
+        advantages: Tensor | None,
         chunk_size: int | None,
     ) -> _Call:
-        check_head_options(temperature, softcap, logit_scale)
+        check_head_options(transform.temperature, transform.softcap, transform.logit_scale)
         if weight.ndim != 2 or hidden.ndim < 2 or hidden.shape[-1] != weight.shape[1]:
             raise ValueError(
                 f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}; "
@@ -227,6 +247,7 @@ class _Call:
         check_labels(labels, vocabulary)
         check_top_k(max(request.top_k, request.support_k or 1), vocabulary)
         check_base(request, base is not None)
+        check_advantages(advantages, labels)
         if base is not None:
             _check_base_shapes(base, labels, vocabulary)
         scored = labels != IGNORE_INDEX
@@ -239,7 +260,7 @@ class _Call:
             labels=labels[scored],
             scored=scored,
             request=request,
-            transform=LogitTransform(logit_scale, softcap, temperature),
+            transform=transform,
             base=None
             if base is None
             else BaseHead(
@@ -247,6 +268,9 @@ class _Call:
                 base.weight.detach().to(compute_dtype),
                 _bias(base.bias, statistics_dtype(compute_dtype)),
             ),
+            advantages=None
+            if advantages is None
+            else advantages.detach()[scored].to(statistics_dtype(compute_dtype)),
             compute_dtype=compute_dtype,
             chunk_size=chunk_size,
             grad_enabled=torch.is_grad_enabled(),
@@ -262,6 +286,7 @@ class _Call:
 
         names = _STATISTIC_NAMES
         spread_out = {name: spread(values) for name, values in zip(names, flat, strict=True)}
+        spread_out["advantage"] = spread(self.advantages)
         return TokenStatistics(scored=self.scored, **spread_out)  # type: ignore[arg-type]
 
 
@@ -299,7 +324,12 @@ class _LinearLoss(torch.autograd.Function):
         for chunk in products.chunks(hidden, labels):
             folded = chunk.fold()
             parts.append(folded)
-            value, upstream = _evaluate(loss, folded, num_items, products.wants_gradient)
+            advantages = None
+            if call.advantages is not None:
+                advantages = call.advantages[chunk.start : chunk.stop]
+            value, upstream = _evaluate(
+                loss, folded, advantages, num_items, products.wants_gradient
+            )
             objective += value
             if products.wants_gradient:
                 chunk.accumulate(folded, upstream)
@@ -505,7 +535,11 @@ class _Chunk:
 
 
 def _evaluate(
-    loss: TokenLoss, folded: BlockStatistics, num_items: int | Tensor, wants_gradient: bool
+    loss: TokenLoss,
+    folded: BlockStatistics,
+    advantages: Tensor | None,
+    num_items: int | Tensor,
+    wants_gradient: bool,
 ) -> tuple[Tensor, Upstream]:
     """A chunk's share of the objective, a scalar, and its derivatives by the chunk's statistics."""
     leaves = {
@@ -517,6 +551,7 @@ def _evaluate(
         top_k_mass=folded.top_k_mass,
         is_top1=folded.is_top1,
         scored=torch.ones_like(folded.is_top1),
+        advantage=advantages,
         **leaves,  # type: ignore[arg-type]
     )
     with torch.enable_grad():

@@ -73,6 +73,7 @@ class TokenStatistics:
         tempered_log_prob: GEM's sum_v q_v log p_v with q detached, or None when not requested.
         support_entropy: entropy within the k most likely tokens, nats, in [0, log k], or None.
         base_kl: KL divergence between base and model, nats, >= 0, or None when not requested.
+        advantage: what the caller gave for each token, or None; a constant.
 
     All floating ones except ``top_k_mass`` carry gradients when they come from `token_statistics`
     or `linear_token_statistics`; those returned by `linear_loss` are detached, because its
@@ -89,6 +90,7 @@ class TokenStatistics:
     tempered_log_prob: Tensor | None = None
     support_entropy: Tensor | None = None
     base_kl: Tensor | None = None
+    advantage: Tensor | None = None
 
     def where_scored(self, values: Tensor) -> Tensor:
         """``values``, exactly 0 (and without gradient) where the label is -100."""
@@ -105,6 +107,7 @@ def token_statistics(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     base_logits: Tensor | None = None,
+    advantages: Tensor | None = None,
 ) -> TokenStatistics:
     """Token statistics from full logits: the readable reference, differentiable by plain autograd.
 
@@ -121,6 +124,7 @@ def token_statistics(
         logit_scale: factor on the raw logits, before the cap (Cohere; Granite: 1 / logits_scaling).
         base_logits: ``[..., V]`` of the base model, raw like ``logits`` and turned into final ones
             the same way; needed for ``base_kl``, without gradient.
+        advantages: ``[...]``, the labels' shape: handed on to the loss as ``advantage``.
 
     Raises:
         ValueError: shapes that do not match, labels out of range, k > V, NaN or +inf logits.
@@ -136,6 +140,7 @@ def token_statistics(
     check_labels(labels, logits.shape[-1])
     check_top_k(max(request.top_k, request.support_k or 1), logits.shape[-1])
     check_base(request, base_logits is not None)
+    check_advantages(advantages, labels)
 
     def final(raw: Tensor) -> Tensor:
         z = raw.to(statistics_dtype(raw.dtype)) * logit_scale
@@ -184,6 +189,7 @@ def token_statistics(
         "tempered_log_prob": at_scored(tempered),
         "support_entropy": at_scored(support_entropy),
         "base_kl": at_scored(base_kl),
+        "advantage": None if advantages is None else at_scored(advantages.detach().to(z.dtype)),
     }
     return TokenStatistics(is_top1=is_top1, scored=scored, **present)
 
@@ -221,6 +227,19 @@ def check_base(request: StatisticsRequest, given: bool) -> None:
             if given
             else f"request.base_kl is {request.base_kl!r} and no base model's head was given"
         )
+
+
+def check_advantages(advantages: Tensor | None, labels: Tensor) -> None:
+    """Refuse advantages that are not one finite number per label."""
+    if advantages is None:
+        return
+    if advantages.shape != labels.shape:
+        raise ValueError(
+            f"advantages have shape {tuple(advantages.shape)} and labels {tuple(labels.shape)}; "
+            "give one advantage per label (a response's advantage at each of its tokens)"
+        )
+    if not bool(torch.isfinite(advantages).all()):
+        raise ValueError("advantages hold NaN or infinite values; were all rewards numbers?")
 
 
 def check_head_options(temperature: float, softcap: float | None, logit_scale: float) -> None:
