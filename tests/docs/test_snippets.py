@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 
 from entropyfloor.cli.main import main
+from entropyfloor.screening.rewards import NAMED_REWARDS
 from entropyfloor_losses import LOSS_NAMES, loss_options
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -34,6 +35,11 @@ def workshop(tmp_path, monkeypatch):
     return tmp_path
 
 
+def even_length(completions, **_):
+    """Chance in place of skill: an untrained model answers nothing right."""
+    return [float(len(completion) % 2 == 0) for completion in completions]
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
 def test_python_blocks_run(page, workshop, monkeypatch):
     # trl's default is bf16, which it refuses on a machine without a GPU unless use_cpu is set.
@@ -42,10 +48,15 @@ def test_python_blocks_run(page, workshop, monkeypatch):
     model = tiny_model()
     model.config._name_or_path = str(checkpoint)
     hidden = torch.randn(6, 32, requires_grad=True)
+    of_rl = page.name == "grpo.md"
     labels = torch.tensor([1, 2, -100, 4, 5, 6])
     names = {
         "model": model,
-        "dataset": Dataset.from_list([{"text": "1+1=2"}, {"text": "2+2=4"}]),
+        "dataset": Dataset.from_list(
+            # What SFT reads, and what GRPO reads.
+            [{"text": f"1+{i}=2", **({"prompt": f"1+{i}="} if of_rl else {})} for i in range(2)]
+        ),
+        "reward": even_length,
         "output_dir": str(workshop / "out"),
         "hidden": hidden,
         "labels": labels,
@@ -64,7 +75,9 @@ def commands(page):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
-def test_console_commands_run(page, workshop, capsys):
+def test_console_commands_run(page, workshop, capsys, monkeypatch):
+    if page.name == "grpo.md":
+        monkeypatch.setitem(NAMED_REWARDS, "exact_match", even_length)
     (workshop / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
     for command in commands(page):  # in order: a page may go on with what a command wrote
         program, *arguments = shlex.split(command)
@@ -74,6 +87,10 @@ def test_console_commands_run(page, workshop, capsys):
             model = str(workshop / "runs" / "sft" / "checkpoint-1")
             arguments += ["--model_name_or_path", model, "--max_length", "256", "--max_steps", "1"]
             arguments += ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+        if arguments[0] == "grpo":
+            arguments += ["--max_steps", "2", "--save_steps", "1", "--max_completion_length", "8"]
+            arguments += ["--gradient_accumulation_steps", "1", "--use_cpu", "true"]
+            arguments += ["--bf16", "false", "--report_to", "none"]
         assert main(arguments) in ({0, 3} if arguments[0] == "screen" else {0})
         assert capsys.readouterr().out
 
