@@ -1,12 +1,14 @@
-"""The controller that keeps entropy above a floor: a PI law on logarithms.
+"""The controller that keeps entropy above a floor: a PID law on logarithms.
 
-    e_t     = log(target / H_t), clipped               H_t: smoothed teacher-forced entropy
-    log w_t = log w_0 + k (e_t + sum of e_s / T)       clipped to [w_min, w_max]; w < w_min is 0
+    e_t     = log(target / H_t)                        H_t: smoothed teacher-forced entropy
+    log w_t = log w_0 + k (e_t - D r_t + sum of e_s / T)     r_t: smoothed change of log H a step
 
-Minimise the loss subject to entropy >= floor: w is the multiplier of the entropy term. Logarithms
-make the law independent of the scale of either; the proportional part damps (an integrator alone
-swings between too little and too much), the integral part leaves no offset. The sum is held where
-the weight is clipped, so that it does not wind up. Pure numbers: no torch, no model, no clock.
+clipped to [w_min, w_max], where w_min is 0. Minimise the loss subject to entropy >= floor: w is the
+multiplier of the entropy term. Logarithms make the law independent of the scale of either. The
+integral part leaves no offset; the others damp: an integrator alone swings between too little and
+too much, and so does a proportional part, because an optimiser with momentum answers many steps
+late. The law looks D steps ahead instead. The sum is held where the weight is clipped, so that it
+does not wind up. Pure numbers: no torch, no model, no clock.
 
 Teacher-forced entropy is there at each step but is not what matters: a probe measures the entropy
 of rollouts, and the target moves so that *those* end above the floor.
@@ -23,8 +25,9 @@ _LARGEST_ERROR = 1.5
 _LARGEST_SURPLUS = 0.25  # what the sum counts of an entropy far above the target
 _INITIAL_WEIGHT = 0.1
 _SMALLEST_WEIGHT = 5e-3
+_SMALLEST_ENTROPY = 1e-9
 _RATIO_RANGE = (0.2, 5.0)
-_STATE = ("weight", "integral", "entropy", "ratio", "saturated_for")
+_STATE = ("weight", "integral", "entropy", "rate", "ratio", "saturated_for")
 
 
 @dataclass
@@ -36,6 +39,7 @@ class FloorController:
         margin: what is aimed at is ``floor * (1 + margin)``.
         gain: k; a halved entropy multiplies the weight by ``2 ** k`` at once.
         time: T in steps.
+        lead: D in steps.
         smoothing: of the entropy; 0 is none, the memory is about ``1 / (1 - smoothing)`` steps.
         max_weight: largest weight.
 
@@ -45,13 +49,15 @@ class FloorController:
 
     floor: float
     margin: float = 0.25
-    gain: float = 3.0
-    time: float = 30.0
+    gain: float = 2.0
+    time: float = 40.0
+    lead: float = 5.0
     smoothing: float = 0.5
     max_weight: float = 2.0
     weight: float = 0.0
     integral: float = 0.0
     entropy: float | None = None
+    rate: float = 0.0
     ratio: float = 1.0
     saturated_for: int = 0
 
@@ -62,6 +68,8 @@ class FloorController:
                 raise ValueError(f"{name} is {value!r}; it must be a finite number > 0")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ValueError(f"margin is {self.margin!r}; it must be a finite number >= 0")
+        if not (math.isfinite(self.lead) and self.lead >= 0):
+            raise ValueError(f"lead is {self.lead!r}; it must be a finite number of steps >= 0")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing is {self.smoothing!r}; it must be in [0, 1)")
         if self.max_weight <= _SMALLEST_WEIGHT:
@@ -87,17 +95,22 @@ class FloorController:
         """
         if not math.isfinite(entropy):
             return self.weight
-        kept = 0.0 if self.entropy is None else self.smoothing
-        self.entropy = kept * (self.entropy or 0.0) + (1 - kept) * entropy
-        error = math.log(self.target / max(self.entropy, 1e-12))
-        error = min(max(error, -_LARGEST_ERROR), _LARGEST_ERROR)
+        before = self.entropy
+        kept = 0.0 if before is None else self.smoothing
+        self.entropy = kept * (before or 0.0) + (1 - kept) * max(entropy, _SMALLEST_ENTROPY)
+        if before is not None:
+            change = math.log(self.entropy / before)
+            self.rate = self.smoothing * self.rate + (1 - self.smoothing) * change
+        error = math.log(self.target / self.entropy)
+        ahead = min(max(error - self.lead * self.rate, -_LARGEST_ERROR), _LARGEST_ERROR)
+        error = min(max(error, -_LARGEST_SURPLUS), _LARGEST_ERROR)
         start = math.log(_INITIAL_WEIGHT)
         low, high = math.log(_SMALLEST_WEIGHT), math.log(self.max_weight)
         # Two guards against wind-up: on the way down from far above the target the sum moves
         # slowly, and it is held while the weight is at a limit.
         held = self.integral
-        self.integral += self.gain * max(error, -_LARGEST_SURPLUS) / self.time
-        wanted = start + self.gain * error + self.integral
+        self.integral += self.gain * error / self.time
+        wanted = start + self.gain * ahead + self.integral
         reachable = min(max(wanted, low), high)
         if (wanted - reachable) * error > 0:
             self.integral = held
@@ -111,7 +124,7 @@ class FloorController:
         """Take a probe: the entropy of rollouts (nats) at the present teacher-forced entropy."""
         if self.entropy is None or not (math.isfinite(rollout_entropy) and rollout_entropy > 0):
             return
-        seen = math.log(rollout_entropy / max(self.entropy, 1e-12))
+        seen = math.log(rollout_entropy / self.entropy)
         mixed = (1 - weight_of_new) * math.log(self.ratio) + weight_of_new * seen
         self.ratio = min(max(math.exp(mixed), _RATIO_RANGE[0]), _RATIO_RANGE[1])
 

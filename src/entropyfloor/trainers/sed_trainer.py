@@ -11,6 +11,7 @@ reduction, gradient accumulation, packing, PEFT, MoE auxiliary loss and checkpoi
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -188,6 +189,13 @@ class SEDTrainer(SFTTrainer):
         reward: str | RewardFunction | None,
     ) -> None:
         self._head.term, self._head.base = args.build_term(), base
+        vocabulary = self.model.config.get_text_config().vocab_size
+        controller = args.build_controller()
+        if controller.floor >= math.log(vocabulary):
+            raise ValueError(
+                f"entropy_floor is {controller.floor} nats; no distribution over {vocabulary} "
+                f"tokens has more than {math.log(vocabulary):.2f}. The paper's threshold is 0.18"
+            )
         probe = None
         if prompts is None:
             if args.floor_probe_prompts:
@@ -210,7 +218,7 @@ class SEDTrainer(SFTTrainer):
                 reward=reward_by_name(reward) if isinstance(reward, str) else reward,
             )
         self.floor = EntropyFloor(
-            args.build_controller(),
+            controller,
             self._head,
             probe,
             on_violation=args.on_violation,
