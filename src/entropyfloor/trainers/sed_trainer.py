@@ -337,7 +337,7 @@ class SEDTrainer(SFTTrainer):
             self._head.loss = recorded
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """trl's model card, and the entropy of rollouts it was last measured with."""
+        """The card of trl, and the entropy of rollouts the model was last measured with."""
         super().create_model_card(*args, **kwargs)
         card = Path(self.args.output_dir) / "README.md"
         if self.floor is not None and self.floor.probes and self.is_world_process_zero():
