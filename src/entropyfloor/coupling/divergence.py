@@ -70,16 +70,30 @@ def pair_sums(
     return PairSums(*(tuple(column) for column in columns.T.tolist()))
 
 
-def both_divergences(logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``[n, V]`` twice -> log p, log q ``[n, V]``, KL(p || q) and KL(q || p) ``[n]``.
+def both_divergences(
+    logits: Tensor, other: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``-log p`` and ``-log q`` of the labels, KL(p || q) and KL(q || p), each ``[n]``.
 
     A token of probability 0 counts nothing, also where the other model gives it -inf.
+
+    Args:
+        logits: ``[n, V]``, fp32 or fp64; overwritten, as is ``other``: with two more blocks of
+            their size this is all the memory that it takes.
+        other: ``[n, V]``.
+        labels: ``[n]``.
+
     """
-    log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
+    log_p, log_q = (z.sub_(z.logsumexp(-1, keepdim=True)) for z in (logits, other))
+    nll, other_nll = (-log.gather(1, labels[:, None])[:, 0] for log in (log_p, log_q))
     difference = log_p - log_q
-    forward = (log_p.exp() * difference).masked_fill_(log_p == -torch.inf, 0.0).sum(-1)
-    reverse = (log_q.exp() * difference).masked_fill_(log_q == -torch.inf, 0.0).sum(-1).neg()
-    return log_p, log_q, forward, reverse
+    divergences = []
+    for log in (log_p, log_q):
+        probability = log.exp_()
+        weighted = probability.mul(difference)
+        divergences.append(weighted.masked_fill_(probability == 0.0, 0.0).sum(-1))
+        del weighted
+    return nll, other_nll, divergences[0], -divergences[1]
 
 
 def _values(
@@ -93,7 +107,5 @@ def _values(
             f"{others.shape[-1]}; a KL needs models of one vocabulary, such as a run and the model "
             "that it started from"
         )
-    log_p, log_q, forward, reverse = both_divergences(logits, others)
-    index = labels.to(hidden.device)[:, None]
-    columns = [-log_p.gather(1, index)[:, 0], -log_q.gather(1, index)[:, 0], forward, reverse]
+    columns = both_divergences(logits, others, labels.to(hidden.device))
     return torch.stack(columns, dim=-1).double().cpu()

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -67,11 +68,17 @@ def test_an_adapter_is_the_only_difference():
 
 def test_impossible_tokens_count_nothing():
     logits = torch.tensor([[0.0, 1.0, -torch.inf]])
-    log_p, log_q, forward, reverse = both_divergences(
-        logits, torch.tensor([[1.0, 0.0, -torch.inf]])
-    )
-    exact = float((log_p.exp() * (log_p - log_q))[:, :2].sum())
+    other = torch.tensor([[1.0, 0.0, -torch.inf]])
+    p, q = logits.softmax(-1)[0, :2], other.softmax(-1)[0, :2]
+    exact = float((p * (p / q).log()).sum())
+    nll, other_nll, forward, reverse = both_divergences(logits, other, torch.tensor([1]))
     assert float(forward) == pytest.approx(exact) and float(reverse) == pytest.approx(exact)
+    assert float(nll) == pytest.approx(-float(p[1].log()))
+    assert float(other_nll) == pytest.approx(-float(q[1].log()))
+    infinite = both_divergences(
+        torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]]), torch.tensor([0])
+    )
+    assert float(infinite[2]) == torch.inf and float(infinite[3]) == pytest.approx(math.log(2))
 
 
 def test_heads_of_different_sizes():
