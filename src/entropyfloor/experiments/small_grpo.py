@@ -23,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from entropyfloor.experiments.depths import TRAINING_STATE
 from entropyfloor.experiments.screening_store import save_json
+from entropyfloor.rl.monitor_log import read_log
 
 _CURVE = "curve.json"
 
@@ -67,11 +68,14 @@ class GRPORun:
         checkpoints: step -> model directory, ascending.
         curve: one record per step, as logged: ``step``, ``reward``, ``entropy`` (nats, of the
             rollouts' next-token distributions), ``frac_reward_zero_std`` and trl's others.
+        stage_two: what a ``CollapseMonitor`` among the callbacks decided (``verdict``,
+            ``relative_drop``, ``message``, ...); None without one.
 
     """
 
     checkpoints: dict[int, Path]
     curve: tuple[dict[str, Any], ...]
+    stage_two: dict[str, Any] | None
 
 
 def train_grpo(
@@ -125,7 +129,8 @@ def train_grpo(
     for directory in checkpoints.values():
         for file in TRAINING_STATE:
             (directory / file).unlink(missing_ok=True)
-    return GRPORun(checkpoints, tuple(json.loads((folder / _CURVE).read_text(encoding="utf-8"))))
+    curve = json.loads((folder / _CURVE).read_text(encoding="utf-8"))
+    return GRPORun(checkpoints, tuple(curve), _stage_two(folder))
 
 
 def _trainer(
@@ -140,10 +145,12 @@ def _trainer(
 ) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
-    config = GRPOConfig(
-        output_dir=str(folder),
+    from entropyfloor.rl.dapo import dapo_config
+
+    config = dapo_config(
+        folder,
         max_steps=training.steps,
         save_steps=training.save_every,
         num_generations=training.group_size,
@@ -151,9 +158,6 @@ def _trainer(
         max_completion_length=max_new_tokens,
         learning_rate=training.learning_rate,
         lr_scheduler_type="constant",
-        loss_type="dapo",
-        epsilon_high=0.28,
-        beta=0.0,
         gradient_checkpointing=False,  # rows are ten tokens long
         use_cpu=True,  # 0.3 M parameters gain nothing on a GPU, and the CPU repeats its numbers
         bf16=False,
@@ -188,6 +192,14 @@ def _in_order(dataset: Any, count: int, seed: int) -> Any:
 class _Bar(ProgressCallback):
     def on_log(self, *_: Any, **__: Any) -> None:
         """Print nothing."""
+
+
+def _stage_two(folder: Path) -> dict[str, Any] | None:
+    try:
+        records = read_log(folder)
+    except FileNotFoundError:
+        return None
+    return next((record for record in records if record["event"] == "verdict"), None)
 
 
 def _complete_checkpoints(folder: Path) -> dict[int, Path]:

@@ -233,7 +233,8 @@ class SmallRun:
 
         Returns:
             plain data for JSON, as in ``cells/NAME.json``: ``before`` and ``after`` (step ->)
-            measures, ``peak`` (measure -> best value after GRPO and its step) and ``curve``.
+            measures, ``peak`` (measure -> best value after GRPO and its step), ``curve`` and
+            ``stage_two`` (what a collapse monitor decided).
 
         """
         file = self.folder / "cells" / f"{name}.json"
@@ -254,6 +255,7 @@ class SmallRun:
             "after": after,
             "peak": _peak(after),
             "curve": list(run.curve),
+            "stage_two": run.stage_two,
         }
         save_json(file, result)
         return result

@@ -9,6 +9,7 @@ from entropyfloor.experiments import small_run as small_run_module
 from entropyfloor.experiments.small_grpo import GRPOTraining, train_grpo
 from entropyfloor.experiments.small_run import SmallRun, SmallSettings, _peak
 from entropyfloor.experiments.small_task import MAX_NEW_TOKENS
+from entropyfloor.rl.collapse_monitor import CollapseMonitor
 from entropyfloor.screening.rewards import exact_match
 
 TINY = SmallSettings(
@@ -150,6 +151,17 @@ def test_a_run_that_a_callback_stops_is_finished(finished, tmp_path):
     stopped = grpo(run, checkpoints[-1], tmp_path, callbacks=[_StopsAt()])
     assert [record["step"] for record in stopped.curve] == [1]
     assert grpo(run, checkpoints[-1], tmp_path).curve == stopped.curve
+
+
+def test_what_a_monitor_decided_is_in_the_result(finished, tmp_path):
+    run, checkpoints, cell = finished
+    assert cell["stage_two"] is None
+    monitor = CollapseMonitor("stop", early_step=1, late_step=2)
+    watched = grpo(run, checkpoints[-1], tmp_path, callbacks=[monitor])
+    assert watched.stage_two is not None
+    assert watched.stage_two["verdict"] == monitor.decision.verdict
+    assert watched.stage_two["message"] == monitor.message
+    assert grpo(run, checkpoints[-1], tmp_path).stage_two == watched.stage_two
 
 
 def test_fewer_prompts_than_a_step_takes_are_refused(finished, tmp_path):
