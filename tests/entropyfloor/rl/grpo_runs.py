@@ -49,7 +49,15 @@ def settings(folder, **changes):
 
 
 def grpo(
-    folder, *, rewards=None, callbacks=(), model=None, eval_dataset=None, trainer=None, **changes
+    folder,
+    *,
+    rewards=None,
+    callbacks=(),
+    model=None,
+    eval_dataset=None,
+    peft_config=None,
+    trainer=None,
+    **changes,
 ):
     from trl import GRPOTrainer
 
@@ -62,6 +70,7 @@ def grpo(
         eval_dataset=eval_dataset,
         processing_class=tiny_tokenizer(),
         callbacks=list(callbacks),
+        peft_config=peft_config,
     )
 
 

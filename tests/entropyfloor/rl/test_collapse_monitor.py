@@ -245,6 +245,35 @@ def test_restore_takes_the_last_checkpoint_from_before(tmp_path, limit):
         assert not all(torch.equal(now[name], last[name]) for name in last)
 
 
+def test_restore_of_an_adapter(tmp_path):
+    """LoRA: only the adapter is saved, and only it is restored."""
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    curve = [0.5, 0.5, 0.45, 0.4, 0.2, 0.18, 0.1, 0.1, 0.1, 0.1]
+    monitor = CollapseMonitor("stop-and-restore", **WATCH)
+    trainer = grpo(
+        tmp_path,
+        trainer=scripted(curve),
+        callbacks=[monitor],
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+        max_steps=10,
+        max_completion_length=3,
+        learning_rate=1e-2,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    trainer.train()
+    assert monitor.memory.restored == str(tmp_path / "checkpoint-4")
+    now = {
+        name.replace(".default", ""): weight for name, weight in trainer.model.named_parameters()
+    }
+    stored = load_file(tmp_path / "checkpoint-4" / "adapter_model.safetensors")
+    last = load_file(tmp_path / "checkpoint-6" / "adapter_model.safetensors")
+    assert stored and all(torch.equal(now[name], stored[name]) for name in stored)
+    assert not all(torch.equal(now[name], last[name]) for name in last)
+
+
 def test_restore_without_a_checkpoint_from_before(tmp_path):
     curve = [0.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1]
     trainer, monitor = run(tmp_path, curve, "stop-and-restore", save_strategy="steps", save_steps=5)
