@@ -13,7 +13,7 @@ from .bounded_probability import BoundedProbabilityLoss
 from .cross_entropy import CrossEntropyLoss
 from .entropy_bonus import EntropyBonusLoss
 from .entropy_terms import PLACES, EntropyTerm, PenalisedLoss
-from .fused_head import BaseHead, linear_loss, linear_token_statistics
+from .fused_head import BaseHead, BaseTopK, linear_loss, linear_token_statistics
 from .gem import GEMLoss
 from .group import GroupAdvantages, GroupFineTuningLoss, group_advantages
 from .reduction import reduce_tokens, token_mean
@@ -37,6 +37,7 @@ __all__ = [
     "LOSS_NAMES",
     "PLACES",
     "BaseHead",
+    "BaseTopK",
     "BoundedProbabilityLoss",
     "CrossEntropyLoss",
     "EntropyBonusLoss",

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .logit_blocks import (
+    BaseFew,
     BlockStatistics,
     LogitTransform,
     Upstream,
@@ -43,6 +44,7 @@ from .statistics import (
     TokenStatistics,
     check_advantages,
     check_base,
+    check_base_top_k,
     check_head_options,
     check_labels,
     check_top_k,
@@ -94,7 +96,7 @@ def linear_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
-    base: BaseHead | None = None,
+    base: BaseHead | BaseTopK | None = None,
     advantages: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
@@ -116,7 +118,8 @@ def linear_loss(
         softcap: ``c * tanh(logits / c)``, or None.
         logit_scale: factor on the raw products, before the cap.
         base: hidden states and head of a base model at the same positions, for losses that ask for
-            ``base_kl``: one more matrix product and one more chunk of logits, no gradient.
+            ``base_kl``: one more matrix product and one more chunk of logits, no gradient. Or its
+            most likely tokens, for the forward KL alone: no product.
         advantages: ``[...]``, the labels' shape, for losses that weight tokens by them.
         chunk_size: tokens per chunk; default: even chunks of at most 320 MiB of logits (512 MiB on
             accelerators).
@@ -162,7 +165,7 @@ def linear_token_statistics(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
-    base: BaseHead | None = None,
+    base: BaseHead | BaseTopK | None = None,
     advantages: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> TokenStatistics:
@@ -189,6 +192,23 @@ def linear_token_statistics(
 
 
 @dataclass(frozen=True)
+class BaseTopK:
+    """What is left of the base model where its head is not at hand: its k most likely tokens.
+
+    The forward KL is then that of k + 1 events, the last being "any other token": never more than
+    the KL over the vocabulary, and equal to it where the model spreads the rest as the base does.
+
+    Args:
+        indices: ``[..., k]`` int64 token ids, the leading dimensions of the labels.
+        log_probs: ``[..., k]`` their log-probabilities under the base, floating.
+
+    """
+
+    indices: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True)
 class _Call:
     """A validated call with ignored tokens taken out."""
 
@@ -197,7 +217,7 @@ class _Call:
     scored: Tensor  # the caller's shape
     request: StatisticsRequest
     transform: LogitTransform
-    base: BaseHead | None  # scored tokens only, compute dtype
+    base: BaseHead | BaseTopK | None  # scored tokens only, compute dtype
     advantages: Tensor | None  # [n]
     compute_dtype: torch.dtype
     chunk_size: int
@@ -214,7 +234,7 @@ class _Call:
         bias: Tensor | None,
         request: StatisticsRequest,
         transform: LogitTransform,
-        base: BaseHead | None,
+        base: BaseHead | BaseTopK | None,
         advantages: Tensor | None,
         chunk_size: int | None,
     ) -> _Call:
@@ -248,7 +268,9 @@ class _Call:
         check_top_k(max(request.top_k, request.support_k or 1), vocabulary)
         check_base(request, base is not None)
         check_advantages(advantages, labels)
-        if base is not None:
+        if isinstance(base, BaseTopK):
+            check_base_top_k(base, labels, vocabulary, request)
+        elif base is not None:
             _check_base_shapes(base, labels, vocabulary)
         scored = labels != IGNORE_INDEX
         if chunk_size is None:
@@ -261,13 +283,7 @@ class _Call:
             scored=scored,
             request=request,
             transform=transform,
-            base=None
-            if base is None
-            else BaseHead(
-                base.hidden.detach()[scored].to(compute_dtype),
-                base.weight.detach().to(compute_dtype),
-                _bias(base.bias, statistics_dtype(compute_dtype)),
-            ),
+            base=_scored_base(base, scored, compute_dtype),
             advantages=None
             if advantages is None
             else advantages.detach()[scored].to(statistics_dtype(compute_dtype)),
@@ -442,7 +458,7 @@ class _Products:
             dtype=dtype,
             logits=buffer(chunk, vocabulary),
             scratch=buffer(block, vocabulary),
-            base_logits=None if call.base is None else buffer(chunk, vocabulary),
+            base_logits=buffer(chunk, vocabulary) if isinstance(call.base, BaseHead) else None,
             grad_hidden=sum_for(hidden, needs[0]),
             grad_weight=sum_for(weight, needs[1]),
             grad_bias=sum_for(bias, needs[2]),
@@ -487,15 +503,15 @@ class _Chunk:
         logits = products.logits[: self.stop - self.start]
         _write_logits(self.hidden, products.weight, logits, products.bias)
         call.transform.apply_(logits)
-        if call.base is not None:
+        if isinstance(call.base, BaseHead):
             assert products.base_logits is not None
             base_logits = products.base_logits[: self.stop - self.start]
             base_hidden = call.base.hidden[self.start : self.stop]
             _write_logits(base_hidden, call.base.weight, base_logits, call.base.bias)
             call.transform.apply_(base_logits)
         blocks = [
-            shift_and_fold(rows, self.labels[span], call.request, scratch, base)
-            for span, rows, scratch, base in self._blocks()
+            shift_and_fold(rows, self.labels[span], call.request, scratch, base, few)
+            for span, rows, scratch, base, few in self._blocks()
         ]
         folded = concatenate(blocks)
         if not bool(torch.isfinite(folded.log_sum + folded.entropy).all()):
@@ -506,7 +522,7 @@ class _Chunk:
         """Turn the buffer into dL/dz and add this chunk's share of the three gradients."""
         products, call = self.products, self.products.call
         gradient = products.logits[: self.stop - self.start]
-        for span, rows, scratch, base in self._blocks():
+        for span, rows, scratch, base, few in self._blocks():
             logit_gradient_(
                 rows,
                 self.labels[span],
@@ -516,6 +532,7 @@ class _Chunk:
                 call.transform,
                 scratch,
                 base,
+                few,
             )
         if products.grad_bias is not None:
             products.grad_bias += gradient.sum(0)
@@ -525,13 +542,18 @@ class _Chunk:
         if products.grad_weight is not None:
             _accumulate_product(products.grad_weight, gradient, self.hidden, first=self.start == 0)
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-        products = self.products
+    def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None, BaseFew | None]]:
+        """Rows that fit the cache: their span, logits, scratch, and what the base is given by."""
+        products, base = self.products, self.products.call.base
         count, size = self.stop - self.start, products.scratch.shape[0]
         for first in range(0, count, size):
             span = slice(first, min(first + size, count))
-            base = None if products.base_logits is None else products.base_logits[span]
-            yield span, products.logits[span], products.scratch[: span.stop - first], base
+            full = None if products.base_logits is None else products.base_logits[span]
+            few = None
+            if isinstance(base, BaseTopK):
+                place = slice(self.start + span.start, self.start + span.stop)
+                few = BaseFew(base.indices[place], base.log_probs[place])
+            yield span, products.logits[span], products.scratch[: span.stop - first], full, few
 
 
 def _evaluate(
@@ -598,6 +620,22 @@ def _write_logits(hidden: Tensor, weight: Tensor, out: Tensor, bias: Tensor | No
 def _bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The bias in the logits' dtype, with a finite stand-in for a masked vocabulary's -inf."""
     return None if bias is None else bias.detach().to(dtype).clamp(min=MASKED_LOGIT)
+
+
+def _scored_base(
+    base: BaseHead | BaseTopK | None, scored: Tensor, compute_dtype: torch.dtype
+) -> BaseHead | BaseTopK | None:
+    """The base at scored tokens, without gradient, in the dtypes of the computation."""
+    dtype = statistics_dtype(compute_dtype)
+    if isinstance(base, BaseTopK):
+        return BaseTopK(base.indices[scored], base.log_probs.detach()[scored].to(dtype))
+    if base is None:
+        return None
+    return BaseHead(
+        base.hidden.detach()[scored].to(compute_dtype),
+        base.weight.detach().to(compute_dtype),
+        _bias(base.bias, dtype),
+    )
 
 
 def _check_base_shapes(base: BaseHead, labels: Tensor, vocabulary: int) -> None:

@@ -54,6 +54,24 @@ class BlockStatistics:
 
 
 @dataclass(frozen=True)
+class BaseFew:
+    """The base model at the rows of a block by its k most likely tokens: columns and log b."""
+
+    columns: Tensor  # [R, k]
+    log_probs: Tensor  # [R, k]
+
+    def rest(self) -> Tensor:
+        """``[R, 1]`` probability of every other token."""
+        return (1.0 - self.log_probs.exp().sum(-1, keepdim=True)).clamp_(min=0.0)
+
+
+def rest_of(log_p: Tensor) -> Tensor:
+    """``[R, 1]`` probability outside the tokens whose log p is given, kept above rounding."""
+    rest = 1.0 - log_p.exp().sum(-1, keepdim=True)
+    return rest.clamp_(min=torch.finfo(log_p.dtype).eps)
+
+
+@dataclass(frozen=True)
 class LogitTransform:
     """How raw head products become logits: ``cap * tanh(scale * x / cap) / temperature``."""
 
@@ -91,6 +109,7 @@ def shift_and_fold(
     request: StatisticsRequest,
     scratch: Tensor,
     base: Tensor | None = None,
+    few: BaseFew | None = None,
 ) -> BlockStatistics:
     """Subtract each row's maximum from ``logits`` in place and return the statistics of its rows.
 
@@ -101,6 +120,7 @@ def shift_and_fold(
         scratch: ``[R, V]`` same dtype, overwritten.
         base: ``[R, V]`` final logits of the base model; holds what `logit_gradient_` needs
             afterwards: b for the forward KL, log b - log p for the reverse one.
+        few: the base model by its most likely tokens instead.
 
     """
     most = max(request.top_k, request.support_k or 0)
@@ -128,6 +148,11 @@ def shift_and_fold(
             base.copy_(scratch)
             torch.sub(logits, log_sum.unsqueeze(1), out=scratch).exp_()
             base_kl = -torch.linalg.vecdot(scratch, base)
+    if few is not None:
+        log_p = logits.gather(1, few.columns) - log_sum.unsqueeze(1)
+        rest = few.rest()
+        others = torch.xlogy(rest, rest / rest_of(log_p)).squeeze(1)
+        base_kl = torch.linalg.vecdot(few.log_probs.exp(), few.log_probs - log_p) + others
     support_entropy, support = None, None
     if request.support_k is not None:
         support = columns[:, : request.support_k]
@@ -192,6 +217,7 @@ def logit_gradient_(
     transform: LogitTransform,
     scratch: Tensor,
     base: Tensor | None = None,
+    few: BaseFew | None = None,
 ) -> None:
     """Replace ``shifted`` (what `shift_and_fold` left) by dL/d(raw products), in place.
 
@@ -204,9 +230,17 @@ def logit_gradient_(
         transform: the head's; its derivative is applied last.
         scratch: ``[R, V]``, overwritten.
         base: ``[R, V]``, what `shift_and_fold` left in it.
+        few: the same as there.
 
     """
-    forward_kl = reverse_kl = None
+    forward_kl = reverse_kl = of_few = None
+    if few is not None and upstream.base_kl is not None:
+        # d KL/dz_j = p_j - b_j inside, p_j (1 - b_rest / p_rest) outside.
+        log_p = shifted.gather(1, few.columns) - statistics.log_sum.unsqueeze(1)
+        share = few.rest() / rest_of(log_p)
+        of_few = log_p.exp().mul_(share).sub_(few.log_probs.exp())
+        of_few *= upstream.base_kl.unsqueeze(1)
+        upstream = replace(upstream, base_kl=upstream.base_kl * (1.0 - share.squeeze(1)))
     if upstream.base_kl is not None:
         forward_kl = -upstream.base_kl if request.base_kl == "forward" else None
         reverse_kl = upstream.base_kl if request.base_kl == "reverse" else None
@@ -256,7 +290,10 @@ def logit_gradient_(
                     bracket, base + statistics.base_kl.unsqueeze(1), reverse_kl.unsqueeze(1)
                 )
             shifted.addcmul_(scratch.exp_(), bracket, value=-1.0)
-    if forward_kl is not None:
+    if of_few is not None:
+        assert few is not None
+        shifted.scatter_add_(1, few.columns, of_few)
+    elif forward_kl is not None:
         assert base is not None
         shifted.addcmul_(base, forward_kl.unsqueeze(1))
     if within is not None:

@@ -11,6 +11,7 @@ from reference import Head, _parts, entropy, entropy_bonus, log_softmax, top_k_m
 from entropyfloor_losses import (
     PLACES,
     BaseHead,
+    BaseTopK,
     CrossEntropyLoss,
     EntropyTerm,
     PenalisedLoss,
@@ -188,6 +189,80 @@ def test_kl_to_itself_is_zero_and_ignored_tokens_are_left_out(place):
     assert (moved.base_kl[labels != -100] > 0).all()
 
 
+def buckets(z, y, zb, k):
+    """KL of k + 1 events: the base's k most likely tokens, and any other."""
+    p, b = np.exp(log_softmax(z)), np.exp(log_softmax(zb))
+    inside = np.zeros(z.shape, dtype=bool)
+    np.put_along_axis(inside, np.argsort(zb, axis=-1)[:, -k:], True, axis=-1)
+    rest_b = np.where(inside, 0, b).sum(-1)
+    rest_p = np.where(inside, 0, p).sum(-1)
+    value = np.where(inside, b * (log_softmax(zb) - log_softmax(z)), 0).sum(-1)
+    value += rest_b * np.log(rest_b / rest_p)
+    return ce_plus(value, np.where(inside, p - b, p * (1 - (rest_b / rest_p)[:, None])), z, y)
+
+
+def few_of(base, head, k):
+    raw = base[0] @ base[1].T + base[2]
+    log_b = torch.tensor(log_softmax(head.logits(raw.numpy())))
+    return BaseTopK(*reversed(log_b.topk(k, dim=-1)))
+
+
+@pytest.mark.parametrize("scale", ["flat", "ordinary"])
+@pytest.mark.parametrize("head", ["plain", "all"])
+@pytest.mark.parametrize("k", [1, 8, 64])
+def test_the_base_by_its_most_likely_tokens(k, head, scale):
+    for shape in SHAPES:
+        tensors, base = problem(shape, SCALES[scale]), base_problem(shape, SCALES[scale])
+        loss = PenalisedLoss(CrossEntropyLoss(), EntropyTerm("anchor"), WEIGHT)
+        raw = (tensors[0] @ tensors[1].T + tensors[2]).numpy()
+        raw_base = (base[0] @ base[1].T + base[2]).numpy()
+        value, slope = buckets(
+            HEADS[head].logits(raw), tensors[3].numpy(), HEADS[head].logits(raw_base), k
+        )
+        g = slope * HEADS[head].derivative(raw)
+        for chunk_size in (3, None):
+            inputs = [t.clone().requires_grad_() for t in tensors[:3]]
+            total, statistics = linear_loss(
+                inputs[0],
+                inputs[1],
+                tensors[3],
+                loss,
+                bias=inputs[2],
+                num_items=1,
+                base=few_of(base, HEADS[head], k),
+                chunk_size=chunk_size,
+                **head_arguments(HEADS[head]),
+            )
+            total.backward()
+            assert_close(total, value.sum())
+            expected_gradients = (g @ tensors[1].numpy(), g.T @ tensors[0].numpy(), g.sum(0))
+            for tensor, gradient in zip(inputs, expected_gradients, strict=True):
+                assert_close(tensor.grad, gradient)
+            full = linear_token_statistics(
+                *tensors[:2],
+                tensors[3],
+                bias=tensors[2],
+                request=loss.request,
+                base=BaseHead(*base),
+                **head_arguments(HEADS[head]),
+            )
+            # Merging events cannot raise a divergence.
+            assert (statistics.base_kl <= full.base_kl + 1e-12).all()
+
+
+def test_a_peaked_base_whose_rest_is_nothing():
+    """All probability inside the k tokens, in fp32: finite values and gradients."""
+    hidden, weight, _, labels = problem((9, 4, 385), 30.0, dtype=torch.float32)
+    hidden.requires_grad_()
+    log_b = (hidden.detach() @ weight.T).log_softmax(-1)
+    few = BaseTopK(*reversed(log_b.topk(16, dim=-1)))
+    loss = PenalisedLoss(CrossEntropyLoss(), EntropyTerm("anchor"), 1.0)
+    total, statistics = linear_loss(hidden, weight, labels, loss, base=few)
+    total.backward()
+    assert statistics.base_kl.abs().max() < 1e-5
+    assert torch.isfinite(hidden.grad).all()
+
+
 def test_masked_vocabulary_of_the_base():
     """The base rules tokens out: the forward KL is that of the rest, without NaN."""
     hidden, weight, _, labels = problem(SHAPES[2], 2.0)
@@ -279,4 +354,13 @@ def test_bad_bases():
     with pytest.raises(ValueError, match="one per label"):
         linear_token_statistics(
             hidden, weight, labels, request=forward, base=BaseHead(hidden[:-1], weight)
+        )
+    few = BaseTopK(torch.zeros(len(labels), 3, dtype=torch.long), torch.zeros(len(labels), 3))
+    with pytest.raises(ValueError, match="needs the base's whole distribution"):
+        linear_token_statistics(
+            hidden, weight, labels, request=StatisticsRequest(base_kl="reverse"), base=few
+        )
+    with pytest.raises(ValueError, match="k per label"):
+        linear_token_statistics(
+            hidden, weight, labels, request=forward, base=BaseTopK(few.indices[1:], few.log_probs)
         )
