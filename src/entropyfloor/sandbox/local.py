@@ -15,6 +15,12 @@ LEVELS = ("namespaces", "landlock", "read-only")
 _TRIAL = Program(code="def f(x):\n    return x + 1", tests="assert f(1) == 2")
 
 
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class LocalSandbox:
     """Runs programs in processes of their own on Linux, confined as far as the kernel allows.
 
@@ -41,7 +47,7 @@ class LocalSandbox:
         if workers is not None and workers < 1:
             raise ValueError(f"workers={workers} must be at least 1")
         self.limits = Limits() if limits is None else limits
-        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        self.workers = _cpus() if workers is None else workers
         self._levels = LEVELS if isolation is None else (isolation,)
         self._level: str | None = None
         self._idle: queue.SimpleQueue[Zygote] = queue.SimpleQueue()

@@ -1,10 +1,17 @@
 """Find the final answer in the text of a completion."""
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # A marker, and what it marks: the rest of its line, or what the braces or tags enclose.
 _LINE_MARKER = re.compile(r"####|answer\s*:", re.IGNORECASE)
 _BOXED = "\\boxed{"
+
+
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """Take the text of a completion: itself, or the content of its last message."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def marked_answer(text: str) -> str | None:

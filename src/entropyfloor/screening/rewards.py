@@ -7,28 +7,27 @@ a conversational prompt a list of one assistant message.
 
     exact_match        1.0 where the completion's final answer equals that of column ``answer``
     reasoning_gym      the task's own verifier on the row's ``entry``
+    unit_tests         1.0 where generated Python passes all of its column ``tests``, sandboxed
     math               trl's accuracy reward: math-verify on column ``solution``, else ``answer``
     module:function    anything importable, the current directory included
 """
 
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.screening.answers import final_answer, marked_answer
+from entropyfloor.screening.answers import completion_text, final_answer, marked_answer
 from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.unit_tests import NEEDED as _NEEDED_TESTS
+from entropyfloor.screening.unit_tests import tests_source, unit_tests
 
 RewardFunction = Callable[..., Any]
-
-
-def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """Take the text of a completion: itself, or the content of its last message."""
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def exact_match(
@@ -120,6 +119,7 @@ NAMED_REWARDS: dict[str, RewardFunction] = {
     "exact_match": exact_match,
     "math": math_accuracy,
     "reasoning_gym": reasoning_gym,
+    "unit_tests": unit_tests,
 }
 
 
@@ -132,16 +132,19 @@ _NEEDED: dict[RewardFunction, str] = {
     reasoning_gym: "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) "
     "in the prompt "
     "set; use the prompts reasoning_gym:TASK?size=24&seed=7, which have it",
+    unit_tests: _NEEDED_TESTS,
 }
 _NEEDED_COLUMNS: dict[RewardFunction, tuple[str, ...]] = {
     exact_match: ("answer",),
     math_accuracy: ("solution", "answer"),
     reasoning_gym: ("entry",),
+    unit_tests: ("tests", "test"),
 }
 
 
 def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
     """Raise ValueError if a row lacks what a reward of ours needs."""
+    reward = inspect.unwrap(reward)  # unit_tests in a sandbox of the user's
     columns = _NEEDED_COLUMNS.get(reward)
     if columns is None:
         return
@@ -150,6 +153,9 @@ def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
     for index, row in enumerate(prompts.rows):
         if all(row.get(column) is None for column in columns):
             raise ValueError(f"{_NEEDED[reward]} ({prompts.source}, row {index} has none)")
+        if reward is unit_tests:
+            tests = next(row[column] for column in columns if row.get(column) is not None)
+            tests_source(tests, where=f"{prompts.source}, row {index}")
 
 
 def reward_by_name(name: str) -> RewardFunction:
@@ -162,10 +168,6 @@ def reward_by_name(name: str) -> RewardFunction:
     if name in NAMED_REWARDS:
         return NAMED_REWARDS[name]
     allowed = f"give {', '.join(NAMED_REWARDS)} or module:function"
-    if name == "unit_tests":
-        raise ValueError(
-            f"the reward unit_tests, which runs generated code, is not there yet; {allowed}"
-        )
     module_name, colon, function_name = name.partition(":")
     if not colon or not module_name or not function_name:
         raise ValueError(f"unknown reward {name!r}; {allowed}")

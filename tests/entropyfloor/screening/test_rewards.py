@@ -101,10 +101,9 @@ def test_by_name_in_the_current_directory(tmp_path, monkeypatch):
     [
         (
             "exactmatch",
-            "unknown reward 'exactmatch'; give exact_match, math, reasoning_gym or module",
+            "unknown reward 'exactmatch'; give exact_match, math, reasoning_gym, unit_tests or mod",
         ),
         (":x", "unknown reward"),
-        ("unit_tests", "not there yet; give exact_match"),
         ("json:", "unknown reward"),
         ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
         ("json:no_such_function", "json has no function 'no_such_function'"),

@@ -66,8 +66,8 @@ class Confinement:
         ]
 
 
-def enclose(level: str) -> Confinement:
-    """Move this process, a zygote, to where programs shall run.
+def enclose(level: str, folder: str) -> Confinement:
+    """Move this process, a zygote, to where programs shall run; ``folder`` will hold theirs.
 
     Raises:
         OSError: the kernel does not allow this level.
@@ -76,7 +76,8 @@ def enclose(level: str) -> Confinement:
     user, group = os.geteuid(), os.getegid()
     if level != NAMESPACES:
         interpreter_paths()  # found once, here; every program's process inherits the answer
-        drops = user == 0 and _others_may_read(os.__file__) and _others_may_read(sys.executable)
+        needed = (os.__file__, sys.executable, folder)
+        drops = user == 0 and all(_others_may_read(path) for path in needed)
         return Confinement(level, False, _own_id() if drops else None)
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
     in_user_namespace = user != 0

@@ -1,26 +1,30 @@
 """A folder that hostile code has filled: measure it and remove it."""
 
 import os
-import shutil
 from contextlib import suppress
 
 _MOST_ENTRIES = 20_000
+_DEEPEST = 64
+_BEYOND_COUNTING = 1 << 62
+_READABLE = 0o500
 
 
 def bytes_below(folder: str) -> int:
-    """Bytes on disk below a folder; a very large number where it holds too many files to count."""
-    total, entries, waiting = 0, 0, [folder]
+    """Bytes on disk below a folder; a very large number for too many files, or too deep ones."""
+    total, entries, waiting = 0, 0, [(folder, 0)]
     while waiting:
-        with suppress(OSError), os.scandir(waiting.pop()) as found:
+        path, depth = waiting.pop()
+        with suppress(OSError), os.scandir(path) as found:  # or removed meanwhile
             for entry in found:
                 entries += 1
-                if entries > _MOST_ENTRIES:
-                    return 1 << 62
-                with suppress(OSError):
-                    status = entry.stat(follow_symlinks=False)
-                    total += max(status.st_blocks * 512, 1)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                if entries > _MOST_ENTRIES or depth > _DEEPEST:
+                    return _BEYOND_COUNTING
+                status = entry.stat(follow_symlinks=False)
+                total += max(status.st_blocks * 512, 1)
+                if entry.is_dir(follow_symlinks=False):
+                    if status.st_mode & _READABLE != _READABLE:  # nothing hides in there
+                        os.chmod(entry.path, 0o700)
+                    waiting.append((entry.path, depth + 1))
     return total
 
 
@@ -30,23 +34,18 @@ def remove_folder(folder: str) -> None:
     Each folder below is moved up to the top before it is emptied, so no path grows long and
     nothing recurses; links are removed, never followed.
     """
-    with suppress(OSError):
-        shutil.rmtree(folder)
-        return
-    count = 0
-    while os.path.isdir(folder):
-        folders = _empty_of_files(folder)
-        if not folders:
-            os.rmdir(folder)
-            return
-        for path in folders:
-            for inner in _empty_of_files(path):
-                count += 1
-                os.rename(inner, os.path.join(folder, f".{count}-{os.getpid()}"))
-            os.rmdir(path)
+    moved = 0
+    with suppress(FileNotFoundError):
+        while folders := _remove_files(folder):
+            for path in folders:
+                for inner in _remove_files(path):
+                    moved += 1
+                    os.rename(inner, os.path.join(folder, f".moved-{os.getpid()}-{moved}"))
+                os.rmdir(path)
+        os.rmdir(folder)
 
 
-def _empty_of_files(folder: str) -> list[str]:
+def _remove_files(folder: str) -> list[str]:
     """Remove all but the folders in it; those, made accessible."""
     os.chmod(folder, 0o700)
     folders = []

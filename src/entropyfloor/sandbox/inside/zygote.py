@@ -68,7 +68,7 @@ def _serve(level: str, folder: str) -> None:
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("900")  # short of memory, the kernel shall take a program, not its trainer
     try:
-        confinement = enclose(level)
+        confinement = enclose(level, folder)
     except OSError as error:
         _send(control, {"error": str(error)})
         return
@@ -222,7 +222,13 @@ _EXITED = {"status": "exited", "detail": "the tests' process was killed before i
 
 
 def _how_it_ended(child: int, found: dict[str, str]) -> dict[str, str]:
-    _, status = os.waitpid(child, 0)
+    for _ in range(50):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.01)
+    else:
+        return {"status": "exited", "detail": "the program broke its connection to the tests"}
     code = os.waitstatus_to_exitcode(status)
     if code == -signal.SIGXCPU:
         return {"status": "timeout", "detail": "the limit of CPU time"}
