@@ -2,6 +2,7 @@
 
 The base costs one forward pass without gradient. With adapters it is the same model with them
 switched off, and no second model is held; without, it is a frozen copy taken before training.
+``base_cache.py`` spares both. All are called with a forward's next-token targets and arguments.
 """
 
 import copy
@@ -11,11 +12,39 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from entropyfloor_losses import BaseHead
 
 
-class AdapterFreeBase:
+class LiveBase:
+    """A model that still is the base, as long as it is not trained: in evaluation mode for a call.
+
+    Args:
+        model: without PEFT's wrapper.
+
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> BaseHead:
+        """Hidden states ``[batch, length, H]`` and head for a forward's arguments."""
+        with self._ready():
+            return _base_head(self.model, *args, **kwargs)
+
+
+class AdapterFreeBase(LiveBase):
     """The model itself with its adapters switched off.
 
     Raises:
@@ -30,24 +59,13 @@ class AdapterFreeBase:
                 "learns virtual tokens. Spend the entropy elsewhere: floor_place='uniform', "
                 "'hinge', 'selective' or 'support'"
             )
+        super().__init__(peft_model.get_base_model())
         self._peft_model = peft_model
 
     @contextmanager
-    def _ready(self) -> Iterator[Any]:
-        model = self._peft_model.get_base_model()
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
-            with self._peft_model.disable_adapter():
-                yield model
-        finally:
-            for module in training:
-                module.training = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> BaseHead:
-        """Hidden states ``[batch, length, H]`` and head for a forward's arguments."""
-        with self._ready() as model:
-            return _base_head(model, *args, **kwargs)
+    def _ready(self) -> Iterator[None]:
+        with super()._ready(), self._peft_model.disable_adapter():
+            yield
 
 
 class FrozenBase:
@@ -56,7 +74,7 @@ class FrozenBase:
     def __init__(self, model: Any) -> None:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> BaseHead:
+    def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> BaseHead:
         """Hidden states ``[batch, length, H]`` and head for a forward's arguments."""
         self._model.to(next(v.device for v in (*args, *kwargs.values()) if torch.is_tensor(v)))
         return _base_head(self._model, *args, **kwargs)

@@ -28,6 +28,7 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 from entropyfloor_losses import (
     IGNORE_INDEX,
     BaseHead,
+    BaseTopK,
     EntropyTerm,
     PenalisedLoss,
     TokenStatistics,
@@ -67,14 +68,15 @@ class LossHead:
         loss: maps `TokenStatistics` to per-token values.
         term: of entropy, added to the loss; None for none.
         weight: of the term; at 0 it is not computed.
-        base: for a term that needs it: the base model's states and head for a forward's arguments.
+        base: for a term that needs it: maps a forward's next-token targets and arguments to the
+            base model at these positions.
 
     """
 
     loss: Callable[[TokenStatistics], Tensor]
     term: EntropyTerm | None = None
     weight: float = 0.0
-    base: Callable[..., BaseHead] | None = None
+    base: Callable[..., BaseHead | BaseTopK] | None = None
 
     @property
     def acting_term(self) -> EntropyTerm | None:
@@ -127,19 +129,22 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         kwargs["use_cache"] = False
         if getattr(text_config, "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
+        if shift_labels is None:
+            assert labels is not None
+            targets = labels[:, 1:]
+        else:
+            targets = shift_labels
         objective_of, term = head.objective, head.acting_term
         base = None
         if term is not None and term.needs_base:
             assert head.base is not None
-            base = head.base(*args, **kwargs)
+            base = head.base(targets, *args, **kwargs)
         backbone = self.base_model(*args, **kwargs)
         hidden = backbone.last_hidden_state
         if shift_labels is None:
-            assert labels is not None
-            hidden, targets = hidden[:, :-1], labels[:, 1:]
-            base = None if base is None else replace(base, hidden=base.hidden[:, :-1])
-        else:
-            targets = shift_labels
+            hidden = hidden[:, :-1]
+            if isinstance(base, BaseHead):
+                base = replace(base, hidden=base.hidden[:, :-1])
         # Looked up on each call: PEFT and FSDP replace the head after patching.
         lm_head = self.get_output_embeddings()
         weight, bias = _full(lm_head.weight), _full(getattr(lm_head, "bias", None))

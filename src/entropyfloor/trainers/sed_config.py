@@ -43,6 +43,10 @@ class SEDConfig(SFTConfig):
             `entropyfloor_losses.EntropyTerm`.
         floor_margin: aim at ``entropy_floor * (1 + floor_margin)``.
         floor_max_weight: largest weight of the term.
+        floor_base_cache: folder for the base's most likely tokens at every scored position of the
+            training set, computed before the first step: the anchor then costs neither a second
+            model nor a second forward pass. For floor_place="anchor".
+        floor_base_top_k: how many tokens per position it keeps.
         on_violation: "constrain": a controller moves the weight so that the floor holds; "stop":
             the plain loss, and training ends at the first probe below the floor and restores the
             last checkpoint above it; "warn": the plain loss, measured.
@@ -107,6 +111,13 @@ class SEDConfig(SFTConfig):
     floor_max_weight: float = field(
         default=2.0, metadata={"help": "Largest weight of the entropy term."}
     )
+    floor_base_cache: str | None = field(
+        default=None,
+        metadata={"help": "Anchor: folder that caches the base model's most likely tokens."},
+    )
+    floor_base_top_k: int = field(
+        default=32, metadata={"help": "Tokens per position in floor_base_cache."}
+    )
     on_violation: str = field(
         default="constrain", metadata={"help": "Entropy floor: constrain, stop or warn."}
     )
@@ -160,9 +171,14 @@ class SEDConfig(SFTConfig):
             )
         self.build_controller()
         self.build_term()
+        if self.floor_base_cache is not None and self.floor_place != "anchor":
+            raise ValueError(
+                "floor_base_cache keeps what floor_place='anchor' needs; with "
+                f"floor_place={self.floor_place!r} nothing would use it"
+            )
         if self.floor_probe_prompts < 0:
             raise ValueError(f"floor_probe_prompts is {self.floor_probe_prompts}; it must be >= 0")
-        for name in ("floor_probe_steps", "floor_probe_tokens"):
+        for name in ("floor_probe_steps", "floor_probe_tokens", "floor_base_top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be >= 1")

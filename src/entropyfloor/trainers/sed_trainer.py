@@ -31,7 +31,8 @@ from trl.trainer.utils import get_config_model_id
 
 from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
 
-from ..models.base_states import AdapterFreeBase, FrozenBase
+from ..models.base_cache import CachedBase, fingerprint, write_cache
+from ..models.base_states import AdapterFreeBase, FrozenBase, LiveBase
 from ..models.loss_head import LossHeadOutput, attach_loss_head
 from ..screening.prompts import Prompt, PromptSet
 from ..screening.rewards import RewardFunction, reward_by_name
@@ -133,6 +134,7 @@ class SEDTrainer(SFTTrainer):
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
+        self._use_base_cache()
         if isinstance(checkpoint, str | Path) and self.floor is not None:
             record = read_record(checkpoint)
             if record is None or "floor" not in record:
@@ -166,7 +168,7 @@ class SEDTrainer(SFTTrainer):
         self._add_to_sums(outputs[0])
         return result
 
-    def _floor_base(self, args: SEDConfig) -> AdapterFreeBase | FrozenBase | None:
+    def _floor_base(self, args: SEDConfig) -> LiveBase | FrozenBase | None:
         """The base model of an anchor; taken before anything is trained."""
         constrained = args.entropy_floor is not None and args.on_violation == "constrain"
         if not constrained or not args.build_term().needs_base:
@@ -179,12 +181,50 @@ class SEDTrainer(SFTTrainer):
             )
         if isinstance(self.model, PeftModel):
             return AdapterFreeBase(self.model)
-        return FrozenBase(self.model)
+        if args.floor_base_cache is None:
+            return FrozenBase(self.model)
+        return LiveBase(self.model)  # until the cache is there: before the first step
+
+    def _use_base_cache(self) -> None:
+        """Compute the cache of the base, if it is not there, and use it from now on."""
+        args, head = self.args, self._head
+        if args.floor_base_cache is None or not isinstance(head.base, LiveBase):
+            return
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                "floor_base_cache reads the training set before the first step, and a streamed set "
+                "can be read once; load it whole, or leave floor_base_cache out"
+            )
+        folder, k = Path(args.floor_base_cache), args.floor_base_top_k
+        live = head.base
+        base = fingerprint(live.model)
+        if not CachedBase.complete(folder):
+
+            def hidden_of(batch: dict[str, Any]) -> Tensor:
+                inputs = {name: value for name, value in batch.items() if name != "labels"}
+                with self.compute_loss_context_manager():
+                    return live(batch["labels"], **inputs, use_cache=False).hidden
+
+            logger.info(f"caching the base model's {k} most likely tokens in {folder}")
+            loader = self.get_test_dataloader(self.train_dataset)
+            with torch.random.fork_rng(), torch.no_grad():
+                write_cache(
+                    folder,
+                    (self._prepare_inputs(batch) for batch in loader),
+                    hidden_of=hidden_of,
+                    model=live.model,
+                    base=base,
+                    k=k,
+                    rank=self.accelerator.process_index,
+                    ranks=self.accelerator.num_processes,
+                    wait=self.accelerator.wait_for_everyone,
+                )
+        head.base = CachedBase(folder, base=base, k=k)
 
     def _attach_floor(
         self,
         args: SEDConfig,
-        base: AdapterFreeBase | FrozenBase | None,
+        base: LiveBase | FrozenBase | None,
         prompts: PromptSet | None,
         reward: str | RewardFunction | None,
     ) -> None:

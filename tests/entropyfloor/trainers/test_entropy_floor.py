@@ -85,7 +85,7 @@ def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
     torch.testing.assert_close(output.base_kl, wanted, rtol=1e-4, atol=1e-5)
     assert (output.base_kl[labels == IGNORE_INDEX] == 0).all()
     assert trainer.model.training is False
-    assert isinstance(trainer._head.base(**inputs), BaseHead)
+    assert isinstance(trainer._head.base(labels, **inputs), BaseHead)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -296,3 +296,79 @@ def test_an_anchor_needs_adapters_that_can_be_switched_off(tmp_path):
 def test_record_without_floor_is_as_before(tmp_path):
     sed_trainer(tmp_path, loss="ce", save_strategy="steps", save_steps=4).train()
     assert "floor" not in read_record(tmp_path / "checkpoint-4")
+
+
+CACHED = {"entropy_floor": 5.0, "max_steps": 12, "floor_probe_prompts": 0}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"packing": True, "max_length": 64}, {"padding_free": True, "max_length": None}],
+    ids=str,
+)
+def test_a_cache_of_the_whole_vocabulary_is_the_frozen_copy(tmp_path, config):
+    """With k = V nothing is cut off: the same weights step by step, the same losses."""
+    settings = {**CACHED, **config}
+    copied = Run.of(floored(tmp_path / "copy", **settings))
+    cached = Run.of(
+        floored(
+            tmp_path / "cache",
+            floor_base_cache=str(tmp_path / "base"),
+            floor_base_top_k=261,
+            **settings,
+        )
+    )
+    assert max(copied.series("base_kl")) > 0.01
+    for name in ("loss", "base_kl", "floor_weight"):
+        assert cached.series(name) == pytest.approx(copied.series(name), rel=1e-4, abs=1e-5)
+
+
+def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, monkeypatch):
+    lora = {"peft_config": LoraConfig(r=4, target_modules="all-linear")}
+    folder = str(tmp_path / "base")
+    whole = Run.of(floored(tmp_path / "a", trainer=dict(lora), **CACHED))
+    few = Run.of(
+        floored(
+            tmp_path / "b",
+            trainer=dict(lora),
+            **CACHED,
+            floor_base_cache=folder,
+            floor_base_top_k=64,
+        )
+    )
+    pairs = list(zip(few.series("base_kl")[1:], whole.series("base_kl")[1:], strict=True))
+    assert all(0 < low <= high * 1.01 for low, high in pairs)
+
+    def computed(*_, **__):
+        raise AssertionError("the cache was computed again")
+
+    monkeypatch.setattr("entropyfloor.trainers.sed_trainer.write_cache", computed)
+    again = Run.of(
+        floored(
+            tmp_path / "c",
+            trainer=dict(lora),
+            **CACHED,
+            floor_base_cache=folder,
+            floor_base_top_k=64,
+        )
+    )
+    assert again.series("loss") == few.series("loss")
+    with pytest.raises(ValueError, match="caches k 64 and this run has 8"):
+        floored(tmp_path / "d", **CACHED, floor_base_cache=folder, floor_base_top_k=8).train()
+
+
+def test_a_cache_of_other_data_or_another_base_is_refused(tmp_path):
+    folder = str(tmp_path / "base")
+    floored(tmp_path / "a", **CACHED, floor_base_cache=folder).train()
+    other = {"train_dataset": prompt_completion_rows(40).select(range(20, 40))}
+    with pytest.raises(ValueError, match="a row of the training set is not in"):
+        floored(tmp_path / "b", trainer=other, **CACHED, floor_base_cache=folder).train()
+    with pytest.raises(ValueError, match="caches base"):
+        floored(
+            tmp_path / "c",
+            trainer={"model": tiny_model("qwen2")},
+            **CACHED,
+            floor_base_cache=folder,
+        ).train()
+    with pytest.raises(ValueError, match="nothing would use it"):
+        floored(tmp_path, floor_base_cache=folder, floor_place="uniform")
