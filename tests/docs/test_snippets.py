@@ -29,6 +29,12 @@ def workshop(tmp_path, monkeypatch):
     for name in ("sft/checkpoint-1", "base"):
         tiny_model(max_position_embeddings=512).save_pretrained(tmp_path / "runs" / name)
         tiny_tokenizer().save_pretrained(tmp_path / "runs" / name)
+    # A run that moved away from the model that it started from.
+    tiny_model(seed=1, max_position_embeddings=512).save_pretrained(
+        tmp_path / "runs" / "rl" / "checkpoint-10"
+    )
+    tiny_tokenizer().save_pretrained(tmp_path / "runs" / "rl" / "checkpoint-10")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 2)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
@@ -78,7 +84,6 @@ def commands(page):
 def test_console_commands_run(page, workshop, capsys, monkeypatch):
     if page.name == "grpo.md":
         monkeypatch.setitem(NAMED_REWARDS, "exact_match", even_length)
-    (workshop / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
     for command in commands(page):  # in order: a page may go on with what a command wrote
         program, *arguments = shlex.split(command)
         assert program == "entropyfloor"

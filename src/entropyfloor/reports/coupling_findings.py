@@ -111,9 +111,9 @@ def _pl(report: CouplingReport) -> Iterator[str]:
         if found is not None and found.mu is not None and found.at is not None:
             yield (
                 f"estimated PL constant of {what}: {found.mu:.3g}, from "
-                f"{report.checkpoints[found.at].name}, the least of {found.points} points; an "
-                "estimate from points that were visited, too large rather than too small, not a "
-                "bound"
+                f"{report.checkpoints[found.at].name}, the least of {found.points} "
+                f"checkpoint{'' if found.points == 1 else 's'} that can tell; too large rather "
+                "than too small, and not a bound"
             )
 
 
