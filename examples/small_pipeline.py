@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 60], help="epochs of SFT")
     parser.add_argument("--loss", default="ce", help="any that SEDConfig knows")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pretraining-steps", type=int, default=500)
+    parser.add_argument("--pretraining-steps", type=int, default=325)
     parser.add_argument("--grpo-steps", type=int, default=150)
     parser.add_argument("--test-problems", type=int, default=400)
     options = parser.parse_args(arguments)

@@ -73,7 +73,7 @@ def _random_model(tokenizer: Any, seed: int) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     # Positions that are learned, as every digit has its place, and weights three times as wide as
-    # GPT-2's: a Llama, or GPT-2's own 0.02, hardly learns to add in 500 steps.
+    # GPT-2's: a Llama, or GPT-2's own 0.02, has not begun to add after 500 steps.
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_embd=96,

@@ -9,7 +9,7 @@ there:
     seed-S/base/                     the pretrained small model
     seed-S/sft/NAME-depth-D/         model directories
     seed-S/grpo/NAME/                checkpoint-N/ and curve.json
-    seed-S/screening/NAME/           measures and rollouts of one checkpoint
+    seed-S/screening/NAME/           measures of one checkpoint
     seed-S/cells/NAME.json           measures before and after GRPO, the peak, the curve
 
 The stages are methods, so that an experiment can put its own in place of one: another trainer in
@@ -57,7 +57,8 @@ class SmallSettings:
     """Everything that determines a small run's numbers, beside seed, loss and depth.
 
     Attributes:
-        pretraining_steps: of the base model.
+        pretraining_steps: of the base model. At 325 it has begun to add: pass@1 about .06 in three
+            seeds. At 500 it is .15, and what GRPO ends with comes close to what there is to win.
         pretraining_problems: sums it reads, most with random answers.
         demonstrations: worked sums for SFT.
         rl_prompts: problems for GRPO.
@@ -69,7 +70,7 @@ class SmallSettings:
 
     """
 
-    pretraining_steps: int = 500
+    pretraining_steps: int = 325
     pretraining_problems: int = 7000
     demonstrations: int = 100
     rl_prompts: int = 600
@@ -199,9 +200,10 @@ class SmallRun:
                 seed=self.seed,
                 dtype="float32",
                 device="cpu",
-                output_dir=folder,
                 progress=self.progress,
             )
+            # The report alone: rollouts take seconds to draw and megabytes to keep.
+            save_json(folder / "screening.json", report.to_dict())
         return replace(report.checkpoints[0], name=name)
 
     def grpo(
