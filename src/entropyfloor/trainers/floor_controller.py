@@ -23,7 +23,7 @@ from typing import Any
 SATURATED_STEPS = 20
 _LARGEST_ERROR = 1.5
 _LARGEST_SURPLUS = 0.25  # what the sum counts of an entropy far above the target
-_INITIAL_WEIGHT = 0.1
+_INITIAL_WEIGHT = 0.05
 _SMALLEST_WEIGHT = 5e-3
 _SMALLEST_ENTROPY = 1e-9
 _RATIO_RANGE = (0.2, 5.0)
@@ -49,10 +49,10 @@ class FloorController:
 
     floor: float
     margin: float = 0.25
-    gain: float = 2.0
-    time: float = 40.0
-    lead: float = 5.0
-    smoothing: float = 0.5
+    gain: float = 1.25
+    time: float = 30.0
+    lead: float = 4.0
+    smoothing: float = 0.3
     max_weight: float = 2.0
     weight: float = 0.0
     integral: float = 0.0
@@ -102,7 +102,7 @@ class FloorController:
             change = math.log(self.entropy / before)
             self.rate = self.smoothing * self.rate + (1 - self.smoothing) * change
         error = math.log(self.target / self.entropy)
-        ahead = min(max(error - self.lead * self.rate, -_LARGEST_ERROR), _LARGEST_ERROR)
+        ahead = min(max(error - self.lead * self.rate, -2 * _LARGEST_ERROR), _LARGEST_ERROR)
         error = min(max(error, -_LARGEST_SURPLUS), _LARGEST_ERROR)
         start = math.log(_INITIAL_WEIGHT)
         low, high = math.log(_SMALLEST_WEIGHT), math.log(self.max_weight)

@@ -33,7 +33,7 @@ def floored(tmp_path, **config):
 @pytest.mark.parametrize("place", [p for p in PLACES if p not in ("hinge", "support", "selective")])
 def test_entropy_stays_above_the_floor(tmp_path, place):
     """Without the floor these steps end far below it."""
-    settings = {"max_steps": 120, "entropy_floor": 1.0}
+    settings = {"max_steps": 200, "entropy_floor": 1.0}
     plain = Run.of(sed_trainer(tmp_path / "ce", **{**FLOOR, **settings, "entropy_floor": None}))
     assert plain.series("entropy")[-1] < 0.6
     run = Run.of(floored(tmp_path / place, floor_place=place, **settings))
@@ -41,7 +41,7 @@ def test_entropy_stays_above_the_floor(tmp_path, place):
     late = sum(entropies[-20:]) / 20
     assert 0.9 < late < 2.0
     weights = run.series("floor_weight")
-    assert weights[0] < 0.06 < weights[-1] < 2.0
+    assert weights[0] < 0.03 < weights[-1] < 2.0
     assert run.trainer.floor.probes[-1].entropy > 0.6
     assert run.steps[-1]["floor_acting_fraction"] == 1.0
 
@@ -228,9 +228,9 @@ def test_warn_goes_on(tmp_path, caplog):
 
 def test_a_floor_above_what_is_possible_warns_and_goes_on(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        run = Run.of(floored(tmp_path, entropy_floor=5.0, floor_max_weight=0.1, max_steps=60))
+        run = Run.of(floored(tmp_path, entropy_floor=5.0, floor_max_weight=0.06, max_steps=90))
     assert "the entropy floor does not hold" in caplog.text
-    assert run.series("floor_weight")[-1] == pytest.approx(0.1)
+    assert run.series("floor_weight")[-1] == pytest.approx(0.06)
     assert all(torch.isfinite(value).all() for value in run.weights.values())
 
 
