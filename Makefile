@@ -25,6 +25,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python tests/bench/head.py $(ARGS)
 	$(BIN)/python tests/bench/training_step.py
 	$(BIN)/python tests/bench/generation.py
+	$(BIN)/python tests/bench/sandbox.py
 	$(BIN)/python tests/bench/kl.py
 
 clean:
