@@ -36,6 +36,7 @@ def workshop(tmp_path, monkeypatch):
     tiny_tokenizer().save_pretrained(tmp_path / "runs" / "rl" / "checkpoint-10")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 2)
+    (tmp_path / "code.jsonl").write_text('{"prompt": "f is", "tests": ["assert f(1) == 2"]}\n' * 2)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from entropyfloor.sandbox import Limits
 
-SHORT = Limits(wall_seconds=2.5, cpu_seconds=1.0, memory=512 << 20, disk=8 << 20, output=1 << 16)
+SHORT = Limits(wall_seconds=2.0, cpu_seconds=1.0, memory=512 << 20, disk=8 << 20, output=1 << 16)
 
 
 def processes_with(word: str) -> list[int]:

@@ -116,6 +116,9 @@ def test_nothing_outlives_a_user_who_is_killed(sandbox):
 
 
 def test_needs_neither_torch_nor_trl():
-    code = "import sys, entropyfloor.sandbox; print(sorted({'torch', 'trl', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, entropyfloor.sandbox\n"
+        "print(sorted({'torch', 'trl', 'numpy'} & set(sys.modules)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -161,8 +161,9 @@ def f(box, function, generator):
     assert box.item == 1 and function() == 4711
     for look in (
         lambda: function.__globals__, lambda: function.__code__, lambda: box._item,
-        lambda: box.__init__.__globals__, lambda: generator.gi_frame, lambda: function.func_globals,
+        lambda: function.__closure__, lambda: generator.gi_frame, lambda: function.func_globals,
         lambda: function._peer.request('getattr', function, '__globals__'),
+        lambda: function._peer.request('getattr', box, '__init__'),
     ):
         try: look()
         except Exception: continue
