@@ -7,6 +7,8 @@ is set, whatever the model is wrapped in (PEFT, FSDP, DeepSpeed), and never lets
 
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
@@ -22,7 +24,13 @@ class Restorer:
 
     @staticmethod
     def check(args: TrainingArguments, rule: StageTwo) -> None:
-        """Raise ValueError if no checkpoint can be there when stage 2 decides."""
+        """Raise ValueError if no checkpoint that can be loaded will be there at the decision."""
+        sharded = {DistributedType.FSDP, DistributedType.DEEPSPEED}
+        if args.save_only_model and AcceleratorState().distributed_type in sharded:
+            raise ValueError(
+                "policy 'stop-and-restore' under FSDP or DeepSpeed loads the sharded state, of "
+                "which save_only_model=True leaves nothing; set it to False, or use policy 'stop'"
+            )
         strategy, every = args.save_strategy, args.save_steps
         never = strategy == SaveStrategy.NO
         late = strategy == SaveStrategy.STEPS and every >= rule.late_step

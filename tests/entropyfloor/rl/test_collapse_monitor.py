@@ -10,7 +10,9 @@ from trl import GRPOTrainer
 
 from entropyfloor.rl.collapse_monitor import CollapseMonitor
 from entropyfloor.rl.group_counts import GroupCounts
-from tiny_models import tiny_model
+from entropyfloor.rl.restore import Restorer
+from entropyfloor.rl.stage_two import StageTwo
+from tiny_models import tiny_model, tiny_tokenizer
 
 
 def by_hand(calls, group_size):
@@ -292,6 +294,21 @@ def test_restore_refuses_a_run_that_saves_too_late(tmp_path, saving):
     assert "_calculate_rewards" not in vars(trainer)
 
 
+def test_restore_refuses_sharded_runs_without_what_their_loader_needs(tmp_path, monkeypatch):
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    trainer, _ = run(tmp_path, FALLING, "stop-and-restore", **saving)
+    fsdp = property(lambda self: DistributedType.FSDP)
+    monkeypatch.setattr(AcceleratorState, "distributed_type", fsdp, raising=False)
+    rule, args = StageTwo.for_run(10, **WATCH), trainer.args
+    with pytest.raises(ValueError, match="save_only_model=True leaves nothing"):
+        Restorer.check(args, rule)
+    args.save_only_model = False
+    Restorer.check(args, rule)
+
+
 def test_a_healthy_run_gives_its_checkpoints_to_rotation(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     trainer, _ = run(tmp_path, SLOWLY, "stop-and-restore", **saving)
@@ -439,6 +456,37 @@ def test_coroutine_rewards(tmp_path):
     assert (counts.groups, counts.all_wrong, counts.all_right, counts.passed) == by_hand(
         recorder.calls, 4
     )
+
+
+def test_rloo_has_the_same_parts(tmp_path):
+    from trl import RLOOConfig, RLOOTrainer
+
+    recorder, monitor = Recorder(), CollapseMonitor("warn")
+    config = RLOOConfig(
+        str(tmp_path),
+        beta=0.0,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=6,
+        max_steps=3,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+    )
+    RLOOTrainer(
+        model=tiny_model(),
+        reward_funcs=recorder,
+        args=config,
+        train_dataset=prompt_rows(),
+        processing_class=tiny_tokenizer(),
+        callbacks=[monitor],
+    ).train()
+    counts = monitor.counts
+    assert (counts.groups, counts.all_wrong, counts.all_right, counts.passed) == by_hand(
+        recorder.calls, 4
+    )
+    assert monitor.decision.verdict == "healthy"
 
 
 def test_two_monitors_are_refused(tmp_path):
