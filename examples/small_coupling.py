@@ -6,7 +6,9 @@ A character model of 0.34 M parameters is pretrained on sums whose answers are m
 fine-tuned on 100 worked ones, and trained with GRPO. Three measurements follow: along the GRPO run
 (RL after SFT), along an SFT run that goes on from where GRPO ended (SFT after RL), and along the
 same GRPO with the SFT loss mixed into every step. Losses are on one half of the held-out problems,
-rewards on the other. A second run in the same folder goes on where the first was stopped.
+rewards on the other; the GRPO run is measured a second time on the rows that SFT was trained on,
+where the SFT model is nearer to its optimum. A second run in the same folder goes on where the
+first was stopped.
 """
 
 import argparse
@@ -69,6 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
         options={"use_cpu": True},
     )
     measured = {"sft-rl": measure(run, options, start, list(checkpoints.values()), "sft-rl")}
+    measured["sft-rl-training-rows"] = measure(
+        run,
+        options,
+        start,
+        list(checkpoints.values()),
+        "sft-rl-training-rows",
+        demonstrations=PromptSet(run.task.demonstrations, "the rows that SFT was trained on"),
+    )
     measured["rl-sft"] = measure(
         run, options, after, [last], "rl-sft", steps=list(map(float, options.after))
     )
@@ -89,15 +99,18 @@ def measure(
     sft: Any,
     rl: Any,
     name: str,
+    *,
     steps: list[float] | None = None,
+    demonstrations: PromptSet | None = None,
 ) -> CouplingReport:
     """Measure one run; demonstrations and prompts are two halves of the held-out problems."""
     rows = run.task.test
     half = len(rows) // 2
+    held_out = PromptSet(rows[:half], "first half of the held-out sums")
     return measure_coupling(
         sft,
         rl,
-        demonstrations=PromptSet(rows[:half], "first half of the held-out sums"),
+        demonstrations=demonstrations or held_out,
         prompts=PromptSet(rows[half:], "second half of the held-out sums"),
         reward=exact_match,
         order="rl-sft" if name == "rl-sft" else "sft-rl",

@@ -171,23 +171,39 @@ def _answer(
             question, weight, measured, None, None, "the model is one of RL after SFT"
         )
     modelled = modelled_duration(curves, weight, seed=seed)
-    by_pl, pl_words = _by_pl(weight, curves, pl, fit)
+    by_pl, pl_words = _by_pl(weight, curves, pl, fit, measured)
     words = "; ".join(w for w in (_compared(measured, modelled, run), pl_words) if w)
     return DurationAnswer(question, weight, measured, modelled, by_pl, words)
 
 
 def _by_pl(
-    weight: float, curves: PromptCurves, pl: dict[str, PLEstimate], fit: ModelFit | None
+    weight: float,
+    curves: PromptCurves,
+    pl: dict[str, PLEstimate],
+    fit: ModelFit | None,
+    measured: Duration,
 ) -> tuple[float | None, str]:
     mu_loss, mu_reward = pl["sft_loss"].mu, pl["reward"].mu
     if mu_loss is None or mu_reward is None:
         return None, "no PL constants: gradients were not measured, or are lost in noise"
     if fit is None or not fit.saturates or fit.reward_room <= 0.0:
         return None, "the PL constants give no step without a reward that rises and levels off"
+    if curves.means()[1][-1] <= 0.0:
+        return None, (
+            "the PL constants give no step: they presume a start at an SFT optimum, and the SFT "
+            "loss fell"
+        )
     step = float(curves.steps[0]) + pl_duration(fit.rate, mu_loss, mu_reward, weight)
     last = float(curves.steps[-1])
     if step > last:
         return None, f"the PL constants would go on after the last measured step, {last:g}"
+    if measured.interval is not None and not (
+        measured.interval.low <= step <= measured.interval.high
+    ):
+        return step, (
+            f"the PL constants' step {step:.0f} lies outside the measured interval: what they "
+            "presume (an SFT optimum at the start, a straight path) does not describe this run"
+        )
     return step, ""
 
 

@@ -102,6 +102,8 @@ def _alignment_words(checkpoint: CheckpointCoupling) -> str:
             f"bounds the cosine by {whole.cosine_bound:.3f} as these directions lie, and by "
             f"{whole.cosine_bound_if_unrelated:.3f} if they lay at random"
         )
+        if abs(found.cosine) > (whole.cosine_bound_if_unrelated or 0.0):
+            words += ", which this cosine exceeds: they do not"
     return words
 
 
@@ -119,12 +121,11 @@ def _pl(report: CouplingReport) -> Iterator[str]:
 
 def _duration_words(answer: DurationAnswer, report: CouplingReport) -> str:
     unit = report.settings.get("step_unit", "step")
-    if answer.question == "best":
-        start = f"reward - {answer.weight:g} x SFT loss rise is greatest at {unit}"
-    elif report.order == "sft-rl":
-        start = f"the SFT loss rises faster than the reward from {unit}"
-    else:
-        start = f"reward - 1 x SFT loss rise, the two taken one for one, is greatest at {unit}"
+    start = (
+        f"reward - {answer.weight:g} x SFT loss rise is greatest at {unit}"
+        if answer.question == "best"
+        else f"threshold, after which reward - SFT loss rise only falls, one for one: {unit}"
+    )
     words = f"{start} {duration_text(answer.measured)} by measurement"
     if answer.modelled is not None:
         words += f", {duration_text(answer.modelled)} by the model"
