@@ -17,7 +17,7 @@ from entropyfloor.reports.svg import (
 )
 
 _WIDTH, _HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 470, 14, 252
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 458, 14, 252
 _ROW = 24
 _NAMES = 120
 
@@ -30,6 +30,7 @@ def against_figure(report: CouplingReport) -> Markup:
     parts = _axes(x, y, "SFT loss (nats per token of held-out demonstrations)", "reward")
     points = [(x(c.sft_loss), y(c.mean_reward)) for c in rows]
     parts.append(_curve(points, "curve s5"))
+    labelled: list[tuple[float, float]] = []
     for checkpoint, (px, py) in zip(rows, points, strict=True):
         (left, right), (low, high) = (
             _ends(checkpoint, name) for name in ("sft_loss", "mean_reward")
@@ -38,8 +39,11 @@ def against_figure(report: CouplingReport) -> Markup:
             line(x(left), py, x(right), py, "whisker"),
             line(px, y(low), px, y(high), "whisker"),
             _dot(px, py, "s0"),
-            label(px + 7, py - 6, f"{checkpoint.step:g}", class_="tick strong"),
         ]
+        # Steps that would be written over each other are in the tooltips.
+        if all(abs(px - x0) > 26 or abs(py - y0) > 14 for x0, y0 in labelled):
+            labelled.append((px, py))
+            marks.append(label(px + 7, py - 6, f"{checkpoint.step:g}", class_="tick strong"))
         parts.append(
             group(
                 marks,

@@ -3,6 +3,7 @@
 Every sentence about an estimate says that it is one.
 """
 
+import re
 from collections.abc import Iterator
 
 from entropyfloor.coupling.durations import Duration
@@ -10,6 +11,13 @@ from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, Dur
 from entropyfloor.measures.intervals import Interval
 
 _STAGE = {"sft-rl": "RL after SFT", "rl-sft": "SFT after RL"}
+
+
+def sentence(words: str) -> str:
+    """A capital at the start and a full stop at the end; a name in front keeps its spelling."""
+    if re.match(r"[a-z]+[ ,]", words):
+        words = words[0].upper() + words[1:]
+    return f"{words}."
 
 
 def stage_words(report: CouplingReport) -> str:
@@ -24,7 +32,7 @@ def findings(report: CouplingReport) -> list[str]:
         *_identities(report),
         *_gradients(report),
         *_pl(report),
-        *(_duration_words(answer, report) for answer in report.durations),
+        *(_duration_words(answer, report) for answer in _different(report)),
         *(f"{c.name}: {note}" for c in report.checkpoints for note in c.notes),
     ]
 
@@ -119,10 +127,17 @@ def _pl(report: CouplingReport) -> Iterator[str]:
             )
 
 
+def _different(report: CouplingReport) -> list[DurationAnswer]:
+    """With weight 1 the best step is the threshold: one sentence says both."""
+    found = list(report.durations)
+    return found[:1] if found and found[0].weight == 1.0 else found
+
+
 def _duration_words(answer: DurationAnswer, report: CouplingReport) -> str:
     unit = report.settings.get("step_unit", "step")
     start = (
-        f"reward - {answer.weight:g} x SFT loss rise is greatest at {unit}"
+        f"reward - {answer.weight:g} x SFT loss rise is greatest "
+        f"{'(threshold) ' if answer.weight == 1.0 else ''}at {unit}"
         if answer.question == "best"
         else f"threshold, after which reward - SFT loss rise only falls, one for one: {unit}"
     )

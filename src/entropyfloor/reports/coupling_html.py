@@ -8,6 +8,7 @@ from entropyfloor.reports.coupling_findings import (
     duration_text,
     findings,
     interval_words,
+    sentence,
     stage_words,
 )
 from entropyfloor.reports.coupling_table import caption, coupling_columns
@@ -33,7 +34,7 @@ def coupling_html(report: CouplingReport) -> str:
             stage=stage_words(report),
             report=report,
             caption=caption(report),
-            findings=[words[0].upper() + words[1:] for words in findings(report)],
+            findings=[sentence(words) for words in findings(report)],
             columns=coupling_columns(report),
             words=interval_words,
             duration=duration_text,
