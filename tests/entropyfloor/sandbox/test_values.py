@@ -131,6 +131,13 @@ def test_wrong_programs_fail(sandbox):
     assert {o.status for o in outcomes} == {"failed"}, outcomes
 
 
+def test_the_start_of_the_output_is_kept(sandbox):
+    program = Program("print('héllo')\ndef f(x): return print(x)", "assert f('a' * 9000) is None")
+    (outcome,) = sandbox.run([program])
+    assert outcome.passed
+    assert outcome.output.startswith("héllo\naaa") and 8000 < len(outcome.output) <= 8192
+
+
 def test_the_failing_line_is_named(sandbox):
     (outcome,) = sandbox.run([Program("def f(x): return x", "x = 1\nassert f(x) == 3")])
     assert outcome.detail == "AssertionError (tests, line 2: assert f(x) == 3)"

@@ -111,7 +111,7 @@ def test_screen(save_checkpoint, write_jsonl, tmp_path, capsys):
         ["screen", checkpoint, "--prompts", str(write_jsonl(rows)), *options, "--json", str(target)]
     )
     assert code in {0, 3}
-    assert json.loads(target.read_text())["checkpoints"][0]["pass_at_k"]["1"]["value"] == 0.0
+    assert json.loads(target.read_text())["checkpoints"][0]["pass_at_k"]["1"] == 0.0
     bad = write_jsonl([{"prompt": "a", "answer": "1"}], "bad.jsonl")
     assert main(["screen", checkpoint, "--prompts", str(bad), *options]) == 2
     assert "the reward unit_tests needs a column 'tests'" in capsys.readouterr().err

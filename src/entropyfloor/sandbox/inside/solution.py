@@ -1,5 +1,6 @@
 """The process that runs the program: it holds no test and no way to give a verdict."""
 
+import io
 import os
 import socket
 import sys
@@ -16,6 +17,9 @@ def run_solution(code: str, channel: socket.socket) -> None:
     module = types.ModuleType(MODULE)
     sys.modules[MODULE] = module  # dataclasses and typing look their module up by name
     sys.argv = [MODULE]
+    for stream in (sys.stdout, sys.stderr):  # the process is killed at the end: nothing is flushed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     peer = Peer(channel, guarded=False)
 
     def load() -> None:

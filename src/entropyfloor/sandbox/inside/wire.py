@@ -76,8 +76,10 @@ def _encode_rare(value: Any, kind: type, refer: Callable[[Any], Encoded]) -> Enc
             return encode(value.item(), refer)
         if kind is numpy.ndarray and value.dtype.kind in "biufc":
             return ["ndarray", value.dtype.str, list(value.shape), value.tobytes().hex()]
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return ["builtin", value.__name__]
+    if isinstance(value, type):
+        name: str = value.__name__
+        if getattr(builtins, name, None) is value:
+            return ["builtin", name]
     return refer(value)
 
 
