@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from leftovers import SHORT, gone
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def marked_folder(tmp_path_factory):
     """Where sandboxes put their folders; it is on their command line, so it finds them again."""
     tmp_path_factory.getbasetemp()  # made now: not in our folder
@@ -26,7 +26,7 @@ def marked_folder(tmp_path_factory):
         tempfile.tempdir = before
 
 
-@pytest.fixture(scope="session", params=LEVELS)
+@pytest.fixture(scope="module", params=LEVELS)
 def sandbox(request, marked_folder):
     made = LocalSandbox(SHORT, workers=2, isolation=request.param)
     try:
