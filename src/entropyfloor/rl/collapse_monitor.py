@@ -39,8 +39,10 @@ from entropyfloor.rl.stage_two import (
     WAITING,
     Decision,
     StageTwo,
+    began_collapsed,
     saved_share,
 )
+from entropyfloor.screening.verdict import TAU_H, check_tau_h
 
 POLICIES = ("warn", "stop", "stop-and-restore")
 _log = logging.getLogger(__name__)
@@ -56,6 +58,9 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         late_step: of the second, and of the decision; step 150 of 400, scaled, when left out.
         window: steps averaged for each of the two entropies; 1 is the paper's. Small batches are
             noisy: average a few.
+        tau_h: a run whose early entropy is below this, nats, and more than half of whose groups are
+            degenerate began collapsed, and is treated as collapsed; None leaves that out. Only at
+            sampling temperature 1.
         success_threshold: a rollout passes if its reward is at least this (unweighted).
         success_reward: name of the reward function that tells; the first with a weight when left
             out.
@@ -77,6 +82,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         early_step: int | None = None,
         late_step: int | None = None,
         window: int = 1,
+        tau_h: float | None = TAU_H,
         success_threshold: float = 1.0,
         success_reward: str | None = None,
     ) -> None:
@@ -85,6 +91,9 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         self.policy = policy
         self.tau_2, self.window = tau_2, window
         self.early_step, self.late_step = early_step, late_step
+        if tau_h is not None:
+            check_tau_h(tau_h)
+        self.tau_h = tau_h
         self.success_threshold = success_threshold
         self.success_reward = success_reward
         # Raises now, not when the model is loaded; of the run's length nothing is known yet.
@@ -123,7 +132,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON data: arguments, and what was seen."""
-        names = ("policy", "tau_2", "early_step", "late_step", "window")
+        names = ("policy", "tau_2", "early_step", "late_step", "window", "tau_h")
         arguments = {name: getattr(self, name) for name in names}
         arguments["success_threshold"] = self.success_threshold
         arguments["success_reward"] = self.success_reward
@@ -310,10 +319,19 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         memory = self.memory
         if self.decision.verdict != WAITING:
             return
-        memory.decision = self._rule.judge(memory.readings, state.global_step)
-        verdict = self.decision.verdict
-        if verdict == WAITING:
+        decision = self._rule.judge(memory.readings, state.global_step)
+        if decision.verdict == WAITING:
+            memory.decision = decision
             return
+        if self.tau_h is not None and memory.temperature in (None, 1.0):
+            groups = memory.counts.groups
+            fraction = memory.counts.degenerate / groups if groups else None
+            began = began_collapsed(decision, self.tau_h, fraction)
+            if began is not decision:  # no checkpoint is from before
+                memory.healthy_step = None
+            decision = began
+        memory.decision = decision
+        verdict = decision.verdict
         step, steps = state.global_step, state.max_steps
         action = f"Step {step} of {steps}, {verdict}"
         if verdict == COLLAPSED and self.policy != "warn":

@@ -15,11 +15,15 @@ holes in them, so H(s) is, in this order:
 and where there is neither the verdict is ``unknown``, never a guess. A step that was run twice (a
 restart) counts with its last reading. The decision is made once; what comes after the late step
 does not change it.
+
+A run that *began* collapsed has no entropy left to fall. With the counts of its groups it is told
+all the same: entropy at the early step below tau_H (stage 1's threshold, at temperature 1), and
+more than half of the groups so far degenerate. That rule is ours, not the paper's.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TAU_2 = 0.50
 PAPER_STEPS, PAPER_EARLY, PAPER_LATE = 400, 10, 150
@@ -163,6 +167,29 @@ class StageTwo:
             f"{self.tau_2:.0%}"
         )
         return Decision(COLLAPSED if collapsed else HEALTHY, drop, early, late, reason)
+
+
+def began_collapsed(
+    decision: Decision, tau_h: float, degenerate_fraction: float | None
+) -> Decision:
+    """The decision, or ``collapsed`` where the run began without entropy and starves.
+
+    Args:
+        decision: stage 2's, made.
+        tau_h: nats.
+        degenerate_fraction: of the groups up to the late step; None if none were counted.
+
+    """
+    early = decision.early
+    starved = degenerate_fraction is not None and degenerate_fraction > 0.5
+    if decision.verdict == COLLAPSED or early is None or early[1] >= tau_h or not starved:
+        return decision
+    reason = (
+        f"it began collapsed: entropy was {early[1]:.3g} nats at step {early[0]}, below tau_H = "
+        f"{tau_h:g}, and {degenerate_fraction:.0%} of the groups since then agree on their reward "
+        "and teach nothing"
+    )
+    return replace(decision, verdict=COLLAPSED, reason=reason)
 
 
 def scaled(step: int, max_steps: int) -> int:

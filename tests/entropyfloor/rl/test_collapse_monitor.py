@@ -211,6 +211,48 @@ def test_a_healthy_run_is_left_alone(tmp_path):
     assert monitor.message.startswith("Step 6 of 10, healthy: entropy fell 24.0%")
 
 
+LOW = [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.09, 0.09, 0.09, 0.09]
+
+
+def never(prompts, **_):
+    return [0.0] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("curve", "options", "stops"),
+    [
+        (LOW, {}, True),
+        (LOW, {"tau_h": None}, False),
+        ([value * 5 for value in LOW], {}, False),
+    ],
+    ids=["began collapsed", "rule off", "entropy above tau_H"],
+)
+def test_a_run_that_began_collapsed(tmp_path, curve, options, stops):
+    """No entropy to fall, and every group all wrong: stage 2 alone would call it healthy."""
+    monitor = CollapseMonitor("stop", **WATCH, **options)
+    trainer, _ = run(tmp_path, curve, "stop", monitor, rewards=never)
+    trainer.train()
+    assert trainer.state.global_step == (6 if stops else 10)
+    assert monitor.decision.verdict == ("collapsed" if stops else "healthy")
+    if stops:
+        assert "it began collapsed: entropy was 0.1 nats at step 2, below tau_H" in monitor.message
+        assert "100% of the groups since then agree" in monitor.message
+
+
+def test_little_entropy_with_groups_that_teach_is_left_alone(tmp_path):
+    counts = iter(range(10**6))
+    monitor = CollapseMonitor("stop", **WATCH)
+    trainer, _ = run(
+        tmp_path,
+        LOW,
+        "stop",
+        monitor,
+        rewards=lambda prompts, **_: [float(next(counts) % 2) for _ in prompts],
+    )
+    trainer.train()
+    assert monitor.decision.verdict == "healthy"
+
+
 def test_warn_goes_on(tmp_path, caplog):
     trainer, monitor = run(tmp_path, FALLING, "warn")
     trainer.train()

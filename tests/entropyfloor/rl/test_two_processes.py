@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from grpo_runs import steps_of
-from two_process_run import GROUP
+from grpo_two_process_run import GROUP
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    program = str(Path(__file__).with_name("two_process_run.py"))
+    program = str(Path(__file__).with_name("grpo_two_process_run.py"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
