@@ -3,9 +3,10 @@
     GRPOTrainer(..., callbacks=[CollapseMonitor()])
 
 It reads the entropy of every optimizer step and the rewards of every group, decides stage 2
-(``stage_two.py``) once, and writes what it saw to the trainer's logs and to
-``collapse_monitor.jsonl`` in the output folder. What it remembers travels in each checkpoint's
-trainer_state.json, so that a run that was killed and resumed decides as if it had not been.
+(``stage_two.py``) once, and writes what it saw to the trainer's logs and, in the output folder, to
+``collapse_monitor.jsonl`` and ``collapse_monitor.png``. What it remembers travels in each
+checkpoint's trainer_state.json, so that a run that was killed and resumed decides as if it had not
+been.
 
     policy              when the entropy has collapsed
     "warn"              say so
@@ -29,7 +30,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from entropyfloor.rl.group_counts import GroupCounts
 from entropyfloor.rl.grpo_probe import GRPOProbe, can_probe, find_trainer
-from entropyfloor.rl.monitor_log import FILE_NAME, append_log, begin_log
+from entropyfloor.rl.monitor_log import FILE_NAME, append_log, begin_log, read_log
 from entropyfloor.rl.monitor_memory import MonitorMemory, number
 from entropyfloor.rl.restore import Restorer
 from entropyfloor.rl.stage_two import (
@@ -231,7 +232,11 @@ class CollapseMonitor(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Give the trainer its methods back."""
+        """Plot the run, and give the trainer its methods back."""
+        if state.is_world_process_zero and self._log_file.is_file():
+            from entropyfloor.reports.monitor_plot import write_monitor_plot
+
+            write_monitor_plot(read_log(self._log_file), self._log_file.with_suffix(".png"))
         if self._probe is not None:
             self._probe.detach()
             self._probe = None

@@ -195,6 +195,7 @@ def test_stop(tmp_path, caplog):
     )
     assert monitor.message in caplog.text
     assert (tmp_path / "checkpoint-6").is_dir()
+    assert (tmp_path / "collapse_monitor.png").stat().st_size > 10_000
     verdict = records(tmp_path)[-1]
     assert verdict["event"] == "verdict"
     assert verdict["stopped"] is True
