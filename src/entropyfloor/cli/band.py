@@ -3,20 +3,24 @@
 import argparse
 from collections.abc import Sequence
 
+from entropyfloor.cli.options import (
+    add_batches,
+    add_engine,
+    add_loading,
+    add_prompts,
+    add_sampling,
+    chosen_prompts,
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Sample, print the histogram, write the prompts kept. Returns 0; errors are raised."""
     arguments = _parser().parse_args(argv)
-    if arguments.system is not None and not arguments.chat:
-        raise ValueError("--system is the system message of --chat; give both")
 
     from entropyfloor.rl.band import calibration_band
     from entropyfloor.screening.processes import join_processes
-    from entropyfloor.screening.prompts import load_prompts
 
-    prompts = load_prompts(arguments.prompts)
-    if arguments.chat:
-        prompts = prompts.as_chat(system=arguments.system)
+    prompts = chosen_prompts(arguments)
     processes = join_processes()
     band = calibration_band(
         arguments.checkpoint,
@@ -57,13 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "pass: the calibration band, 1 to 14 of 16.",
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="the model that RL will start from")
-    parser.add_argument(
-        "--prompts",
-        required=True,
-        metavar="SPEC",
-        help="JSONL file, directory written by datasets' save_to_disk, or "
-        "'reasoning_gym:TASK?size=1000&seed=7'",
-    )
+    add_prompts(parser, required=True, size=1000)
     parser.add_argument(
         "--reward",
         required=True,
@@ -76,8 +74,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="gets band.jsonl, band.json and the rollouts; given again after a kill, it goes on",
     )
-    parser.add_argument("--chat", action="store_true", help="send plain prompts as a user message")
-    parser.add_argument("--system", metavar="TEXT", help="system message before it")
     parser.add_argument("--samples", type=int, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--lowest", type=int, metavar="N", help="fewest passes to keep (default: 1 of 16)"
@@ -92,23 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="R",
         help="a rollout passes if its reward is at least this (default: %(default)s)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    parser.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s, off")
-    parser.add_argument("--top-k", type=int, default=0, help="default: %(default)s, off")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
-    )
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
-    parser.add_argument(
-        "--engine", default="transformers", help="transformers, vllm or auto (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run model code that travels with the checkpoint",
-    )
+    add_sampling(parser)
+    add_batches(parser)
+    add_loading(parser)
+    add_engine(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from entropyfloor.cli.options import add_batches, add_loading, add_prompts, chosen_prompts
+
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print table and findings, write what was asked for. Returns 0; errors are raised."""
@@ -15,12 +17,9 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.reports.coupling_findings import findings
     from entropyfloor.screening.prompts import load_prompts
 
-    demonstrations, prompts = load_prompts(arguments.demos), load_prompts(arguments.prompts)
+    prompts, demonstrations = chosen_prompts(arguments), load_prompts(arguments.demos)
     if arguments.chat:
-        prompts = prompts.as_chat(system=arguments.system)
         demonstrations = demonstrations.as_chat(system=arguments.system)
-    elif arguments.system is not None:
-        raise ValueError("--system is the system message of --chat; give both")
     report = measure_coupling(
         arguments.sft,
         arguments.rl,
@@ -90,23 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SPEC",
         help="held-out demonstrations: JSONL or save_to_disk folder, columns prompt, completion",
     )
-    data.add_argument(
-        "--prompts",
-        required=True,
-        metavar="SPEC",
-        help="held-out prompts for the reward: JSONL, save_to_disk folder, or "
-        "'reasoning_gym:TASK?size=24&seed=7'",
-    )
+    add_prompts(data, required=True)
     data.add_argument(
         "--reward",
         required=True,
         metavar="NAME",
         help="exact_match, math, reasoning_gym or module:function",
     )
-    data.add_argument(
-        "--chat", action="store_true", help="send plain prompts as a user message (chat template)"
-    )
-    data.add_argument("--system", metavar="TEXT", help="system message before it")
     sampling = parser.add_argument_group("rollouts (temperature 1)")
     sampling.add_argument(
         "--samples", type=int, default=8, metavar="N", help="per prompt (default: 8)"
@@ -119,13 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the SFT model per demonstration's prompt (default: 4)",
     )
     sampling.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
-    sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    sampling.add_argument(
-        "--batch-size",
-        type=int,
-        default=64,
-        help="rollouts at once; changes speed and memory only (default: %(default)s)",
-    )
+    add_batches(sampling)
     gradients = parser.add_argument_group("gradients and durations")
     gradients.add_argument(
         "--gradient-rows",
@@ -152,18 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what a nat per token of SFT loss costs in reward (default: 1)",
     )
     loading = parser.add_argument_group("loading")
-    loading.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="auto keeps the checkpoint's",
-    )
-    loading.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
-    loading.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run model code that travels with a checkpoint",
-    )
+    add_loading(loading)
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write the report as JSON")
     output.add_argument(

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from entropyfloor.cli.options import add_batches, add_loading, add_prompts, chosen_prompts
 from entropyfloor.screening.verdict import TAU_H
 
 
@@ -14,12 +15,9 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from entropyfloor.screening.prompts import load_prompts
     from entropyfloor.screening.rescue import rescue
 
-    prompts = load_prompts(arguments.prompts)
-    if arguments.chat:
-        prompts = prompts.as_chat(system=None)
+    prompts = chosen_prompts(arguments)
     found = rescue(
         arguments.checkpoint,
         base=arguments.base,
@@ -33,7 +31,9 @@ def main(argv: Sequence[str]) -> int:
         max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        dtype=arguments.dtype,
         device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
         progress=not arguments.no_progress,
     )
     table = Table(title=f"{arguments.checkpoint} towards {arguments.base}")
@@ -62,18 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="model directory or LoRA adapter")
     parser.add_argument("--base", required=True, help="the model it was trained from")
-    parser.add_argument("--prompts", required=True, help="as in `entropyfloor screen`")
+    add_prompts(parser, required=True)
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="result, and resume")
     parser.add_argument("--floor", type=float, default=TAU_H, help="nats (default %(default)s)")
-    parser.add_argument("--chat", action="store_true", help="send plain prompts as user messages")
     parser.add_argument("--reward", metavar="NAME", help="as in screen; entropy alone decides")
     parser.add_argument(
         "--tolerance", type=float, default=1 / 32, help="largest share too much (default 1/32)"
     )
     parser.add_argument("--samples", type=int, default=8, help="rollouts per prompt")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="default: CUDA if there is one, else CPU")
+    add_batches(parser)
+    add_loading(parser)
     parser.add_argument("--no-progress", action="store_true")
     return parser

@@ -6,6 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from entropyfloor.cli.options import (
+    add_batches,
+    add_engine,
+    add_loading,
+    add_prompts,
+    add_sampling,
+    check_chat,
+    chosen_prompts,
+)
 from entropyfloor.screening.verdict import AT_RISK, COLLAPSED, TAU_H, UNDECIDED
 
 if TYPE_CHECKING:
@@ -35,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
     from entropyfloor.screening.processes import join_processes
 
-    if arguments.system is not None and not arguments.chat:
-        raise ValueError("--system is the system message of --chat; give both")
+    check_chat(arguments)
     for target in (arguments.json, arguments.plot, arguments.markdown):
         if target is not None:
             _check_target(target)
@@ -100,9 +108,7 @@ def _report(
         return None
     if not arguments.checkpoints or arguments.prompts is None:
         raise ValueError("give checkpoints and --prompts, or --from-rollouts DIR; see --help")
-    prompts = load_prompts(arguments.prompts)
-    if arguments.chat:
-        prompts = prompts.as_chat(system=arguments.system)
+    prompts = chosen_prompts(arguments)
     return screen(
         arguments.checkpoints,
         prompts=prompts,
@@ -167,16 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         "(all its checkpoint-*, in numeric order)",
     )
     data = parser.add_argument_group("prompts and reward")
-    data.add_argument(
-        "--prompts",
-        metavar="SPEC",
-        help="JSONL file, directory written by datasets' save_to_disk, or "
-        "'reasoning_gym:TASK?size=24&seed=7'; rows need a column 'prompt'",
-    )
-    data.add_argument(
-        "--chat", action="store_true", help="send plain prompts as a user message (chat template)"
-    )
-    data.add_argument("--system", metavar="TEXT", help="system message before it")
+    add_prompts(data, required=False)
     data.add_argument(
         "--reward",
         metavar="NAME",
@@ -210,20 +207,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="G",
         help="rollouts per prompt that RL will use (default: 8)",
     )
-    sampling.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
-    sampling.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    sampling.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s, off")
-    sampling.add_argument("--top-k", type=int, default=0, help="default: %(default)s, off")
+    add_sampling(sampling)
     sampling.add_argument(
         "--no-greedy", action="store_true", help="no greedy rollout per prompt (greedy pass@1)"
     )
-    sampling.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    sampling.add_argument(
-        "--batch-size",
-        type=int,
-        default=64,
-        help="rollouts at once; changes speed and memory only (default: %(default)s)",
-    )
+    add_batches(sampling)
     judging = parser.add_argument_group("verdict")
     judging.add_argument(
         "--tau-h",
@@ -261,25 +249,8 @@ def _parser() -> argparse.ArgumentParser:
         help="report again from an earlier --output-dir, without a model",
     )
     loading = parser.add_argument_group("loading")
-    loading.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="auto keeps the checkpoint's; on a CPU half precision is computed in float32",
-    )
-    loading.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
-    loading.add_argument(
-        "--engine",
-        default="transformers",
-        choices=["transformers", "vllm", "auto"],
-        help="what draws rollouts; auto is vllm where it is installed and can, on a GPU "
-        "(default: %(default)s)",
-    )
-    loading.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run model code that travels with a checkpoint",
-    )
+    add_loading(loading)
+    add_engine(loading)
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write the report as JSON")
     output.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")

@@ -6,18 +6,17 @@ visible, and the page's own policy forbids scripts and requests.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from entropyfloor.measures.groups import p_star
 from entropyfloor.reports.figure_parts import common_beginning, highlighted
 from entropyfloor.reports.histogram_figures import pass_rate_figure, token_entropy_figure
+from entropyfloor.reports.page import flat_settings, page_environment, style_sheet
 from entropyfloor.reports.pass_at_k_figure import pass_at_k_figure
 from entropyfloor.reports.row_figures import degenerate_figure, entropy_figure, headroom_figure
 from entropyfloor.reports.screening_columns import (
@@ -28,7 +27,6 @@ from entropyfloor.reports.screening_columns import (
     verdict_class,
     verdict_word,
 )
-from entropyfloor.reports.untrusted import visible
 from entropyfloor.screening.records import ExampleRollout
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
@@ -94,10 +92,10 @@ def screening_html(report: ScreeningReport) -> str:
     settings = report.settings
     size = settings.get("group_size")
     return (
-        _environment()
+        page_environment()
         .get_template("screening.html.j2")
         .render(
-            style=Markup(_template_text("screening.css")),
+            style=style_sheet("screening.css"),
             rows=rows,
             beginning=beginning,
             long_names=any(len(row.short) > 30 for row in rows),
@@ -109,7 +107,7 @@ def screening_html(report: ScreeningReport) -> str:
             counts=_counts(rows),
             scored=report.has_reward,
             settings=settings,
-            flat_settings=list(_flat(settings)),
+            flat_settings=list(flat_settings(settings)),
             p_star=None if size is None else p_star(size),
             caption=_caption(settings),
             columns=columns(report),
@@ -123,29 +121,6 @@ def screening_html(report: ScreeningReport) -> str:
             examples=_examples(rows),
         )
     )
-
-
-def _written(value: object) -> object:
-    """What the page writes for a value; markup of our own is left as it is."""
-    return value if isinstance(value, Markup) else visible(value)
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("entropyfloor.reports", "templates"),
-        autoescape=True,
-        finalize=_written,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _template_text(name: str) -> str:
-    loader = _environment().loader
-    assert loader is not None
-    return loader.get_source(_environment(), name)[0]
 
 
 def _charts(record: CheckpointScreening, report: ScreeningReport) -> tuple[Markup, ...]:
@@ -178,17 +153,6 @@ def _sentence(words: str) -> str:
     if re.match(r"[a-z][a-z'-]*[ ,]", words):
         words = words[0].upper() + words[1:]
     return words if not words or words[-1] in ".!?" else f"{words}."
-
-
-def _flat(settings: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """``(key, value)`` with nested keys joined by a dot."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        elif isinstance(value, list | tuple):
-            yield f"{before}{key}", ", ".join(map(str, value)) or "–"
-        else:
-            yield f"{before}{key}", "–" if value is None else str(value)
 
 
 def _examples(rows: list[_Row]) -> list[dict[str, Any]]:
