@@ -61,10 +61,9 @@ def _line(
     name: str,
     label: str,
     colour: str,
-    **style: float,
+    **style: Any,
 ) -> None:
     found = [(s["step"], s[name]) for s in steps if s.get(name) is not None]
     if found:
-        axes.plot(
-            *zip(*found, strict=True), color=colour, label=label, **({"linewidth": 1.2} | style)
-        )  # type: ignore[arg-type]
+        style = {"linewidth": 1.2, **style}
+        axes.plot(*zip(*found, strict=True), color=colour, label=label, **style)
