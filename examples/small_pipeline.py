@@ -17,6 +17,7 @@ from rich.table import Table
 from entropyfloor import CollapseMonitor
 from entropyfloor.experiments.small_grpo import GRPOTraining
 from entropyfloor.experiments.small_run import SmallRun, SmallSettings
+from entropyfloor.experiments.small_task import MAX_NEW_TOKENS
 
 BEFORE = ("entropy", "pass@1", "pass@10", "degenerate", "verdict")
 AFTER = ("pass@1 after", "pass@10 after", "stage 2")
@@ -28,6 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output-dir", required=True)
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 60], help="epochs of SFT")
     parser.add_argument("--loss", default="ce", help="any that SEDConfig knows")
+    parser.add_argument(
+        "--entropy-floor", type=float, help="also train the deepest with this floor, nats"
+    )
+    parser.add_argument("--floor-place", default="anchor", help="where the entropy goes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pretraining-steps", type=int, default=325)
     parser.add_argument("--grpo-steps", type=int, default=150)
@@ -40,9 +45,20 @@ def main(arguments: list[str] | None = None) -> None:
         grpo=GRPOTraining(steps=options.grpo_steps, save_every=max(1, options.grpo_steps // 3)),
     )
     run = SmallRun(options.output_dir, seed=options.seed, settings=settings)
+    checkpoints = run.sft(options.loss, options.depths)
+    if options.entropy_floor is not None:
+        floor = {
+            "entropy_floor": options.entropy_floor,
+            "floor_place": options.floor_place,
+            "floor_probe_prompts": 64,
+            "floor_probe_tokens": MAX_NEW_TOKENS,
+            "floor_probe_steps": 20,
+        }
+        name = f"{options.loss}-{options.floor_place}-{options.entropy_floor:g}"
+        checkpoints += run.sft(options.loss, options.depths[-1:], name=name, options=floor)
     cells = [
         run.cell(checkpoint, checkpoint.name, callbacks=[CollapseMonitor("warn")])
-        for checkpoint in run.sft(options.loss, options.depths)
+        for checkpoint in checkpoints
     ]
     show(cells, Console())
 

@@ -9,11 +9,12 @@ Every loss maps `TokenStatistics` to one value per token and runs on every engin
 `linear_token_statistics` where per-token gradients are needed).
 """
 
+from .base_anchor import BaseHead, BaseTopK
 from .bounded_probability import BoundedProbabilityLoss
 from .cross_entropy import CrossEntropyLoss
 from .entropy_bonus import EntropyBonusLoss
 from .entropy_terms import PLACES, EntropyTerm, PenalisedLoss
-from .fused_head import BaseHead, BaseTopK, linear_loss, linear_token_statistics
+from .fused_head import linear_loss, linear_token_statistics
 from .gem import GEMLoss
 from .group import GroupAdvantages, GroupFineTuningLoss, group_advantages
 from .reduction import reduce_tokens, token_mean

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .base_anchor import BaseHead, BaseTopK, check_base_shapes, finite_bias, scored_base
 from .logit_blocks import (
     BaseFew,
     BlockStatistics,
@@ -39,12 +40,10 @@ from .logit_blocks import (
 from .reduction import token_mean
 from .statistics import (
     IGNORE_INDEX,
-    MASKED_LOGIT,
     StatisticsRequest,
     TokenStatistics,
     check_advantages,
     check_base,
-    check_base_top_k,
     check_head_options,
     check_labels,
     check_top_k,
@@ -53,24 +52,6 @@ from .statistics import (
 )
 
 TokenLoss = Callable[[TokenStatistics], Tensor]
-
-
-@dataclass(frozen=True)
-class BaseHead:
-    """The base model of ``base_kl`` at the positions of a call.
-
-    Scale, soft cap and temperature are those of the call.
-
-    Args:
-        hidden: ``[..., H']`` last hidden states, the leading dimensions of the labels.
-        weight: ``[V, H']`` head weight, the dtype of ``hidden`` (any floating one under autocast).
-        bias: ``[V]`` or None.
-
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
 
 
 # Logits of one chunk, in bytes. At (1024, 896, 151,936) in fp32 on two cores, two chunks of 512
@@ -192,23 +173,6 @@ def linear_token_statistics(
 
 
 @dataclass(frozen=True)
-class BaseTopK:
-    """What is left of the base model where its head is not at hand: its k most likely tokens.
-
-    The forward KL is then that of k + 1 events, the last being "any other token": never more than
-    the KL over the vocabulary, and equal to it where the model spreads the rest as the base does.
-
-    Args:
-        indices: ``[..., k]`` int64 token ids, the leading dimensions of the labels.
-        log_probs: ``[..., k]`` their log-probabilities under the base, floating.
-
-    """
-
-    indices: Tensor
-    log_probs: Tensor
-
-
-@dataclass(frozen=True)
 class _Call:
     """A validated call with ignored tokens taken out."""
 
@@ -268,10 +232,8 @@ class _Call:
         check_top_k(max(request.top_k, request.support_k or 1), vocabulary)
         check_base(request, base is not None)
         check_advantages(advantages, labels)
-        if isinstance(base, BaseTopK):
-            check_base_top_k(base, labels, vocabulary, request)
-        elif base is not None:
-            _check_base_shapes(base, labels, vocabulary)
+        if base is not None:
+            check_base_shapes(base, labels, vocabulary, request)
         scored = labels != IGNORE_INDEX
         if chunk_size is None:
             chunk_size = _even_chunk(int(scored.sum()), vocabulary, device_type, compute_dtype)
@@ -283,7 +245,7 @@ class _Call:
             scored=scored,
             request=request,
             transform=transform,
-            base=_scored_base(base, scored, compute_dtype),
+            base=scored_base(base, scored, compute_dtype),
             advantages=None
             if advantages is None
             else advantages.detach()[scored].to(statistics_dtype(compute_dtype)),
@@ -453,7 +415,7 @@ class _Products:
 
         return cls(
             weight=weight.detach().to(call.compute_dtype),
-            bias=_bias(bias, dtype),
+            bias=finite_bias(bias, dtype),
             call=call,
             dtype=dtype,
             logits=buffer(chunk, vocabulary),
@@ -615,41 +577,6 @@ def _write_logits(hidden: Tensor, weight: Tensor, out: Tensor, bias: Tensor | No
             out[:, span] = functional.linear(packed, weight[span]).to_dense()
     if bias is not None:
         out.add_(bias)
-
-
-def _bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The bias in the logits' dtype, with a finite stand-in for a masked vocabulary's -inf."""
-    return None if bias is None else bias.detach().to(dtype).clamp(min=MASKED_LOGIT)
-
-
-def _scored_base(
-    base: BaseHead | BaseTopK | None, scored: Tensor, compute_dtype: torch.dtype
-) -> BaseHead | BaseTopK | None:
-    """The base at scored tokens, without gradient, in the dtypes of the computation."""
-    dtype = statistics_dtype(compute_dtype)
-    if isinstance(base, BaseTopK):
-        return BaseTopK(base.indices[scored], base.log_probs.detach()[scored].to(dtype))
-    if base is None:
-        return None
-    return BaseHead(
-        base.hidden.detach()[scored].to(compute_dtype),
-        base.weight.detach().to(compute_dtype),
-        _bias(base.bias, dtype),
-    )
-
-
-def _check_base_shapes(base: BaseHead, labels: Tensor, vocabulary: int) -> None:
-    expected = (*labels.shape, base.weight.shape[-1])
-    if base.weight.ndim != 2 or base.weight.shape[0] != vocabulary:
-        raise ValueError(
-            f"the base head has shape {tuple(base.weight.shape)} and the model has {vocabulary} "
-            "tokens; the KL needs the same vocabulary"
-        )
-    if base.hidden.shape != expected:
-        raise ValueError(
-            f"the base's hidden states have shape {tuple(base.hidden.shape)}; they must be "
-            f"{expected}, one per label"
-        )
 
 
 def _matmul_out(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -281,9 +281,11 @@ def logit_gradient_(
         else:
             bracket = on_p.unsqueeze(1)
             if upstream.entropy is not None:
-                bracket = (scratch + statistics.entropy.unsqueeze(1)).mul_(
-                    upstream.entropy.unsqueeze(1)
-                ) + bracket
+                bracket = (
+                    (scratch + statistics.entropy.unsqueeze(1))
+                    .mul_(upstream.entropy.unsqueeze(1))
+                    .add_(bracket)
+                )
             if reverse_kl is not None:
                 assert base is not None and statistics.base_kl is not None
                 bracket = torch.addcmul(

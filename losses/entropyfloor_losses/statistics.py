@@ -229,27 +229,6 @@ def check_base(request: StatisticsRequest, given: bool) -> None:
         )
 
 
-def check_base_top_k(
-    base: Any, labels: Tensor, vocabulary: int, request: StatisticsRequest
-) -> None:
-    """Refuse top-k log-probabilities that do not fit, and a KL that they do not give."""
-    if request.base_kl == "reverse":
-        raise ValueError(
-            "KL(p || b) needs the base's whole distribution; its most likely tokens give the "
-            'forward KL alone: base_kl="forward"'
-        )
-    if base.indices.shape != base.log_probs.shape or base.indices.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"the base's indices have shape {tuple(base.indices.shape)} and its log_probs "
-            f"{tuple(base.log_probs.shape)}; both must be {(*labels.shape, 'k')}, k per label"
-        )
-    if base.indices.shape[-1] > vocabulary:
-        raise ValueError(
-            f"the base has {base.indices.shape[-1]} tokens per label, more than the vocabulary of "
-            f"{vocabulary}"
-        )
-
-
 def check_advantages(advantages: Tensor | None, labels: Tensor) -> None:
     """Refuse advantages that are not one finite number per label."""
     if advantages is None:

@@ -1,6 +1,7 @@
 """The example runs from the command line to its table, in miniature."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,13 @@ def test_screens_trains_and_shows_both_depths(example, tmp_path, capsys, monkeyp
     example.main(arguments)  # from disk
     again = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [line for line in again if "ce-depth-" in line] == rows
+
+
+def test_an_entropy_floor_beside_them(example, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    example.main(
+        ["--output-dir", str(tmp_path), "--test-problems", "4", *TINY, "--entropy-floor", "1.0"]
+    )
+    assert "ce-anchor-1-depth-2" in capsys.readouterr().out
+    record = tmp_path / "seed-0" / "sft" / "ce-anchor-1-depth-2" / "entropyfloor.json"
+    assert json.loads(record.read_text())["floor"]["settings"]["floor"] == 1.0

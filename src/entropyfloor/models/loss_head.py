@@ -66,7 +66,7 @@ class LossHead:
 
     Attributes:
         loss: maps `TokenStatistics` to per-token values.
-        term: of entropy, added to the loss; None for none.
+        term: of entropy, added to the loss in training mode only; None for none.
         weight: of the term; at 0 it is not computed.
         base: for a term that needs it: maps a forward's next-token targets and arguments to the
             base model at these positions.
@@ -77,17 +77,6 @@ class LossHead:
     term: EntropyTerm | None = None
     weight: float = 0.0
     base: Callable[..., BaseHead | BaseTopK] | None = None
-
-    @property
-    def acting_term(self) -> EntropyTerm | None:
-        """The term, where its weight is not 0."""
-        return self.term if self.weight > 0 else None
-
-    @property
-    def objective(self) -> Callable[[TokenStatistics], Tensor]:
-        """The loss, with the weighted term if there is one."""
-        term = self.acting_term
-        return self.loss if term is None else PenalisedLoss(self.loss, term, self.weight)
 
 
 def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], Tensor]) -> LossHead:
@@ -134,7 +123,9 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             targets = labels[:, 1:]
         else:
             targets = shift_labels
-        objective_of, term = head.objective, head.acting_term
+        # The weight changes from step to step: evaluations are of the loss alone.
+        term = head.term if head.weight > 0 and self.training else None
+        objective_of = head.loss if term is None else PenalisedLoss(head.loss, term, head.weight)
         base = None
         if term is not None and term.needs_base:
             assert head.base is not None

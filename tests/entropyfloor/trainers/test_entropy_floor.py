@@ -73,18 +73,21 @@ def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
     trainer.train()
     trainer.model.eval()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    trainer._head.weight = 0.5
+    head = trainer._head
+    head.weight = 0.5
+    inner = trainer.model.get_base_model() if lora else trainer.model
+    inner.training = True  # the term is of training; dropout, in the modules below, stays off
     with torch.no_grad():
         output = trainer.model(**batch, fused_lm_head=True)
         inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
         now, then = (m(**inputs).logits[:, :-1] for m in (trainer.model, base))
     labels = batch["labels"][:, 1:]
-    request = trainer._head.objective.request
+    request = head.term.extend(head.loss.request)
     wanted = token_statistics(now, labels, request=request, base_logits=then).base_kl
     assert wanted.sum() > 0.1
     torch.testing.assert_close(output.base_kl, wanted, rtol=1e-4, atol=1e-5)
     assert (output.base_kl[labels == IGNORE_INDEX] == 0).all()
-    assert trainer.model.training is False
+    assert not any(module.training for module in inner.children())
     assert isinstance(trainer._head.base(labels, **inputs), BaseHead)
 
 
@@ -355,6 +358,21 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
     assert again.series("loss") == few.series("loss")
     with pytest.raises(ValueError, match="caches k 64 and this run has 8"):
         floored(tmp_path / "d", **CACHED, floor_base_cache=folder, floor_base_top_k=8).train()
+
+
+def test_evaluation_is_of_the_loss_alone(tmp_path):
+    """Also with a cache, which knows nothing of the evaluation set."""
+    held_out = prompt_completion_rows(30).select(range(24, 30))
+    trainer = floored(
+        tmp_path,
+        trainer={"eval_dataset": held_out},
+        **CACHED,
+        floor_base_cache=str(tmp_path / "base"),
+    )
+    trainer.train()
+    assert trainer._head.weight > 0
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_ce"], rel=1e-5)
 
 
 def test_a_cache_of_other_data_or_another_base_is_refused(tmp_path):
