@@ -1,6 +1,5 @@
 """What a measurement of the coupling found, as data that goes to JSON and back."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from entropyfloor.coupling.gradient_gram import GradientAgreement
 from entropyfloor.coupling.identity import Identity
 from entropyfloor.coupling.pl_constant import PLEstimate
 from entropyfloor.measures.intervals import Interval
-from entropyfloor.screening.records import plain, restore
+from entropyfloor.screening.records import plain, restore, write_strict_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -147,11 +146,7 @@ class CouplingReport:
 
     def write_json(self, path: str | Path) -> Path:
         """Write :meth:`to_dict` as strict JSON; missing parent directories are made."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
-        target.write_text(text + "\n", encoding="utf-8")
-        return target
+        return write_strict_json(self.to_dict(), path)
 
     def to_markdown(self) -> str:
         """Write table and findings as GitHub-flavoured Markdown."""

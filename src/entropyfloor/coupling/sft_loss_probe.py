@@ -31,6 +31,7 @@ from transformers.trainer_callback import ExportableState
 
 from entropyfloor.coupling.durations import check_weight
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rl.grpo_probe import find_trainer
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.rollouts import encode_prompts
@@ -211,13 +212,9 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         model = handed["model"]
         tokenizer = handed["processing_class"]
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        training = [module for module in model.modules() if module.training]
-        checkpoint = LoadedCheckpoint("the model in training", "", model.eval(), tokenizer)
-        try:
+        checkpoint = LoadedCheckpoint("the model in training", "", model, tokenizer)
+        with evaluating(model):
             sums = held_out_loss(checkpoint, self._completions, num_prompts=len(self.rows))
-        finally:
-            for module in training:
-                module.training = True
         loss = [sum(sums.sums) / sum(sums.tokens)]
         broadcast_object_list(loss)  # every rank decides by the main one's number
         self.probes.append(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entropyfloor.models.logit_transform import head_options
+from entropyfloor.models.logit_transform import final_logits
 from entropyfloor_losses import IGNORE_INDEX, BaseTopK
 
 _CHUNK_BYTES = 64 * 2**20  # logits of one chunk
@@ -151,15 +151,11 @@ def write_cache(
 
 
 def _most_likely(model: Any, states: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    head = model.get_output_embeddings()
-    options = head_options(model.config)
-    chunk = max(1, _CHUNK_BYTES // (4 * head.weight.shape[0]))
-    parts = []
-    for start in range(0, len(states), chunk):
-        logits = head(states[start : start + chunk]).float() * options["logit_scale"]
-        if options["softcap"] is not None:
-            logits = options["softcap"] * torch.tanh(logits / options["softcap"])
-        parts.append(logits.log_softmax(-1).topk(k, dim=-1))
+    chunk = max(1, _CHUNK_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
+    parts = [
+        final_logits(model, states[start : start + chunk]).log_softmax(-1).topk(k, dim=-1)
+        for start in range(0, len(states), chunk)
+    ]
     return (
         torch.cat([p.indices for p in parts]).cpu().numpy().astype(np.int32),
         torch.cat([p.values for p in parts]).cpu().numpy(),
@@ -169,9 +165,8 @@ def _most_likely(model: Any, states: Tensor, k: int) -> tuple[np.ndarray, np.nda
 class _Document:
     """A document of a batch: its row, the columns of its scored targets, its digest."""
 
-    def __init__(self, row: int, tokens: Tensor, targets: Tensor, start: int) -> None:
-        self.row = row
-        self.scored = (targets != IGNORE_INDEX).nonzero().squeeze(1) + start
+    def __init__(self, row: int, tokens: Tensor, targets: Tensor, scored: Tensor) -> None:
+        self.row, self.scored = row, scored
         digest = hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16)
         digest.update(targets.numpy().tobytes())
         self.key = digest.hexdigest()
@@ -193,4 +188,6 @@ def _documents(targets: Tensor, inputs: dict[str, Any]) -> Iterator[_Document]:
                 continue
             # Up to the last scored target: what follows is padding, which batches add differently.
             last = int(scored[-1]) + 1
-            yield _Document(row, tokens[row, start : start + last], of_document[:last], start)
+            yield _Document(
+                row, tokens[row, start : start + last], of_document[:last], scored + start
+            )

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor_losses import BaseHead
 
 
@@ -30,13 +31,8 @@ class LiveBase:
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             yield
-        finally:
-            for module in training:
-                module.training = True
 
     def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> BaseHead:
         """Hidden states ``[batch, length, H]`` and head for a forward's arguments."""

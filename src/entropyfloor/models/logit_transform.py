@@ -10,6 +10,9 @@ family's own forward.
 
 from typing import Any, TypedDict
 
+import torch
+from torch import Tensor
+
 
 class HeadOptions(TypedDict):
     """Keyword arguments of `entropyfloor_losses.linear_loss`."""
@@ -37,3 +40,19 @@ def head_options(config: Any) -> HeadOptions:
         softcap=None if cap is None else float(cap),
         logit_scale=1.0 if scale is None else float(scale),
     )
+
+
+def final_logits(model: Any, hidden: Tensor) -> Tensor:
+    """``[n, H]`` -> ``[n, V]`` logits in fp32 (fp64 for an fp64 model), scaled and capped.
+
+    Args:
+        model: a causal language model; its head module is called, so that adapters on it count.
+        hidden: last hidden states.
+
+    """
+    logits = model.get_output_embeddings()(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    options = head_options(model.config)
+    logits = logits * options["logit_scale"]
+    cap = options["softcap"]
+    return logits if cap is None else cap * torch.tanh(logits / cap)

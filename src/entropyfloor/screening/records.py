@@ -1,6 +1,8 @@
 """Small records inside a screening report: histogram, example rollouts, advice, calibration."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -148,3 +150,12 @@ def restore(kind: Any, record: dict[str, Any] | None) -> Any:
     if record is None:
         return None
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+
+
+def write_strict_json(document: dict[str, Any], path: str | Path) -> Path:
+    """Write a report's document without NaN; missing parent directories are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    target.write_text(text + "\n", encoding="utf-8")
+    return target

@@ -1,6 +1,5 @@
 """What a screening found, as data: a record per checkpoint, and the settings behind them."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from entropyfloor.screening.records import (
     SequentialRecord,
     plain,
     restore,
+    write_strict_json,
 )
 
 if TYPE_CHECKING:
@@ -246,11 +246,7 @@ class ScreeningReport:
 
     def write_json(self, path: str | Path) -> Path:
         """Write :meth:`to_dict` as strict JSON (no NaN); missing parent directories are made."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
-        target.write_text(text + "\n", encoding="utf-8")
-        return target
+        return write_strict_json(self.to_dict(), path)
 
     def to_markdown(self) -> str:
         """Write the table and the reasons as GitHub-flavoured Markdown."""

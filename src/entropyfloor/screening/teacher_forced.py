@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.models.logit_transform import head_options
+from entropyfloor.models.logit_transform import final_logits
 from entropyfloor.screening.measure import TokenSums
 from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.prompts import PromptSet
@@ -263,10 +263,4 @@ def completion_hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) 
 
 def head_logits(checkpoint: LoadedCheckpoint, hidden: torch.Tensor) -> torch.Tensor:
     """``[n, H]`` -> ``[n, V]`` logits in fp32 (fp64 for an fp64 model), scaled and capped."""
-    model = checkpoint.inner_model
-    logits = model.get_output_embeddings()(hidden)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    options = head_options(model.config)
-    logits = logits * options["logit_scale"]
-    cap = options["softcap"]
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    return final_logits(checkpoint.inner_model, hidden)

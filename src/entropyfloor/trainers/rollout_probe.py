@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.rewards import RewardFunction, check_reward_columns
 from entropyfloor.screening.rollouts import SamplingSettings, encode_prompts, generate_rollouts
@@ -76,11 +77,10 @@ class RolloutProbe:
         """One rollout per prompt, prompts spread over processes; the same result on every one."""
         started = time.perf_counter()
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        training = [module for module in model.modules() if module.training]
-        checkpoint = LoadedCheckpoint("the model in training", "", model.eval(), self.tokenizer)
+        checkpoint = LoadedCheckpoint("the model in training", "", model, self.tokenizer)
         sampling = replace(self._sampling, seed=self.seed + step)
         entropy, tokens, scored, passed = 0.0, 0, 0, 0
-        try:
+        with evaluating(model):
             requests = [(prompt, 0) for prompt in range(rank, len(self._encoded), ranks)]
             for rollouts in generate_rollouts(checkpoint, self._encoded, requests, sampling):
                 entropy += math.fsum(float(r.entropies_nats.sum(dtype=float)) for r in rollouts)
@@ -89,9 +89,6 @@ class RolloutProbe:
                     rewards = score_rollouts(self.reward, self.prompts, rollouts)
                     scored += sum(value is not None for value in rewards)
                     passed += sum(value is not None and value >= 1.0 for value in rewards)
-        finally:
-            for module in training:
-                module.training = True
         seconds = time.perf_counter() - started
         if ranks > 1:
             local = torch.tensor([entropy, tokens, scored, passed], dtype=torch.float64)
