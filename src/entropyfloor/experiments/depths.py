@@ -1,6 +1,6 @@
 """One SFT run per loss that leaves a checkpoint at each depth, and goes on where it was stopped.
 
-A depth is a number of epochs.
+A depth is a number of epochs; of 1.9 epochs with ten steps each, 19 steps are trained.
 
 Checkpoints are ``NAME-depth-D`` directories. The trainer writes one under another name; it gets its
 own by a rename once it is complete, so a directory of that name is a finished depth. While the run
@@ -11,6 +11,7 @@ The learning rate is constant. A depth is then what a run of that many epochs wo
 and the depths of one run can be compared.
 """
 
+import math
 import re
 import shutil
 import warnings
@@ -51,23 +52,29 @@ class DepthTraining:
 
     """
 
-    depths: tuple[int, ...]
+    depths: tuple[float, ...]
     learning_rate: float
     batch_size: int
     bf16: bool
     seed: int
 
     def __post_init__(self) -> None:
-        if not self.depths or list(self.depths) != sorted(set(self.depths)) or self.depths[0] < 1:
-            raise ValueError(
-                "depths are whole epochs, each at least 1, in ascending order, such as 1 2 4; got "
-                f"{' '.join(map(str, self.depths)) or 'none'}"
-            )
+        check_depths(self.depths)
 
 
-def depth_directory(folder: Path, name: str, depth: int) -> Path:
+def check_depths(depths: Sequence[float]) -> None:
+    """Raise ValueError for depths that no run can have."""
+    ascending = list(depths) == sorted(set(depths))
+    if not depths or not ascending or not 0 < depths[0] <= depths[-1] < math.inf:
+        raise ValueError(
+            "depths are numbers of epochs above 0, in ascending order, such as 1 1.9 4; got "
+            f"{' '.join(map(str, depths)) or 'none'}"
+        )
+
+
+def depth_directory(folder: Path, name: str, depth: float) -> Path:
     """Where the checkpoint of one depth lies."""
-    return folder / f"{name}-depth-{depth}"
+    return folder / f"{name}-depth-{depth:g}"
 
 
 def train_depths(
@@ -79,6 +86,8 @@ def train_depths(
     folder: Path,
     name: str | None = None,
     options: Mapping[str, Any] | None = None,
+    peft_config: Any = None,
+    probe_prompts: Sequence[Any] | None = None,
 ) -> list[Path]:
     """Train one loss and return its checkpoints, shallowest first; finished ones are kept.
 
@@ -91,9 +100,11 @@ def train_depths(
         name: what the checkpoints are called; ``loss`` when left out.
         options: further fields of ``SEDConfig``, such as the loss's options; they come before what
             is set here.
+        peft_config: train an adapter; the checkpoints are adapter directories then.
+        probe_prompts: ``SEDTrainer``'s, for an entropy floor.
 
     Raises:
-        ValueError: an unknown loss.
+        ValueError: an unknown loss, or two depths that are the same number of steps.
         TypeError: an option that SEDConfig does not have.
 
     """
@@ -108,6 +119,7 @@ def train_depths(
             folder=folder,
             targets=targets,
             options=options or {},
+            inputs={"peft_config": peft_config, "probe_prompts": probe_prompts},
         )
     for target in targets:
         for file in TRAINING_STATE:
@@ -124,6 +136,7 @@ def _train(
     folder: Path,
     targets: Sequence[Path],
     options: Mapping[str, Any],
+    inputs: Mapping[str, Any],
 ) -> None:
     import torch
     from datasets import Dataset
@@ -145,12 +158,29 @@ def _train(
         args=config,
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=AutoTokenizer.from_pretrained(model_directory),
-        callbacks=[_SaveDepths(dict(zip(training.depths, targets, strict=True)))],
+        **inputs,
     )
+    steps = _steps(trainer, training.depths)
+    trainer.args.max_steps = steps[-1]
+    trainer.add_callback(_SaveDepths(dict(zip(steps, targets, strict=True))))
     trainer.remove_callback(PrinterCallback)  # with disable_tqdm=True it would print every log
     finished = [target for target in targets if target.is_dir()]
     trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _steps(trainer: Any, depths: Sequence[float]) -> list[int]:
+    """Optimizer steps after which each depth is reached."""
+    batches = len(trainer.get_train_dataloader())
+    per_epoch = max(1, math.ceil(batches / trainer.args.gradient_accumulation_steps))
+    steps = [max(1, round(depth * per_epoch)) for depth in depths]
+    if len(set(steps)) < len(steps):
+        raise ValueError(
+            f"an epoch has {per_epoch} steps, so that depths {' '.join(map(str, depths))} are "
+            f"after steps {' '.join(map(str, steps))}: choose depths further apart, or a smaller "
+            "batch"
+        )
+    return steps
 
 
 def _settings(training: DepthTraining, work: Path) -> dict[str, Any]:
@@ -158,7 +188,7 @@ def _settings(training: DepthTraining, work: Path) -> dict[str, Any]:
 
     return {
         "output_dir": str(work),
-        "num_train_epochs": training.depths[-1],
+        "num_train_epochs": math.ceil(training.depths[-1]),
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": "constant",
         "per_device_train_batch_size": training.batch_size,
@@ -173,21 +203,22 @@ def _settings(training: DepthTraining, work: Path) -> dict[str, Any]:
 
 
 class _SaveDepths(TrainerCallback):
-    """Asks for a checkpoint at the end of chosen epochs, and renames it once it is written."""
+    """Asks for a checkpoint after chosen steps, and renames it once it is written."""
 
     def __init__(self, targets: dict[int, Path]) -> None:
         self._targets = targets
 
-    def on_epoch_end(
+    def on_step_end(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Save if this epoch is one of the depths."""
-        target = self._targets.get(round(state.epoch or 0))
-        control.should_save = target is not None and not target.is_dir()
+        """Save if this step ends one of the depths."""
+        target = self._targets.get(state.global_step)
+        if target is not None and not target.is_dir():
+            control.should_save = True
 
     def on_save(
         self,
@@ -198,10 +229,15 @@ class _SaveDepths(TrainerCallback):
     ) -> None:
         """The checkpoint is complete: rename it."""
         written = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        written.rename(self._targets[round(state.epoch or 0)])
+        target = self._targets.get(state.global_step)
+        if target is not None and not target.is_dir():
+            written.rename(target)
 
 
-def depth_of(checkpoint: str) -> tuple[str, int]:
-    """``"sed-depth-2"`` -> ``("sed", 2)``; a name without depth is at depth 0."""
-    match = re.fullmatch(r"(.+)-depth-(\d+)", checkpoint)
-    return (match[1], int(match[2])) if match else (checkpoint, 0)
+def depth_of(checkpoint: str) -> tuple[str, float]:
+    """``"sed-depth-1.9"`` -> ``("sed", 1.9)``; a name without depth is at depth 0."""
+    match = re.fullmatch(r"(.+)-depth-(\d+(?:\.\d+)?)", checkpoint)
+    if match is None:
+        return checkpoint, 0
+    depth = float(match[2])
+    return match[1], int(depth) if depth.is_integer() else depth

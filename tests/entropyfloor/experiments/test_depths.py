@@ -68,7 +68,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(undisturbed, base, rows, tmp_p
     rename = _SaveDepths.on_save
 
     def killed_at_depth_3(self, args, state, control, **kwargs):
-        if round(state.epoch) == 3:
+        if state.global_step == state.max_steps:
             raise KeyboardInterrupt
         rename(self, args, state, control, **kwargs)
 
@@ -91,12 +91,32 @@ def test_a_depth_is_what_a_run_of_that_length_ends_with(undisturbed, base, rows,
     assert_same_weights(only, undisturbed[0])
 
 
-@pytest.mark.parametrize("depths", [(), (0, 1), (2, 1), (1, 1)])
-def test_depths_must_ascend_from_one(depths):
+def test_a_depth_may_end_within_an_epoch(undisturbed, base, rows, tmp_path):
+    # Two steps per epoch: the same data order, saved after steps 1, 2, 5 and 6.
+    depths = (0.5, 1, 2.6, 3)
+    parts = DepthTraining(depths=depths, learning_rate=1e-3, batch_size=4, bf16=False, seed=0)
+    found = train_depths(base, rows, loss="sed", training=parts, folder=tmp_path)
+    assert [path.name for path in found] == [f"sed-depth-{depth:g}" for depth in depths]
+    assert_same_weights(found[1], undisturbed[0])
+    assert_same_weights(found[3], undisturbed[1])
+    assert not all(
+        value.equal(weights(found[2])[name]) for name, value in weights(found[3]).items()
+    )
+
+
+def test_depths_of_one_and_the_same_step_are_refused(base, rows, tmp_path):
+    same = DepthTraining(depths=(1, 1.1), learning_rate=1e-3, batch_size=4, bf16=False, seed=0)
+    with pytest.raises(ValueError, match=r"an epoch has 2 steps.*after steps 2 2"):
+        train_depths(base, rows, loss="sed", training=same, folder=tmp_path)
+
+
+@pytest.mark.parametrize("depths", [(), (0, 1), (2, 1), (1, 1), (float("nan"),)])
+def test_depths_must_ascend_from_above_zero(depths):
     with pytest.raises(ValueError, match="ascending order"):
         DepthTraining(depths=depths, learning_rate=1e-3, batch_size=4, bf16=False, seed=0)
 
 
 def test_a_checkpoint_name_says_its_loss_and_depth():
     assert depth_of("entropy_bonus-depth-12") == ("entropy_bonus", 12)
+    assert depth_of("ce-depth-1.9") == ("ce", 1.9)
     assert depth_of("base") == ("base", 0)
