@@ -153,16 +153,20 @@ def _train(
     # fp32 whatever the checkpoint's dtype: small updates vanish in the rounding of bf16
     # weights.
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    # A callback of the trainer's from the start: the floor's, which comes later, looks at what it
+    # asks for.
+    save = _SaveDepths()
     trainer = SEDTrainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=AutoTokenizer.from_pretrained(model_directory),
+        callbacks=[save],
         **inputs,
     )
     steps = _steps(trainer, training.depths)
     trainer.args.max_steps = steps[-1]
-    trainer.add_callback(_SaveDepths(dict(zip(steps, targets, strict=True))))
+    save.targets = dict(zip(steps, targets, strict=True))
     trainer.remove_callback(PrinterCallback)  # with disable_tqdm=True it would print every log
     finished = [target for target in targets if target.is_dir()]
     trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
@@ -205,8 +209,8 @@ def _settings(training: DepthTraining, work: Path) -> dict[str, Any]:
 class _SaveDepths(TrainerCallback):
     """Asks for a checkpoint after chosen steps, and renames it once it is written."""
 
-    def __init__(self, targets: dict[int, Path]) -> None:
-        self._targets = targets
+    def __init__(self) -> None:
+        self.targets: dict[int, Path] = {}
 
     def on_step_end(
         self,
@@ -216,7 +220,7 @@ class _SaveDepths(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Save if this step ends one of the depths."""
-        target = self._targets.get(state.global_step)
+        target = self.targets.get(state.global_step)
         if target is not None and not target.is_dir():
             control.should_save = True
 
@@ -229,7 +233,7 @@ class _SaveDepths(TrainerCallback):
     ) -> None:
         """The checkpoint is complete: rename it."""
         written = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        target = self._targets.get(state.global_step)
+        target = self.targets.get(state.global_step)
         if target is not None and not target.is_dir():
             written.rename(target)
 
