@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
-from entropyfloor.cli.launching import Parsed, launch, parse_training
-from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, resume_flag, split_of
+from entropyfloor.cli.launching import Arguments, parse_training
+from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
+from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, split_of
 from entropyfloor.rl.dapo import DAPOConfig
 
 _POLICIES = {"warn": "warn", "stop": "stop", "restore": "stop-and-restore"}
@@ -84,37 +84,22 @@ class GRPOArguments(GRPOScriptArguments):
     )
 
 
-@dataclass
-class _Arguments:
-    script: GRPOArguments
-    training: GRPOConfig
-    model: Any
-    mixture: Any
-    parsed: Parsed
-
-
 def main(argv: Sequence[str]) -> int:
     """Parse, train, save, screen. Returns 0; errors of usage and data are raised."""
-    arguments = _parse(argv)
-    if words := arguments.parsed.launch:
-        return launch(words, arguments.parsed.own(argv), module=__name__)
-    return _train(arguments)
+    return run(argv, _parse, _train, module=__name__)
 
 
-def _parse(argv: Sequence[str]) -> _Arguments:
-    from trl import DatasetMixtureConfig, ModelConfig
-
-    parsed = parse_training(
-        (GRPOArguments, DAPOConfig, ModelConfig, DatasetMixtureConfig),
+def _parse(argv: Sequence[str]) -> Arguments:
+    return parse_training(
         argv,
+        script=GRPOArguments,
+        training=DAPOConfig,
         verb="grpo",
         description="GRPO in its DAPO variant, with a monitor that stops a collapsing run.",
     )
-    script, training, model, mixture = parsed.groups
-    return _Arguments(script, training, model, mixture, parsed)
 
 
-def _train(arguments: _Arguments) -> int:
+def _train(arguments: Arguments) -> int:
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
 
     script, training, model = arguments.script, arguments.training, arguments.model
@@ -130,7 +115,7 @@ def _train(arguments: _Arguments) -> int:
         from entropyfloor.rl.dapo import paper_lora
 
         peft = paper_lora(model.model_name_or_path)
-    try:
+    with loading(model.model_name_or_path):
         trainer = GRPOTrainer(
             model=model.model_name_or_path,
             reward_funcs=rewards,
@@ -141,19 +126,11 @@ def _train(arguments: _Arguments) -> int:
             peft_config=peft,
             callbacks=[] if monitor is None else [monitor],
         )
-    except OSError as error:
-        if error.errno is not None:  # the machine's own: a full disk, say
-            raise
-        raise ValueError(f"{model.model_name_or_path} cannot be loaded: {error}") from error
-    trainer.train(resume_from_checkpoint=resume_flag(training.resume_from_checkpoint))
-    trainer.save_model(training.output_dir)
+    train_and_save(trainer, arguments)
     say = trainer.accelerator.print
-    say(f"Model saved to {training.output_dir}")
     if monitor is not None and monitor.message:
         say(f"Monitor: {monitor.message}")
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
-        say(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
+    push(trainer, arguments)
     if script.screen_prompts is None:
         say(
             "Screen what came of it as before RL, the peak over its checkpoints included:\n"
@@ -235,7 +212,7 @@ def _rewards(script: GRPOArguments) -> list[Any]:
     return found
 
 
-def _rows(arguments: _Arguments, rewards: list[Any]) -> tuple[Any, Any]:
+def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
     """Rows to train and to evaluate on; the columns that our rewards need are there."""
     from entropyfloor.screening.prompts import PromptSet, load_prompts
     from entropyfloor.screening.rewards import check_reward_columns
@@ -296,7 +273,7 @@ def as_dataset(prompts: Any) -> Any:
     return Dataset.from_list(rows)
 
 
-def _check_screening(arguments: _Arguments, reward: Any) -> None:
+def _check_screening(arguments: Arguments, reward: Any) -> None:
     """Raise now what would raise after training."""
     from entropyfloor.screening.preparation import check_samples
     from entropyfloor.screening.rewards import check_reward_columns
@@ -322,7 +299,7 @@ def _screening_prompts(script: GRPOArguments) -> Any:
     return prompts.as_chat(system=script.system) if script.chat else prompts
 
 
-def _screen(arguments: _Arguments, reward: Any) -> None:
+def _screen(arguments: Arguments, reward: Any) -> None:
     """Screen the start and every checkpoint as before RL, with RL's group size and sampling."""
     from rich.console import Console
 
@@ -359,9 +336,5 @@ def _screen(arguments: _Arguments, reward: Any) -> None:
             console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
 
 
-if __name__ == "__main__":  # a process of `accelerate launch`, whose flags have been followed
-    try:
-        sys.exit(_train(_parse(sys.argv[1:])))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"entropyfloor grpo: {error}", file=sys.stderr)
-        sys.exit(2)
+if __name__ == "__main__":  # a process of `accelerate launch`
+    sys.exit(run_launched("grpo", _parse, _train))

@@ -13,17 +13,23 @@ from typing import Any
 
 
 @dataclass
-class Parsed:
-    """What was asked for.
+class Arguments:
+    """What a training verb was asked for.
 
     Attributes:
-        groups: one instance of each dataclass.
+        script: trl's script arguments: which rows, and what the verb adds.
+        training: the trainer's configuration.
+        model: trl's ``ModelConfig``.
+        mixture: trl's ``DatasetMixtureConfig``: ``datasets:`` of a YAML file.
         launch_in_file: words of the launcher in the YAML file.
         launch_in_command: words of the launcher on the command line.
 
     """
 
-    groups: tuple[Any, ...]
+    script: Any
+    training: Any
+    model: Any
+    mixture: Any
     launch_in_file: list[str]
     launch_in_command: list[str]
 
@@ -46,13 +52,14 @@ class Parsed:
 
 
 def parse_training(
-    groups: Sequence[Any], argv: Sequence[str], *, verb: str, description: str
-) -> Parsed:
+    argv: Sequence[str], *, script: type, training: type, verb: str, description: str
+) -> Arguments:
     """Read command line and YAML.
 
     Args:
-        groups: dataclasses whose fields are the flags.
         argv: the words after the verb.
+        script: trl's script arguments or a dataclass derived from them; its fields are flags.
+        training: the trainer's configuration; its fields are flags.
         verb: for messages.
         description: for --help.
 
@@ -61,11 +68,12 @@ def parse_training(
 
     """
     import yaml
-    from trl import TrlParser
+    from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
-    parser = TrlParser(tuple(groups), prog=f"entropyfloor {verb}", description=description)
+    classes = (script, training, ModelConfig, DatasetMixtureConfig)
+    parser = TrlParser(classes, prog=f"entropyfloor {verb}", description=description)
     try:
-        *found, in_file, in_command = parser.parse_args_and_config(
+        *groups, in_file, in_command = parser.parse_args_and_config(
             _config_as_two_words(argv),
             return_remaining_strings=True,
             separate_remaining_strings=True,
@@ -74,7 +82,8 @@ def parse_training(
         raise ValueError(f"the --config file is not YAML: {error}") from error
     _check_launch_words(in_file, set(parser._option_string_actions), verb)
     _check_launch_words(in_command, set(parser._option_string_actions), verb)
-    return Parsed(tuple(found), in_file, in_command)
+    rows, trainer, model, mixture = groups
+    return Arguments(rows, trainer, model, mixture, in_file, in_command)
 
 
 def launch(words: list[str], own: list[str], *, module: str) -> int:

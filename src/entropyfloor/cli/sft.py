@@ -13,49 +13,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from entropyfloor.cli.launching import Parsed, launch, parse_training
-from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, resume_flag, split_of
-
-
-@dataclass
-class _Arguments:
-    """What was asked for, in trl's groups."""
-
-    script: Any
-    training: Any
-    model: Any
-    mixture: Any
-    parsed: Parsed
+from entropyfloor.cli.launching import Arguments, parse_training
+from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
+from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, split_of
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, train, save. Returns 0; errors of usage and data are raised."""
-    arguments = _parse(argv)
-    if words := arguments.parsed.launch:
-        return launch(words, arguments.parsed.own(argv), module=__name__)
-    return _train(arguments)
+    return run(argv, _parse, _train, module=__name__)
 
 
-def _parse(argv: Sequence[str]) -> _Arguments:
+def _parse(argv: Sequence[str]) -> Arguments:
     """Read command line and YAML; refuse words that nobody knows."""
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+    from trl import ScriptArguments
 
     from entropyfloor import SEDConfig
 
-    parsed = parse_training(
-        (ScriptArguments, SEDConfig, ModelConfig, DatasetMixtureConfig),
+    return parse_training(
         argv,
+        script=ScriptArguments,
+        training=SEDConfig,
         verb="sft",
         description="Supervised fine-tuning with an entropy-preserving loss.",
     )
-    script, training, model, mixture = parsed.groups
-    return _Arguments(script, training, model, mixture, parsed)
 
 
-def _train(arguments: _Arguments) -> int:
+def _train(arguments: Arguments) -> int:
     from trl import get_peft_config, get_quantization_config
 
     from entropyfloor import SEDTrainer
@@ -67,7 +51,7 @@ def _train(arguments: _Arguments) -> int:
     test_rows = None
     if training.eval_strategy != "no":
         test_rows = split_of(dataset, arguments.script.dataset_test_split, "test")
-    try:
+    with loading(model.model_name_or_path):
         trainer = SEDTrainer(
             model=model.model_name_or_path,
             args=training,
@@ -76,28 +60,15 @@ def _train(arguments: _Arguments) -> int:
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
         )
-    except OSError as error:
-        if error.errno is not None:  # the machine's own: a full disk, say
-            raise
-        raise ValueError(f"{model.model_name_or_path} cannot be loaded: {error}") from error
-    trainer.train(resume_from_checkpoint=resume_flag(training.resume_from_checkpoint))
-    trainer.save_model(training.output_dir)
-    say = trainer.accelerator.print
-    say(f"Model saved to {training.output_dir}")
-    say(
+    train_and_save(trainer, arguments)
+    trainer.accelerator.print(
         "Before paying for RL, measure what it would start from:\n"
         f"  entropyfloor screen {training.output_dir} --prompts PROMPTS.jsonl --reward exact_match"
     )
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
-        say(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
+    push(trainer, arguments)
     trainer.end()
     return 0
 
 
-if __name__ == "__main__":  # a process of `accelerate launch`, whose flags have been followed
-    try:
-        sys.exit(_train(_parse(sys.argv[1:])))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"entropyfloor sft: {error}", file=sys.stderr)
-        sys.exit(2)
+if __name__ == "__main__":  # a process of `accelerate launch`
+    sys.exit(run_launched("sft", _parse, _train))

@@ -83,10 +83,3 @@ def split_of(dataset: Any, split: str, role: str) -> Any:
         ways_out += ", split off rows with `datasets:` and `test_split_size:` in the --config file"
         ways_out += ", or leave out --eval_strategy"
     raise ValueError(f"the data has no split {split!r}, only {', '.join(dataset)}; {ways_out}")
-
-
-def resume_flag(given: Any) -> Any:
-    """--resume_from_checkpoint as ``Trainer.train`` takes it: true and false are no paths."""
-    if isinstance(given, str) and given.lower() in {"true", "false"}:
-        return given.lower() == "true"
-    return given

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from entropyfloor.cli import sft
+from entropyfloor.cli import sft, training_command
 from entropyfloor.cli.main import main
 from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs
 
@@ -273,7 +273,9 @@ class TestLauncher:
         config = tmp_path / "run.yaml"
         config.write_text("loss: ce\nmixed_precision: 'no'\n")
         started = []
-        monkeypatch.setattr(sft, "launch", lambda *words, **_: started.append(words) or 0)
+        monkeypatch.setattr(
+            training_command, "launch", lambda *words, **_: started.append(words) or 0
+        )
         own = ["--config", str(config), *flags()]
         assert main(["sft", *own[:4], "--num_processes", "2", *own[4:]]) == 0
         (words,) = started
