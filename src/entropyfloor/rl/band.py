@@ -13,45 +13,21 @@ folder goes on where a killed one was.
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from entropyfloor.models.checkpoints import (
-    dtype_record,
-    load_checkpoint,
-    resolve_device,
-    resolve_dtype,
-)
-from entropyfloor.screening.draw import Drawing, draw_rollouts
-from entropyfloor.screening.engines import choose_engine
-from entropyfloor.screening.preparation import prepare
 from entropyfloor.screening.processes import Processes
-from entropyfloor.screening.progress import progress_bars, quiet_loading
 from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.reference import Lazily
-from entropyfloor.screening.rewards import (
-    RewardFunction,
-    check_reward_columns,
-    reward_by_name,
-    reward_name,
-)
-from entropyfloor.screening.rollout_store import (
-    RolloutStore,
-    checkpoint_digest,
-    open_folder,
-    source_digest,
-)
+from entropyfloor.screening.rewards import RewardFunction, reward_by_name
+from entropyfloor.screening.rollout_blocks import RolloutBlocks
 from entropyfloor.screening.rollouts import SamplingSettings
-from entropyfloor.screening.screen import ready_engine
 
 NUM_SAMPLES = 16
 _PAPER = (1, 14)  # passes of 16
-_BLOCK = 256  # prompts whose rollouts are in memory at once
 
 
 @dataclass(frozen=True)
@@ -116,16 +92,6 @@ class Band:
         if unscored := self.passes.count(None):
             lines.append(f"left out {unscored} prompts that the reward does not apply to")
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Block(Drawing):
-    """Some prompts of the set, by their rows in it: rollouts do not depend on the blocks."""
-
-    block: tuple[int, ...] = ()
-
-    def looks(self) -> list[list[int]]:
-        return [list(self.block)]
 
 
 def band_edges(
@@ -207,122 +173,40 @@ def calibration_band(
     """
     low, high = band_edges(num_samples, lowest, highest)
     sampling = SamplingSettings(max_new_tokens, temperature, top_p, top_k, batch_size, seed)
-    function = reward_by_name(reward) if isinstance(reward, str) else reward
-    check_reward_columns(function, prompts)
-    resolve_dtype(dtype)
-    processes = processes or Processes()
-    resolved = processes.own(resolve_device(device))
-    tasks = prepare(
-        [checkpoint],
-        prompts,
-        None,
-        max_new_tokens=max_new_tokens,
+    blocks = RolloutBlocks(
+        checkpoint,
+        prompts=prompts,
+        reward=reward_by_name(reward) if isinstance(reward, str) else reward,
+        folder=Path(output_dir),
+        num_samples=num_samples,
+        sampling=sampling,
+        dtype=dtype,
+        device=device,
         trust_remote_code=trust_remote_code,
+        engine=engine,
+        processes=processes,
     )
-    if len(tasks) > 1:
-        names = ", ".join(task.source.name for task in tasks)
-        raise ValueError(f"RL starts from one checkpoint, and {checkpoint} holds {names}; give one")
-    task = tasks[0]
-    chosen = choose_engine(engine, sources=[task.source], device=resolved, processes=processes)
-    folder = Path(output_dir)
-    settings = {
-        **asdict(sampling),
-        "reward": reward_name(reward),
-        "checkpoint": task.source.given,
-        "num_samples": num_samples,
-        "success_threshold": success_threshold,
-        "dtype": dtype_record(dtype, resolved),
-        "device": resolved.type,
-        "engine": chosen,
-    }
-    if processes.main:
-        open_folder(
-            folder,
-            determines={
-                **{k: v for k, v in asdict(sampling).items() if k != "batch_size"},
-                "prompts and columns": prompts.full_digest,
-                "reward": settings["reward"],
-                "reward's source file": source_digest(function),
-                "dtype": settings["dtype"],
-                "device": settings["device"],
-                "engine": chosen,
-                "checkpoint": checkpoint_digest(task.source),
-                "prompts per file": _BLOCK,
-            },
-            context={"settings": settings},
-        )
-    load = Lazily(
-        partial(
-            load_checkpoint,
-            task.source,
-            dtype=dtype,
-            device=resolved,
-            trust_remote_code=trust_remote_code,
-        )
-    )
+    processes = blocks.processes
     passes: list[int | None] = []
-    with quiet_loading(), progress_bars(enabled=progress and processes.main) as bars:
-        bar = bars.add_task(task.source.name, total=len(prompts) * num_samples)
-        ready = _Once(
-            partial(
-                ready_engine,
-                chosen,
-                task,
-                load,
-                max_new_tokens=max_new_tokens,
-                trust_remote_code=trust_remote_code,
-            )
-        )
-        for start in range(0, len(prompts), _BLOCK):
-            block = _Block(
-                prompts=prompts,
-                encoded=task.encoded,
-                reward=function,
-                sampling=sampling,
-                num_samples=num_samples,
-                greedy=False,
-                tau_h=None,
-                processes=processes,
-                block=tuple(range(start, min(start + _BLOCK, len(prompts)))),
-            )
-            store = RolloutStore(folder, f"{task.source.name}-{start // _BLOCK:05d}", processes)
-            draw_rollouts(block, store, load=ready, advance=partial(bars.advance, bar))
-            if processes.main:
-                passes += _passes(block, store, success_threshold)
-    band = Band(prompts, tuple(processes.from_main(passes)), num_samples, low, high, folder)
+    for block in blocks.draw(progress=progress):
+        passes += [_passes(rewards, success_threshold) for rewards in block.rewards]
+    passes = processes.from_main(passes)
+    band = Band(prompts, tuple(passes), num_samples, low, high, Path(output_dir))
     if processes.main:
-        _write(band, settings)
+        _write(band, {**blocks.settings, "success_threshold": success_threshold})
     if not band.kept:
         raise ValueError(
-            f"no prompt of {prompts.source} is in the band of {task.source.given}; give easier or "
+            f"no prompt of {prompts.source} is in the band of {checkpoint}; give easier or "
             "harder prompts, a longer max_new_tokens, or another band\n" + band.histogram()
         )
     return band
 
 
-class _Once:
-    """Makes the engine when it is first asked for, for all blocks."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make, self._made = make, None
-
-    def __call__(self) -> Any:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
-
-def _passes(block: _Block, store: RolloutStore, threshold: float) -> Sequence[int | None]:
-    """Passes of each prompt of a block, in order; None where a rollout has no reward."""
-    found: dict[int, list[float | None]] = {row: [] for row in block.block}
-    for index in block.chosen(store, None):
-        found[store.rollouts[index].prompt_index].append(store.rewards[index])
-    return [
-        None
-        if any(r is None for r in rewards)
-        else sum(float(r or 0.0) >= threshold for r in rewards)
-        for rewards in found.values()
-    ]
+def _passes(rewards: Sequence[float | None], threshold: float) -> int | None:
+    """How many rollouts of a prompt passed; None where one has no reward."""
+    if any(reward is None for reward in rewards):
+        return None
+    return sum(float(reward or 0.0) >= threshold for reward in rewards)
 
 
 def _write(band: Band, settings: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from entropyfloor.cli.main import main
-from entropyfloor.rl import band as band_module
 from entropyfloor.rl.band import band_edges, calibration_band
+from entropyfloor.screening import rollout_blocks
 from entropyfloor.screening.prompts import PromptSet, load_prompts
 
 PROMPTS = PromptSet(tuple({"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(6)))
@@ -67,14 +67,14 @@ def test_passes_and_rows(arguments):
 
 def test_blocks_change_nothing(arguments, tmp_path, monkeypatch):
     whole = calibration_band(**arguments)
-    monkeypatch.setattr(band_module, "_BLOCK", 2)
+    monkeypatch.setattr(rollout_blocks, "BLOCK", 2)
     parts = calibration_band(**{**arguments, "output_dir": tmp_path / "parts"})
     assert parts.passes == whole.passes
     assert len(list(parts.folder.glob("rollouts-*.jsonl"))) == 3
 
 
 def test_resumes_and_extends(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(band_module, "_BLOCK", 2)
+    monkeypatch.setattr(rollout_blocks, "BLOCK", 2)
     expected = calibration_band(**{**arguments, "output_dir": tmp_path / "once"})
     calls = []
 
@@ -151,7 +151,7 @@ def test_the_papers_shares(samples, edges):
     ],
 )
 def test_refused_before_the_model_is_loaded(arguments, options, words, monkeypatch):
-    monkeypatch.setattr(band_module, "load_checkpoint", None)
+    monkeypatch.setattr(rollout_blocks, "load_checkpoint", None)
     with pytest.raises(ValueError, match=words):
         calibration_band(**{**arguments, **options})
 
@@ -159,7 +159,7 @@ def test_refused_before_the_model_is_loaded(arguments, options, words, monkeypat
 def test_a_folder_of_checkpoints_is_refused(arguments, save_checkpoint):
     first = save_checkpoint("run/checkpoint-1")
     save_checkpoint("run/checkpoint-2")
-    with pytest.raises(ValueError, match="RL starts from one checkpoint"):
+    with pytest.raises(ValueError, match="one checkpoint is wanted"):
         calibration_band(**{**arguments, "checkpoint": first.parent})
 
 
