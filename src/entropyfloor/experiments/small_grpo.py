@@ -13,7 +13,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,8 @@ def train_grpo(
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
+    options: Mapping[str, Any] | None = None,
+    peft_config: Any = None,
 ) -> GRPORun:
     """Train, or find what was trained.
 
@@ -102,6 +104,8 @@ def train_grpo(
         folder: see the module's docstring; made if missing.
         callbacks: handed to the trainer, such as a collapse monitor.
         progress: show a progress bar on standard error.
+        options: further fields of ``trl.GRPOConfig``; they come before what is set here.
+        peft_config: train an adapter.
 
     Raises:
         ValueError: fewer prompts than a step needs.
@@ -114,7 +118,16 @@ def train_grpo(
         )
     if not (folder / _CURVE).is_file():
         trainer = _trainer(
-            model_directory, dataset, reward, max_new_tokens, training, seed, folder, callbacks
+            model_directory,
+            dataset,
+            reward,
+            max_new_tokens,
+            training,
+            seed,
+            folder,
+            callbacks,
+            options or {},
+            peft_config,
         )
         # trl's bar prints every log beside itself; they all go to the curve here.
         trainer.remove_callback(PrinterCallback)
@@ -142,6 +155,8 @@ def _trainer(
     seed: int,
     folder: Path,
     callbacks: Sequence[TrainerCallback],
+    options: Mapping[str, Any],
+    peft_config: Any,
 ) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -149,23 +164,23 @@ def _trainer(
 
     from entropyfloor.rl.dapo import dapo_config
 
-    config = dapo_config(
-        folder,
-        max_steps=training.steps,
-        save_steps=training.save_every,
-        num_generations=training.group_size,
-        per_device_train_batch_size=training.group_size * training.prompts_per_step,
-        max_completion_length=max_new_tokens,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="constant",
-        gradient_checkpointing=False,  # rows are ten tokens long
-        use_cpu=True,  # 0.3 M parameters gain nothing on a GPU, and the CPU repeats its numbers
-        bf16=False,
-        logging_steps=1,
-        report_to="none",
-        seed=seed,
-        shuffle_dataset=False,  # see _in_order
-    )
+    settings: dict[str, Any] = {
+        "max_steps": training.steps,
+        "save_steps": training.save_every,
+        "num_generations": training.group_size,
+        "per_device_train_batch_size": training.group_size * training.prompts_per_step,
+        "max_completion_length": max_new_tokens,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,  # rows are ten tokens long
+        "use_cpu": True,  # 0.3 M parameters gain nothing on a GPU; the CPU repeats its numbers
+        "bf16": False,
+        "logging_steps": 1,
+        "report_to": "none",
+        "seed": seed,
+        "shuffle_dataset": False,  # see _in_order
+    }
+    config = dapo_config(folder, **{**settings, **options})
     return GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32),
         reward_funcs=reward,
@@ -173,6 +188,7 @@ def _trainer(
         train_dataset=_in_order(dataset, training.steps * training.prompts_per_step, seed),
         processing_class=AutoTokenizer.from_pretrained(model_directory),
         callbacks=list(callbacks),
+        peft_config=peft_config,
     )
 
 
