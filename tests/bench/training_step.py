@@ -1,12 +1,15 @@
-"""One whole training step (forward, backward, clipping, AdamW) of SEDTrainer beside SFTTrainer.
+"""One whole training step (forward, backward, clipping, AdamW) of SEDTrainer beside its peer.
 
-The demo's architecture (SmolLM2-135M, random weights), every token scored, the trainers in turn.
-The row to read is the ratio to its peer in the same round; a callback times the steps, the first is
-left out. The floors here lie above what the model has, so that their term acts at every step.
+The demo's architecture (SmolLM2-135M, random weights), every token scored, the trainers of a group
+in turn. The column to read is the ratio to the group's first row in the same round; a callback
+times the steps, the first is left out. The floors here lie above what the model has, so that their
+term acts at every timed step. A disk cache is written before the first step; its seconds are
+printed apart, beside those of one step.
 """
 
 import argparse
 import contextlib
+import gc
 import io
 import statistics
 import tempfile
@@ -34,15 +37,6 @@ SMOLLM2 = {
 }
 
 
-# What a row is compared with, where that is not SFTTrainer.
-PEERS = {
-    "floor, idle": "SEDTrainer, CE",
-    "floor, uniform": "SEDTrainer, CE",
-    "floor, anchor, frozen copy": "SEDTrainer, CE",
-    "LoRA, floor, anchor": "LoRA, CE",
-}
-
-
 class StepTimer(TrainerCallback):
     """Seconds of each optimiser step."""
 
@@ -57,10 +51,11 @@ class StepTimer(TrainerCallback):
 
 
 def build(
-    trainer_class: Any,
     folder: str,
     rows: int,
     length: int,
+    *,
+    trainer_class: Any = SEDTrainer,
     config: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
@@ -98,46 +93,80 @@ def build(
     return trainer, timer
 
 
+def groups(folder: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is compared with what: the keyword arguments of `build`, a group's peer first."""
+    lora = {"peft_config": LoraConfig(r=16, target_modules="all-linear")}
+    floor = {"loss": "ce", "entropy_floor": 9.0, "floor_probe_prompts": 0}
+    uniform, anchor = ({**floor, "floor_place": place} for place in ("uniform", "anchor"))
+    caches = [{**anchor, "floor_base_cache": f"{folder}/{name}"} for name in ("full", "lora")]
+    return {
+        "losses": {
+            "trl SFTTrainer": {"trainer_class": SFTTrainer},
+            "SEDTrainer, CE": {"loss": "ce"},
+            "SEDTrainer, SED": {"loss": "sed"},
+        },
+        "floor": {
+            "SEDTrainer, CE": {"loss": "ce"},
+            "floor, idle": {"config": {**floor, "entropy_floor": 1e-3}},
+            "floor, uniform": {"config": uniform},
+            "floor, anchor, disk cache": {"config": caches[0]},
+            "floor, anchor, frozen copy": {"config": anchor},
+        },
+        "LoRA": {
+            "LoRA, CE": {"loss": "ce", **lora},
+            "LoRA, floor, anchor, disk cache": {"config": caches[1], **lora},
+            "LoRA, floor, anchor, adapters off": {"config": anchor, **lora},
+        },
+    }
+
+
+def measure(rows: dict[str, dict[str, Any]], rounds: int, *shape: Any) -> None:
+    """Train each row in turn, print median seconds a step and the median ratio of the rounds."""
+    built = {name: build(*shape, **options) for name, options in rows.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in built}
+    cached = {}
+    for number in range(rounds):
+        for name, (trainer, timer) in built.items():
+            timer.seconds.clear()
+            with contextlib.redirect_stdout(io.StringIO()):
+                started = time.perf_counter()
+                if number == 0 and getattr(trainer.args, "floor_base_cache", None):
+                    trainer._use_base_cache()
+                    cached[name] = time.perf_counter() - started
+                trainer.train()
+            if "entropy_floor" in rows[name].get("config", {}) and "idle" not in name:
+                assert trainer.floor.head.weight > 0, "the floor's term did not act"
+            seconds[name].append(statistics.median(timer.seconds[1:]))
+    peer = next(iter(built))
+    for name, values in seconds.items():
+        ratios = [v / b for v, b in zip(values, seconds[peer], strict=True)]
+        ratio, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        note = f"  cache of the set: {cached[name]:.1f} s" if name in cached else ""
+        print(
+            f"{name:<36}{statistics.median(values):>9.3f}{ratio:>8.2f} ({low:.2f}-{high:.2f})"
+            f"  to {peer}{note}",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Print median seconds per step and the ratio of the rounds."""
+    """Measure group after group: the trainers of one are in memory at a time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--only", nargs="*", help="rows whose name holds one of these words")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        shape = (folder, options.rows, options.length)
-        lora = LoraConfig(r=16, target_modules="all-linear")
-        floor = {"loss": "ce", "entropy_floor": 9.0, "floor_probe_prompts": 0}
-        idle = {**floor, "entropy_floor": 1e-3}
-        uniform, anchor = ({**floor, "floor_place": place} for place in ("uniform", "anchor"))
-        peers = {
-            "trl SFTTrainer": build(SFTTrainer, *shape),
-            "SEDTrainer, CE": build(SEDTrainer, *shape, loss="ce"),
-            "SEDTrainer, SED": build(SEDTrainer, *shape, loss="sed"),
-            "floor, idle": build(SEDTrainer, *shape, config=idle),
-            "floor, uniform": build(SEDTrainer, *shape, config=uniform),
-            "floor, anchor, frozen copy": build(SEDTrainer, *shape, config=anchor),
-            "LoRA, CE": build(SEDTrainer, *shape, loss="ce", peft_config=lora),
-            "LoRA, floor, anchor": build(SEDTrainer, *shape, config=anchor, peft_config=lora),
-        }
-        if options.only:
-            peers = {name: peers[name] for name in peers if any(w in name for w in options.only)}
-        rounds: dict[str, list[float]] = {name: [] for name in peers}
-        for _ in range(options.rounds):
-            for name, (trainer, timer) in peers.items():
-                timer.seconds.clear()
-                with contextlib.redirect_stdout(io.StringIO()):
-                    trainer.train()
-                rounds[name].append(statistics.median(timer.seconds[1:]))
     print(f"\ntraining step, SmolLM2-135M, {options.rows} x {options.length} tokens, fp32")
-    print(f"{'trainer':<28}{'seconds':>9}{'ratio':>8}  to")
-    for name, values in rounds.items():
-        peer = PEERS.get(name, "trl SFTTrainer")
-        base = rounds.get(peer, values)
-        ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
-        print(f"{name:<28}{statistics.median(values):>9.3f}{ratio:>8.2f}  {peer}", flush=True)
+    print(f"{'trainer':<36}{'seconds':>9}{'ratio':>8} (lowest-highest)")
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in groups(folder).values():
+            peer, *others = rows
+            chosen = [n for n in others if any(w in n for w in options.only or [""])]
+            if chosen:
+                measured = {name: rows[name] for name in (peer, *chosen)}
+                measure(measured, options.rounds, folder, options.rows, options.length)
+                gc.collect()
 
 
 if __name__ == "__main__":
