@@ -10,6 +10,7 @@ VERBS = {
     "rescue": "move a collapsed checkpoint back towards its base, just above the entropy floor",
     "band": "keep the prompts of which some but not all rollouts pass, for RL",
     "grpo": "train with GRPO in its DAPO variant, watched for collapse: every flag of `trl grpo`",
+    "gft-groups": "experts' and a teacher's responses to every prompt, scored, for GFT",
     "coupling": "what RL did to the SFT loss along a run, SFT to the reward, and how long to train",
     "pstar": "print the majority-degeneration threshold p*(g) of a group size",
     "demo": "CE and SED at three depths on a real model, screened: the whole path on this machine",
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print("usage: entropyfloor VERB [options]\n")
         for verb, summary in VERBS.items():
-            print(f"  {verb:<8} {summary}")
+            print(f"  {verb:<10} {summary}")
         print("\n`entropyfloor VERB --help` lists the options of one verb.")
         return 0
     if arguments[0] == "--version":
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return USAGE_ERROR
     try:
-        return import_module(f"entropyfloor.cli.{verb}").main(rest)
+        return import_module(f"entropyfloor.cli.{verb.replace('-', '_')}").main(rest)
     except (ValueError, FileNotFoundError) as error:
         print(f"entropyfloor {verb}: {error}", file=sys.stderr)
         return USAGE_ERROR

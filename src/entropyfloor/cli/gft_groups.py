@@ -1,0 +1,173 @@
+"""``entropyfloor gft-groups TEACHER``: responses of experts and a teacher to prompts, scored."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from entropyfloor.cli.options import (
+    add_batches,
+    add_engine,
+    add_loading,
+    add_prompts,
+    add_sampling,
+    chosen_prompts,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from entropyfloor.rl.response_groups import ResponseGroups
+
+
+def main(argv: Sequence[str]) -> int:
+    """Sample, score, write the groups, print the counts. Returns 0; errors are raised."""
+    arguments = _parser().parse_args(argv)
+
+    import json
+
+    from rich.console import Console
+
+    from entropyfloor.rl.response_groups import build_response_groups
+    from entropyfloor.screening.processes import join_processes
+    from entropyfloor.screening.prompts import load_prompts
+
+    if arguments.json is not None:
+        if Path(arguments.json).is_dir():
+            raise ValueError(f"{arguments.json} is a directory; name the file to write")
+        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
+    prompts = chosen_prompts(arguments)
+    others = None
+    if arguments.other is not None:
+        others = load_prompts(arguments.other)
+        if arguments.chat:
+            others = others.as_chat(system=arguments.system)
+    processes = join_processes()
+    groups = build_response_groups(
+        arguments.teacher,
+        prompts=prompts,
+        reward=arguments.reward,
+        output_dir=arguments.output_dir,
+        expert_column=arguments.expert_column,
+        other_columns=arguments.other_columns,
+        others=others,
+        num_samples=arguments.samples,
+        keep_truncated=arguments.keep_truncated,
+        success_threshold=arguments.success_threshold,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        engine=arguments.engine,
+        progress=not arguments.no_progress,
+        processes=processes,
+    )
+    if not processes.main:
+        return 0
+    if arguments.json is not None:
+        document = json.dumps(groups.to_dict(), ensure_ascii=False, indent=1) + "\n"
+        Path(arguments.json).write_text(document, encoding="utf-8")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width of its own
+    console.print(_table(groups))
+    counts = groups.counts
+    words = f"{groups.num_prompts} groups: in {counts.mixed} some responses pass and some fail, "
+    words += f"in {counts.all_passed} all pass, in {counts.none_passed} none"
+    if counts.without_response:
+        words += f"; {counts.without_response} have no response"
+    print(
+        f"{words}.\nWritten to {groups.path}. Train on them:\n"
+        f"  entropyfloor gft --model_name_or_path MODEL --groups {groups.path} "
+        f"--reward {arguments.reward or 'NAME'} --output_dir runs/gft"
+    )
+    return 0
+
+
+def _table(groups: "ResponseGroups") -> "Table":
+    from rich.table import Table
+
+    table = Table(title="responses")
+    table.add_column("source")
+    for name in ("given", "duplicates", "truncated", "empty", "kept", "pass rate", "mean reward"):
+        table.add_column(name, justify="right")
+    for source, counts in groups.counts.by_source.items():
+        numbers = (counts.responses, counts.duplicates, counts.truncated, counts.empty, counts.kept)
+        shares = (counts.pass_rate, counts.mean_reward)
+        table.add_row(
+            source,
+            *map(str, numbers),
+            *("–" if share is None else f"{share:.3f}" for share in shares),
+        )
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="entropyfloor gft-groups",
+        description="Build response groups for group fine-tuning: the experts' responses of a data "
+        "set and a teacher's samples on its prompts, deduplicated and scored.",
+    )
+    parser.add_argument("teacher", metavar="TEACHER", help="model or adapter directory, or hub id")
+    data = parser.add_argument_group("data")
+    add_prompts(data, required=True, size=1000)
+    data.add_argument(
+        "--reward",
+        metavar="NAME",
+        help="exact_match, math, reasoning_gym, unit_tests or module:function; left to the "
+        "training without",
+    )
+    data.add_argument(
+        "--success-threshold",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="a response passes if its reward is at least this (default: %(default)s)",
+    )
+    data.add_argument(
+        "--expert-column",
+        metavar="NAME",
+        help="column of the experts' responses (default: completion, if there is one)",
+    )
+    data.add_argument(
+        "--other-columns",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns of further responses, of the source 'other'",
+    )
+    data.add_argument(
+        "--other",
+        metavar="FILE",
+        help="further responses: JSONL or save_to_disk folder with prompt, completion and, if it "
+        "is not 'other', source (expert, teacher, other)",
+    )
+    data.add_argument(
+        "--output-dir",
+        required=True,
+        metavar="DIR",
+        help="gets groups.jsonl, groups.json and the rollouts; given again after a kill, it goes "
+        "on",
+    )
+    data.add_argument("--json", metavar="FILE", help="write counts and settings here too")
+    sampling = parser.add_argument_group("the teacher's samples")
+    sampling.add_argument(
+        "--samples", type=int, default=3, metavar="N", help="per prompt (default: %(default)s)"
+    )
+    sampling.add_argument(
+        "--keep-truncated",
+        action="store_true",
+        help="keep samples that hit --max-new-tokens; training ends them there",
+    )
+    add_sampling(sampling)
+    add_batches(sampling)
+    loading = parser.add_argument_group("loading")
+    add_loading(loading)
+    add_engine(loading)
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return parser
