@@ -80,6 +80,8 @@ def _random_model(tokenizer: Any, seed: int) -> Any:
         n_layer=3,
         n_head=4,
         n_positions=_CONTEXT,
+        # GPT-2's own function, in one kernel: a fifth less time per step on a CPU.
+        activation_function="gelu_pytorch_tanh",
         initializer_range=0.06,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
