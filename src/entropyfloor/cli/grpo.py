@@ -22,7 +22,14 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
-from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, split_of
+from entropyfloor.cli.training_inputs import model_init_kwargs
+from entropyfloor.cli.training_rewards import (
+    as_dataset,
+    check_columns,
+    check_only_rows,
+    chosen_rewards,
+    dataset_rows,
+)
 from entropyfloor.rl.dapo import DAPOConfig
 
 _POLICIES = {"warn": "warn", "stop": "stop", "restore": "stop-and-restore"}
@@ -107,7 +114,7 @@ def _train(arguments: Arguments) -> int:
         raise ValueError("--paper_lora and --use_peft are two adapters; give one of them")
     monitor = _monitor(script)
     training.model_init_kwargs = model_init_kwargs(training, model)
-    rewards = _rewards(script)
+    rewards = chosen_rewards(script)
     train_rows, test_rows = _rows(arguments, rewards)
     _check_screening(arguments, rewards[0])
     peft = get_peft_config(model)
@@ -173,104 +180,23 @@ def _monitor(script: GRPOArguments) -> Any:
     )
 
 
-def _rewards(script: GRPOArguments) -> list[Any]:
-    """Ours, trl's by name or dotted path, and a reward model, in this order."""
-    from importlib import import_module
-
-    from trl import rewards as of_trl
-
-    from entropyfloor.screening.rewards import reward_by_name
-
-    found = [reward_by_name(name) for name in script.reward or []]
-    for name in script.reward_funcs or []:
-        if name == "get_soft_overlong_punishment":  # trl grpo's values
-            found.append(
-                of_trl.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
-            )
-        elif name in {"accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"}:
-            found.append(getattr(of_trl, name))
-        elif "." in name:
-            module, _, function = name.rpartition(".")
-            if str(Path.cwd()) not in sys.path:
-                sys.path.append(str(Path.cwd()))
-            try:
-                found.append(getattr(import_module(module), function))
-            except (ImportError, AttributeError) as error:
-                raise ValueError(f"--reward_funcs {name} cannot be imported: {error}") from error
-        else:
-            raise ValueError(
-                f"--reward_funcs {name} is neither one of trl's nor a dotted path; for "
-                "exact_match, math or reasoning_gym use --reward"
-            )
-    if script.reward_model_name_or_path:
-        found.append(script.reward_model_name_or_path)
-    if not found:
-        raise ValueError(
-            "no reward: give --reward (exact_match, math, reasoning_gym or module:function), "
-            "--reward_funcs or --reward_model_name_or_path"
-        )
-    return found
-
-
 def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
     """Rows to train and to evaluate on; the columns that our rewards need are there."""
-    from entropyfloor.screening.prompts import PromptSet, load_prompts
-    from entropyfloor.screening.rewards import check_reward_columns
+    from entropyfloor.screening.prompts import load_prompts
 
-    script, training = arguments.script, arguments.training
+    script = arguments.script
     if script.prompts is None:
         if script.chat or script.system is not None:
             raise ValueError("--chat and --system are about --prompts; give it")
-        dataset = load_rows(script, arguments.mixture)
-        train = split_of(dataset, script.dataset_train_split, "train")
-        test = None
-        if training.eval_strategy != "no":
-            test = split_of(dataset, script.dataset_test_split, "test")
-        first = PromptSet((next(iter(train)),), str(script.dataset_name or "the mixture"))
-        for reward in rewards:
-            if callable(reward):
-                check_reward_columns(reward, first)
-        return train, test
-    if script.dataset_name or arguments.mixture.datasets:
-        raise ValueError("--prompts and --dataset_name (or `datasets:`) both name rows; give one")
+        return dataset_rows(arguments, rewards)
     if script.system is not None and not script.chat:
         raise ValueError("--system is the system message of --chat; give both")
-    if training.eval_strategy != "no":
-        raise ValueError(
-            "--prompts has no test split for --eval_strategy; use --screen_prompts, or give the "
-            "rows as --dataset_name"
-        )
+    check_only_rows(arguments, "--prompts", instead="use --screen_prompts")
     prompts = load_prompts(script.prompts)
     if script.chat:
         prompts = prompts.as_chat(system=script.system)
-    for reward in rewards:
-        if callable(reward):
-            check_reward_columns(reward, prompts)
+    check_columns(rewards, prompts)
     return as_dataset(prompts), None
-
-
-def as_dataset(prompts: Any) -> Any:
-    """A ``datasets.Dataset`` of a prompt set; nested columns as JSON, which our rewards read."""
-    import json
-
-    from datasets import Dataset
-
-    names = sorted({name for row in prompts.rows for name in row})
-    nested = {
-        name
-        for name in names
-        if name != "prompt" and any(isinstance(row.get(name), dict | list) for row in prompts.rows)
-    }
-    rows = [
-        {
-            name: json.dumps(row.get(name), ensure_ascii=False, default=str)
-            if name in nested
-            else row.get(name)
-            for name in names
-        }
-        for row in prompts.rows
-    ]
-    return Dataset.from_list(rows)
 
 
 def _check_screening(arguments: Arguments, reward: Any) -> None:

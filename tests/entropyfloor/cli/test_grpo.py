@@ -9,6 +9,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from entropyfloor.cli import grpo
 from entropyfloor.cli.main import main
+from entropyfloor.cli.training_rewards import as_dataset, chosen_rewards
 from entropyfloor.rl.monitor_log import read_log
 from entropyfloor.screening.prompts import PromptSet
 
@@ -103,7 +104,7 @@ def test_yaml_and_flags_over_it(flags, tmp_path):
 def test_trls_own_way_of_naming_rows_and_rewards(flags, tmp_path):
     argv = flags(prompts=None, reward=None, dataset_name=tmp_path / "rows.jsonl")
     assert main(["grpo", *argv, "--reward_funcs", "short_reward.short"]) == 0
-    rewards = grpo._rewards(
+    rewards = chosen_rewards(
         grpo._parse(
             [
                 *flags(reward=["exact_match", "short_reward:short"]),
@@ -143,7 +144,7 @@ def test_screened_afterwards_with_the_start(flags, tmp_path, capsys):
 
 def test_nested_columns_travel_as_json():
     rows = ({"prompt": "a", "entry": {"x": [1, None]}, "n": 1}, {"prompt": "b", "entry": {"y": 2}})
-    dataset = grpo.as_dataset(PromptSet(rows))
+    dataset = as_dataset(PromptSet(rows))
     assert [json.loads(row["entry"]) for row in dataset] == [{"x": [1, None]}, {"y": 2}]
     assert [row["n"] for row in dataset] == [1, None]
 
