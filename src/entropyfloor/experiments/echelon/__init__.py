@@ -1,0 +1,1 @@
+"""The echelon: losses × depths × seeds, screened, trained with RL, compared; resumable."""
