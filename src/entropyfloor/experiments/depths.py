@@ -15,7 +15,7 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,19 +108,54 @@ def train_depths(
         TypeError: an option that SEDConfig does not have.
 
     """
-    label = loss if name is None else name
-    targets = [depth_directory(folder, label, depth) for depth in training.depths]
-    if not targets[-1].is_dir():
-        _train(
-            model_directory,
-            rows,
-            loss=loss,
-            training=training,
-            folder=folder,
-            targets=targets,
-            options=options or {},
-            inputs={"peft_config": peft_config, "probe_prompts": probe_prompts},
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from entropyfloor import SEDConfig, SEDTrainer
+
+    def make(work: Path, save: TrainerCallback) -> Any:
+        # fp32 whatever the checkpoint's dtype: small updates vanish in the rounding of bf16
+        # weights.
+        model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+        return SEDTrainer(
+            model=model,
+            args=SEDConfig(**{**_settings(training, work), "loss": loss, **(options or {})}),
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=AutoTokenizer.from_pretrained(model_directory),
+            callbacks=[save],
+            peft_config=peft_config,
+            probe_prompts=probe_prompts,
         )
+
+    return train_ladder(
+        make, depths=training.depths, folder=folder, name=loss if name is None else name
+    )
+
+
+def train_ladder(
+    make: Callable[[Path, TrainerCallback], Any],
+    *,
+    depths: Sequence[float],
+    folder: Path,
+    name: str,
+) -> list[Path]:
+    """Train any trainer to all depths; return the checkpoints, shallowest first.
+
+    Args:
+        make: given its output folder and a callback, returns the trainer that has both; not called
+            when the deepest checkpoint is there. The callback comes first among its callbacks.
+        depths: epochs, ascending.
+        folder: receives the checkpoints; made if missing.
+        name: they are called ``NAME-depth-D``.
+
+    Raises:
+        ValueError: two depths that are the same number of steps.
+
+    """
+    targets = [depth_directory(folder, name, depth) for depth in depths]
+    if not targets[-1].is_dir():
+        _train(make, depths, targets, folder / f".unfinished-{targets[-1].name}")
     for target in targets:
         for file in TRAINING_STATE:
             (target / file).unlink(missing_ok=True)
@@ -128,43 +163,20 @@ def train_depths(
 
 
 def _train(
-    model_directory: str | Path,
-    rows: Sequence[dict[str, Any]],
-    *,
-    loss: str,
-    training: DepthTraining,
-    folder: Path,
+    make: Callable[[Path, TrainerCallback], Any],
+    depths: Sequence[float],
     targets: Sequence[Path],
-    options: Mapping[str, Any],
-    inputs: Mapping[str, Any],
+    work: Path,
 ) -> None:
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from entropyfloor import SEDConfig, SEDTrainer
-
-    work = folder / f".unfinished-{targets[-1].name}"
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed while it saved
-    with warnings.catch_warnings():
-        # The name that trl 1.16 sets too; transformers 5.23 calls it activation_checkpointing.
-        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        config = SEDConfig(**{**_settings(training, work), "loss": loss, **options})
-    # fp32 whatever the checkpoint's dtype: small updates vanish in the rounding of bf16
-    # weights.
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     # A callback of the trainer's from the start: the floor's, which comes later, looks at what it
     # asks for.
     save = _SaveDepths()
-    trainer = SEDTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(list(rows)),
-        processing_class=AutoTokenizer.from_pretrained(model_directory),
-        callbacks=[save],
-        **inputs,
-    )
-    steps = _steps(trainer, training.depths)
+    with warnings.catch_warnings():
+        # The name that trl 1.16 sets too; transformers 5.23 calls it activation_checkpointing.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+        trainer = make(work, save)
+    steps = _steps(trainer, depths)
     trainer.args.max_steps = steps[-1]
     save.targets = dict(zip(steps, targets, strict=True))
     trainer.remove_callback(PrinterCallback)  # with disable_tqdm=True it would print every log
