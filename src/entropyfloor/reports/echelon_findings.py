@@ -1,0 +1,314 @@
+"""An echelon in sentences made from its numbers and from nothing else.
+
+``answer`` is for a reader who has read no paper; ``findings`` adds what was compared with what.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from entropyfloor.experiments.echelon.comparison import EchelonComparison
+from entropyfloor.experiments.echelon.ladder_course import BASE, CourseRow
+from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank
+from entropyfloor.experiments.echelon.rank_inversion import RankInversion
+from entropyfloor.experiments.echelon.rungs import epochs, rung_name
+from entropyfloor.experiments.echelon.selection_rules import RANDOM, RECOMMENDED, RuleResult
+from entropyfloor.reports.echelon_measures import outcome_words, seed_words, title
+
+
+def findings(comparison: EchelonComparison) -> list[str]:
+    """Every sentence, the answer first."""
+    return [*answer(comparison), *details(comparison)]
+
+
+def answer(comparison: EchelonComparison) -> list[str]:
+    """What the echelon says about choosing a checkpoint by pass@1, in plain words."""
+    plan = comparison.plan
+    main = comparison.inversion(plan.outcome, plan.reference)
+    scope = plan.reference
+    if main is None and len(plan.losses) > 1:
+        main, scope = comparison.inversion(plan.outcome, None), "all losses"
+    if main is None:
+        if not plan.grpo_steps:
+            return ["No RL was run, so what is said here is about SFT alone."]
+        return ["No seed has two rungs through RL yet, so their outcomes cannot be compared."]
+    words = [_verdict(main, scope, comparison)]
+    if course := _course(comparison):
+        words.append(course)
+    if gain := _rules_in_short(comparison):
+        words.append(gain)
+    return words
+
+
+def details(comparison: EchelonComparison) -> list[str]:
+    """What stands behind the answer, and what it is worth."""
+    return [
+        *_inversions(comparison),
+        *_losses(comparison),
+        *_predictors(comparison),
+        *_rules(comparison),
+        *_caveats(comparison),
+    ]
+
+
+def missing_words(comparison: EchelonComparison) -> str:
+    """How much is missing; empty if nothing is."""
+    count, plan = len(comparison.missing), comparison.plan
+    if not count:
+        return ""
+    total = f" of {len(plan.losses) * len(plan.depths) * len(plan.seeds)}" if plan.complete else ""
+    what = "outcome after RL" if plan.grpo_steps else "screening"
+    verb, are = ("has", "is") if count == 1 else ("have", "are")
+    return (
+        f"{count}{total} cell{'' if count == 1 and not total else 's'} {verb} no {what} (see what "
+        f"is missing) and {are} left out of every comparison of outcomes."
+    )
+
+
+def _verdict(found: RankInversion, scope: str, comparison: EchelonComparison) -> str:
+    orders, seeds = list(found.by_seed.values()), len(found.by_seed)
+    inverted = len(found.inverted)
+    kept, turned = sum(o.kept for o in orders), sum(o.turned for o in orders)
+    clear = sum(o.clear for o in orders)
+    what = outcome_words(found.outcome)
+    in_all = "" if seeds == 1 else f" in all {seeds} seeds"
+    counted = f"of {kept + turned} pairs of checkpoints, the one with the higher pass@1 before RL"
+    if inverted == seeds:
+        return (
+            f"Rank inversion with {scope}{in_all}: {counted} ends behind the other, by {what}, in "
+            f"{turned}{_noise(clear)}."
+        )
+    if inverted:
+        return (
+            f"Rank inversion with {scope} in {inverted} of {seeds} seeds: {counted} ends behind "
+            f"the other, by {what}, in {turned}{_noise(clear)}, and ahead of it in {kept}."
+        )
+    return (
+        f"No rank inversion with {scope}{in_all}: {counted} ends ahead of the other, by {what}, in "
+        f"{kept}, and behind it in {turned}."
+    )
+
+
+def _noise(clear: int) -> str:
+    return "" if clear else " (none of them clearly: prompts alone could make the difference)"
+
+
+def _course(comparison: EchelonComparison) -> str:
+    plan = comparison.plan
+    rows = [r for r in comparison.course if r.loss == plan.reference and r.outcomes]
+    if len(rows) < 2:
+        return ""
+    first, last = rows[0], rows[-1]
+    seeds = sorted(set(first.outcomes[plan.outcome].by_seed) & _seeds(last, plan.outcome))
+    if not seeds:
+        return ""
+    many = f", means of {len(seeds)} seeds" if len(seeds) > 1 else ", one seed"
+    before = [_mean_of(row.before["pass_at_1"].by_seed, seeds) for row in (first, last)]
+    after = [_mean_of(row.outcomes[plan.outcome].by_seed, seeds) for row in (first, last)]
+    joint = "while" if (before[1] > before[0]) != (after[1] > after[0]) else "and"
+    return (
+        f"From {epochs(first.depth)} of SFT to {last.depth:g}, pass@1 before RL "
+        f"{_moved(*before)} {joint} {outcome_words(plan.outcome)} {_moved(*after)}{many}."
+    )
+
+
+def _rules_in_short(comparison: EchelonComparison) -> str:
+    plan = comparison.plan
+    scope = None if len(plan.losses) > 1 else plan.losses[0]
+    rules = {r.rule: r for r in comparison.rules_of(scope)}
+    highest = rules.get("highest pass@1")
+    if highest is None or (lost := highest.regret(plan.outcome)) is None:
+        return ""
+    words = (
+        f"Starting RL from the checkpoint with the highest pass@1 cost {lost:.3f} of "
+        f"{outcome_words(plan.outcome)} against the best checkpoint there was"
+    )
+    ours = rules.get(RECOMMENDED)
+    if ours is not None:
+        regret = ours.regret(plan.outcome)
+        if regret is None:
+            words += "; our recommendation was to start from none"
+        else:
+            chose = "" if ours.chosen() == len(ours.by_seed) else f" ({_chose(ours)})"
+            words += f"; our recommendation cost {regret:.3f}{chose}"
+    return f"{words}."
+
+
+def _inversions(comparison: EchelonComparison) -> Iterator[str]:
+    plan = comparison.plan
+    wanted = dict.fromkeys([plan.reference, comparison.scopes[0]])
+    for scope in wanted:
+        found = comparison.inversion(plan.outcome, scope)
+        if found is not None:
+            yield _pairs(found, comparison)
+    others = [
+        found
+        for outcome in plan.outcomes[1:]
+        if (found := comparison.inversion(outcome, plan.reference)) is not None
+    ]
+    if others:
+        said = ", ".join(
+            f"{outcome_words(found.outcome)}: {len(found.inverted)} of {len(found.by_seed)} seeds"
+            for found in others
+        )
+        yield f"Rank inversion within {plan.reference} by other outcomes: {said}."
+
+
+def _pairs(found: RankInversion, comparison: EchelonComparison) -> str:
+    orders = list(found.by_seed.values())
+    turned, clear = sum(o.turned for o in orders), sum(o.clear for o in orders)
+    pairs = sum(o.rungs * (o.rungs - 1) // 2 for o in orders)
+    where = "over all losses" if found.scope is None else f"within {found.scope}"
+    ranks = comparison.ranks_of(found.outcome, found.scope)
+    rho = next((r for r in ranks if r.predictor == "pass_at_1"), None)
+    words = (
+        f"pass@1 against {outcome_words(found.outcome)} {where}: {turned} of {pairs} pairs of "
+        f"rungs are turned around, {clear} of them with 95 % intervals apart on both sides"
+    )
+    if rho is not None and rho.mean is not None:
+        words += f"; {rank_words(rho)}"
+    places = ", ".join(f"{o.picked_place} of {o.rungs}" for o in orders)
+    apart = sum(o.apart for o in orders)
+    return (
+        f"{words}. The rung with the highest pass@1 came out at place {places}; its outcome is "
+        f"below the best with intervals apart in {apart} of {len(orders)} seeds."
+    )
+
+
+def rank_words(rank: PredictorRank) -> str:
+    """``Spearman −0.80 (−1.00 to −0.40; by seed ...), p = ...``."""
+    if rank.mean is None:
+        return f"too few rungs for a rank correlation ({rank.points})"
+    ends = "" if rank.interval is None else f"{rank.interval.low:+.2f} to {rank.interval.high:+.2f}"
+    seeds = seed_words(rank.by_seed.values(), digits=2, sign=True)
+    inside = "; ".join(part for part in (ends, f"by seed {seeds}" if seeds else "") if part)
+    chance = "" if rank.p_value is None else f", p = {rank.p_value:.2g}"
+    return f"Spearman {rank.mean:+.2f}{f' ({inside})' if inside else ''}{chance}"
+
+
+def _losses(comparison: EchelonComparison) -> Iterator[str]:
+    plan = comparison.plan
+    done = [r for r in comparison.course if r.outcomes and r.loss != BASE]
+    if not done:
+        return
+    most = max(len(_seeds(r, plan.outcome)) for r in done)
+    full = [r for r in done if len(_seeds(r, plan.outcome)) == most]
+    best = max(full, key=lambda r: r.outcomes[plan.outcome].mean)
+    words = (
+        f"Best {outcome_words(plan.outcome)}: {rung_name(best.loss, best.depth)}, "
+        f"{best.outcomes[plan.outcome].mean:.3f}"
+    )
+    own = [r for r in full if r.loss == plan.reference]
+    if own and best.loss != plan.reference:
+        top = max(own, key=lambda r: r.outcomes[plan.outcome].mean)
+        ahead = _ahead(best, top, plan.outcome)
+        words += (
+            f"; the best of {plan.reference}, {epochs(top.depth)}, reached "
+            f"{top.outcomes[plan.outcome].mean:.3f}, and was behind in {ahead[0]} of {ahead[1]} "
+            f"seed{'' if ahead[1] == 1 else 's'}"
+        )
+    yield f"{words}."
+    deepest = [r for r in done if r.loss == plan.reference]
+    others = [
+        r for r in done if deepest and r.depth == deepest[-1].depth and r.loss != plan.reference
+    ]
+    if others:
+        yield _against(deepest[-1], others, comparison)
+
+
+def _against(reference: CourseRow, others: Sequence[CourseRow], c: EchelonComparison) -> str:
+    """The deepest rungs side by side, by how many seeds agree."""
+    outcome = c.plan.outcome
+    kinds: dict[str, list[str]] = {"higher in every seed": [], "lower in every seed": []}
+    kinds["not alike in all seeds"] = []
+    for row in others:
+        ahead, shared = _ahead(row, reference, outcome)
+        if not shared:
+            continue
+        seeds = sorted(_seeds(row, outcome) & _seeds(reference, outcome))
+        gain = _mean_of(row.outcomes[outcome].by_seed, seeds) - _mean_of(
+            reference.outcomes[outcome].by_seed, seeds
+        )
+        behind = sum(
+            row.outcomes[outcome].by_seed[s] < reference.outcomes[outcome].by_seed[s] for s in seeds
+        )
+        kind = list(kinds)[0 if ahead == shared else 1 if behind == shared else 2]
+        kinds[kind].append(f"{row.loss} ({gain:+.3f})")
+    said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    return f"Against {reference.loss} at {epochs(reference.depth)}, {outcome_words(outcome)} is {said}."
+
+
+def _predictors(comparison: EchelonComparison) -> Iterator[str]:
+    plan = comparison.plan
+    for scope in dict.fromkeys([comparison.scopes[0], plan.reference]):
+        ranks = [r for r in comparison.ranks_of(plan.outcome, scope) if r.aim is not None]
+        if not ranks:
+            continue
+        ranks.sort(key=lambda r: r.aim or 0.0, reverse=True)
+        where = "all losses" if scope is None else str(scope)
+        listed = ", ".join(f"{title(r.predictor)} {r.mean:+.2f}" for r in ranks)
+        yield (
+            f"Over {ranks[0].points} rungs of {where}, rank correlation with "
+            f"{outcome_words(plan.outcome)}, mean of the seeds, the best predictor first: {listed}."
+        )
+
+
+def _rules(comparison: EchelonComparison) -> Iterator[str]:
+    plan = comparison.plan
+    for scope in dict.fromkeys([comparison.scopes[0], plan.reference]):
+        rules = [r for r in comparison.rules_of(scope) if r.regret(plan.outcome) is not None]
+        if not rules:
+            continue
+        rules.sort(key=lambda r: r.regret(plan.outcome) or 0.0)
+        where = "over all losses" if scope is None else f"within {scope}"
+        listed = ", ".join(
+            f"{r.rule} {r.regret(plan.outcome):.3f}"
+            + ("" if r.rule == RANDOM or r.chosen() == len(r.by_seed) else f" ({_chose(r)})")
+            for r in rules
+        )
+        yield f"Regret {where}, mean of the seeds, least first: {listed}."
+
+
+def _caveats(comparison: EchelonComparison) -> Iterator[str]:
+    plan = comparison.plan
+    done = [r for r in comparison.rungs if r.outcomes]
+    if done and len(plan.grpo_steps) > 1:
+        last = f"last_pass_at_{plan.outcome_k}"
+        gaps = [r.outcomes[plan.outcome].value - r.outcomes[last].value for r in done]
+        yield (
+            f"The peak is the best of {len(plan.grpo_steps)} evaluations on the problems that it "
+            f"is reported on, so it is optimistic: by {sum(gaps) / len(gaps):.3f} on average above "
+            f"the last step."
+        )
+    seeds = len({r.seed for r in comparison.rungs})
+    if seeds == 1:
+        yield "One seed: nothing here says how much another seed would differ."
+    elif 1 < seeds < 5:
+        yield f"{seeds} seeds: intervals over seeds are wide, and no more than that is known."
+    if words := missing_words(comparison):
+        yield words
+
+
+def _chose(rule: RuleResult) -> str:
+    return f"it chose in {rule.chosen()} of {len(rule.by_seed)} seeds"
+
+
+def _moved(first: float, last: float) -> str:
+    if f"{first:.3f}" == f"{last:.3f}":
+        return f"stayed at {last:.3f}"
+    return f"{'rose' if last > first else 'fell'} from {first:.3f} to {last:.3f}"
+
+
+def _seeds(row: CourseRow, outcome: str) -> set[int]:
+    return set(row.outcomes[outcome].by_seed)
+
+
+def _ahead(row: CourseRow, reference: CourseRow, outcome: str) -> tuple[int, int]:
+    """Seeds in which a row is ahead, and seeds that both have."""
+    mine, theirs = row.outcomes[outcome].by_seed, reference.outcomes[outcome].by_seed
+    shared = set(mine) & set(theirs)
+    return sum(mine[s] > theirs[s] for s in shared), len(shared)
+
+
+def _mean_of(by_seed: object, seeds: Iterable[int]) -> float:
+    assert hasattr(by_seed, "__getitem__")
+    values = [float(by_seed[seed]) for seed in seeds]
+    return sum(values) / len(values)
