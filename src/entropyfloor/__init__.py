@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CollapseMonitor": "entropyfloor.rl.collapse_monitor",
     "CouplingReport": "entropyfloor.coupling.report",
+    "GFTConfig": "entropyfloor.trainers.gft_config",
+    "GFTTrainer": "entropyfloor.trainers.gft_trainer",
     "JointGRPOTrainer": "entropyfloor.coupling.joint_trainer",
     "SEDConfig": "entropyfloor.trainers.sed_config",
     "SEDTrainer": "entropyfloor.trainers.sed_trainer",

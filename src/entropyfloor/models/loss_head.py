@@ -108,6 +108,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         fused_lm_head: bool = False,
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
+        advantages: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if not fused_lm_head:
@@ -121,6 +122,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         if shift_labels is None:
             assert labels is not None
             targets = labels[:, 1:]
+            advantages = None if advantages is None else advantages[:, 1:]
         else:
             targets = shift_labels
         # The weight changes from step to step: evaluations are of the loss alone.
@@ -155,6 +157,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
                 bias=bias,
                 num_items=1,
                 base=base,
+                advantages=advantages,
                 **options,
             )
         aux_loss = None
