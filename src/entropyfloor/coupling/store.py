@@ -11,12 +11,13 @@ the next; rows, reward and seed may not change.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.claimed_folder import check_same_settings
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.screening.rollout_store import RolloutStore, checkpoint_digest
+from entropyfloor.whole_files import save_json, write_whole
 
 SCHEMA = "entropyfloor.coupling.settings"
 
@@ -36,28 +37,19 @@ class CouplingStore:
         """
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         target = self._folder / "settings.json"
-        now = json.loads(json.dumps(determines))
         if not target.is_file():
             if any(self._folder.glob("rollouts-*.jsonl")):
                 raise ValueError(
                     f"{self._folder} holds rollouts of something else; give another output "
                     "directory"
                 )
-            self._write(target, {"schema": SCHEMA, "determines": now})
+            save_json(target, {"schema": SCHEMA, "determines": determines})
             return
         found = json.loads(target.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise ValueError(f"{target} is not of schema {SCHEMA!r}; give another output directory")
-        before = found["determines"]
-        differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        if differ:
-            words = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in differ)
-            raise ValueError(
-                f"{self._folder} was measured with other settings ({words}), which must not be "
-                "mixed; give another output directory, or remove this one"
-            )
+        check_same_settings(self._folder, found["determines"], determines, holds="was measured")
 
     def rollouts(self, source: CheckpointSource, *, own: bool = False) -> RolloutStore:
         """Rollouts of a checkpoint, for the prompts or (``own``) for the demonstrations'."""
@@ -74,16 +66,11 @@ class CouplingStore:
     def write(self, kind: str, source: CheckpointSource, key: Any, found: Any) -> None:
         """Keep JSON data; ``key`` says what else it depends on."""
         if (target := self._file(kind, source)) is not None:
-            self._write(target, {"of": key, "found": found})
+            text = json.dumps({"of": key, "found": found}, ensure_ascii=False)  # may be infinite
+            write_whole(target, text)
 
     def _file(self, kind: str, source: CheckpointSource) -> Path | None:
         return None if self._folder is None else self._folder / f"{kind}-{_name(source)}.json"
-
-    @staticmethod
-    def _write(target: Path, content: Any) -> None:
-        unfinished = target.with_name(f".unfinished-{target.name}")
-        unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        os.replace(unfinished, target)
 
 
 def _name(source: CheckpointSource) -> str:

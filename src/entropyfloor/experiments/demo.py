@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor import __version__
+from entropyfloor.claimed_folder import claim_folder
 from entropyfloor.experiments.conclusions import conclusions
 from entropyfloor.experiments.depths import DepthTraining, depth_directory, train_depths
 from entropyfloor.experiments.quick_model import quick_model_directory
-from entropyfloor.experiments.run_folder import claim_folder
-from entropyfloor.experiments.screening_store import load_screening, save_json
+from entropyfloor.experiments.screening_store import load_screening
 from entropyfloor.experiments.tasks import SumTask, sum_task
 from entropyfloor.models.checkpoint_sources import find_checkpoints
 from entropyfloor.models.checkpoints import load_tokenizer
@@ -35,6 +35,7 @@ from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.screen import screen
+from entropyfloor.whole_files import save_json
 from entropyfloor_losses import loss_by_name
 
 GROUP_SIZE = 8  # rollouts per prompt that RL would use: GRPO's default in trl

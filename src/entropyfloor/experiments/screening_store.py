@@ -1,20 +1,10 @@
 """Screenings on disk, for experiments that go on where they were stopped."""
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 from entropyfloor.screening.report import ScreeningReport
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is whole or absent, also if the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+from entropyfloor.whole_files import save_json as save_json
 
 
 def load_screening(folder: Path) -> ScreeningReport | None:

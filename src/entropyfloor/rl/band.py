@@ -12,7 +12,6 @@ folder goes on where a killed one was.
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.rewards import RewardFunction, reward_by_name
 from entropyfloor.screening.rollout_blocks import RolloutBlocks
 from entropyfloor.screening.rollouts import SamplingSettings
+from entropyfloor.whole_files import save_json, write_whole
 
 NUM_SAMPLES = 16
 _PAPER = (1, 14)  # passes of 16
@@ -221,10 +221,5 @@ def _write(band: Band, settings: dict[str, Any]) -> None:
         "kept": len(band.kept),
     }
     lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in band.rows()]
-    for name, text in (
-        ("band.jsonl", "".join(lines)),
-        ("band.json", json.dumps(document, ensure_ascii=False, indent=1) + "\n"),
-    ):
-        unfinished = band.folder / f".unfinished-{name}"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, band.folder / name)
+    write_whole(band.path, "".join(lines))
+    save_json(band.folder / "band.json", document)

@@ -10,9 +10,10 @@ and a line that a kill cut short, so every step is there once.
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from entropyfloor.whole_files import write_whole
 
 FILE_NAME = "collapse_monitor.jsonl"
 
@@ -42,11 +43,7 @@ def begin_log(path: Path, resumed_step: int, start: dict[str, Any]) -> None:
     kept = []
     if resumed_step > 0 and path.is_file():
         kept = [r for r in read_log(path) if r.get("step", 0) <= resumed_step]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    lines = [_line(record) for record in [*kept, {"event": "start", **start}]]
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, "".join(_line(record) for record in [*kept, {"event": "start", **start}]))
 
 
 def append_log(path: Path, record: dict[str, Any]) -> None:

@@ -12,14 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.claimed_folder import check_same_settings
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.interpolation import check_same_shapes, write_interpolated
 from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.report import CheckpointScreening
-from entropyfloor.screening.rollout_store import checkpoint_digest
+from entropyfloor.screening.rewards import reward_by_name, reward_name
+from entropyfloor.screening.rollout_store import checkpoint_digest, source_digest
 from entropyfloor.screening.screen import screen
+from entropyfloor.whole_files import save_json
 
 _RECORD = "rescue.json"
+_WITHOUT_EFFECT = ("batch_size", "processes", "progress")  # arguments of `screen`
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,19 @@ def rescue(
     source, origin = (check_checkpoint(p, trust_remote_code=trust) for p in (checkpoint, base))
     check_same_shapes(source, origin)
     folder = Path(output_dir)
+    function = reward_by_name(reward) if isinstance(reward, str) else reward
     determines = {
         "checkpoint": checkpoint_digest(source),
         "base": checkpoint_digest(origin),
         "prompts": prompts.full_digest,
         "floor": floor,
-        "reward": None if reward is None else str(reward),
-        "screening": {name: str(value) for name, value in sorted(screening.items())},
+        "reward": None if function is None else reward_name(reward),
+        "reward's source file": source_digest(function),
+        "screening": {
+            name: str(value)
+            for name, value in sorted(screening.items())
+            if name not in _WITHOUT_EFFECT
+        },
     }
     points = _known_points(folder, determines)
 
@@ -177,12 +187,7 @@ def _known_points(folder: Path, determines: dict[str, Any]) -> dict[float, Rescu
     if not path.is_file():
         return {}
     record = json.loads(path.read_text())
-    differ = sorted(key for key in determines if record["determines"].get(key) != determines[key])
-    if differ:
-        raise ValueError(
-            f"{folder} holds a rescue with another {', '.join(differ)}; give another output "
-            "directory, or remove this one"
-        )
+    check_same_settings(folder, record["determines"], determines, holds="holds a rescue")
     return {point["share"]: RescuePoint(**point) for point in record["points"]}
 
 
@@ -197,6 +202,4 @@ def _write(
         "points": [asdict(points[key]) for key in sorted(points)],
         "determines": determines,
     }
-    unfinished = folder / f".{_RECORD}"
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(folder / _RECORD)
+    save_json(folder / _RECORD, record)

@@ -25,10 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from entropyfloor.claimed_folder import check_same_settings
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.screening.measure import TokenSums
 from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.rollouts import Rollout
+from entropyfloor.whole_files import save_json, write_whole
 
 SCHEMA = "entropyfloor.rollouts"
 _LAST = "last_of_batch"
@@ -113,7 +115,8 @@ class RolloutStore:
         """Keep teacher-forced sums for the next run; ``key`` (JSON data) says what they are of."""
         if self._sums_file is not None and self._processes.main:
             values = {name: asdict(value) for name, value in sums.items()}
-            _write_whole(self._sums_file, {"of": key, "sums": values})
+            text = json.dumps({"of": key, "sums": values}, ensure_ascii=False)  # may be infinite
+            write_whole(self._sums_file, text)
 
     def _read(self, file: Path, *, repair: bool) -> None:
         content = file.read_bytes()
@@ -152,24 +155,13 @@ def open_folder(folder: Path, *, determines: dict[str, Any], context: dict[str, 
     target = folder / "rollouts.json"
     if target.is_file():
         before = read_folder(folder)["determines"]
-        now = json.loads(json.dumps(determines))
-        differ = sorted(
-            key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
-        )
-        if differ:
-            words = "; ".join(
-                f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differ
-            )
-            raise ValueError(
-                f"{folder} holds rollouts drawn with other settings ({words}), which must not be "
-                "mixed; give another output directory, or remove this one"
-            )
+        check_same_settings(folder, before, determines, holds="holds rollouts drawn")
     elif any(folder.glob("rollouts-*.jsonl")):
         raise ValueError(
             f"{folder} holds rollouts but no rollouts.json that says how they were drawn; give "
             "another output directory, or remove this one"
         )
-    _write_whole(target, {"schema": SCHEMA, "determines": determines, "context": context})
+    save_json(target, {"schema": SCHEMA, "determines": determines, "context": context})
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
@@ -250,9 +242,3 @@ def _rollout(record: dict[str, Any]) -> Rollout:
         record["truncated"],
         record["greedy"],
     )
-
-
-def _write_whole(target: Path, content: Any) -> None:
-    unfinished = target.with_name(f".unfinished-{target.name}")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(unfinished, target)

@@ -78,9 +78,9 @@ def test_a_second_call_does_nothing_again(finished, folder, monkeypatch):
 
 def test_names_and_folders_stay_with_what_they_were_made_with(finished, folder):
     run, (shallow, _), _ = finished
-    with pytest.raises(ValueError, match="samples 4, now 32"):
+    with pytest.raises(ValueError, match="samples: 4 then, 32 now"):
         SmallRun(folder)
-    with pytest.raises(ValueError, match=r"other settings.*loss ce, now sed"):
+    with pytest.raises(ValueError, match=r"other settings.*loss: 'ce' then, 'sed' now"):
         run.sft("sed", (1, 3), name="ce")
     for stage in (run.screen, run.grpo, run.cell):
         with pytest.raises(ValueError, match=r"other settings.*weights"):

@@ -87,17 +87,27 @@ def test_smallest_share_that_clears_the_floor(tmp_path, base, collapsed):
 
 def test_a_rerun_screens_nothing_again(tmp_path, base, collapsed, monkeypatch):
     arguments = dict(base=base, floor=1.0, prompts=PROMPTS, output_dir=tmp_path, tolerance=0.25)
-    first = rescue(collapsed, **arguments, **SCREENING)
+
+    def reward():  # another object in each process, as in each run of a program
+        def even(completions, **_):
+            return [float(len(text) % 2 == 0) for text in completions]
+
+        return even
+
+    screening = {**SCREENING, "group_size": 4}
+    first = rescue(collapsed, **arguments, reward=reward(), **screening)
     from entropyfloor.screening import rollouts
 
     def generated(*_, **__):
         raise AssertionError("rollouts were generated again")
 
     monkeypatch.setattr(rollouts, "_generate_batch", generated)
-    again = rescue(collapsed, **arguments, **SCREENING)
+    again = rescue(collapsed, **arguments, reward=reward(), batch_size=3, **screening)
     assert again == first
-    with pytest.raises(ValueError, match="holds a rescue with another floor"):
-        rescue(collapsed, **{**arguments, "floor": 2.0}, **SCREENING)
+    with pytest.raises(
+        ValueError, match=r"rescue with other settings \(floor: 1.0 then, 2.0 now\)"
+    ):
+        rescue(collapsed, **{**arguments, "floor": 2.0}, reward=reward(), **screening)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -1,15 +1,15 @@
 import pytest
 
-from entropyfloor.experiments.run_folder import claim_folder
+from entropyfloor.claimed_folder import claim_folder
 
 
 def test_a_folder_is_claimed_once_and_stays_with_its_settings(tmp_path):
     folder = tmp_path / "new" / "run"
     claim_folder(folder, {"depths": (1, 2), "seed": 0})
     claim_folder(folder, {"seed": 0, "depths": [1, 2]})  # JSON has no tuples
-    with pytest.raises(ValueError, match=r"other settings \(seed 0, now 1\)"):
+    with pytest.raises(ValueError, match=r"other settings \(seed: 0 then, 1 now\)"):
         claim_folder(folder, {"depths": (1, 2), "seed": 1})
-    with pytest.raises(ValueError, match="samples None, now 8"):
+    with pytest.raises(ValueError, match="samples: None then, 8 now"):
         claim_folder(folder, {"depths": (1, 2), "seed": 0, "samples": 8})
 
 
