@@ -3,7 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from entropyfloor.cli.options import add_batches, add_loading, add_prompts, chosen_prompts
+from entropyfloor.cli.options import (
+    add_batches,
+    add_loading,
+    add_prompts,
+    chosen_prompts,
+    console_for_tables,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -11,8 +17,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
-    from rich.console import Console
-
     from entropyfloor.coupling.couple import measure_coupling
     from entropyfloor.reports.coupling_findings import findings
     from entropyfloor.screening.prompts import load_prompts
@@ -43,9 +47,7 @@ def main(argv: Sequence[str]) -> int:
         output_dir=arguments.output_dir,
         progress=not arguments.no_progress,
     )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width of its own
+    console = console_for_tables()
     console.print(report.table())
     for words in findings(report):
         console.print(f"• {words}", markup=False, highlight=False, soft_wrap=True)

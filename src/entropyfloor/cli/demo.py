@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from entropyfloor.cli.options import console_for_tables
+
 
 def main(argv: Sequence[str]) -> int:
     """Run or continue the demo; print the table and what it says. Returns 0; errors are raised."""
@@ -15,8 +17,6 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
-    from rich.console import Console
-
     from entropyfloor.experiments.demo import DemoSettings, run_demo
 
     given = {
@@ -35,9 +35,7 @@ def main(argv: Sequence[str]) -> int:
     default = Path("runs") / ("demo-quick" if arguments.quick else "demo")
     output_dir = default if arguments.output_dir is None else Path(arguments.output_dir)
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width; 80 columns would fold the numbers
+    console = console_for_tables()
     number = 0
 
     def say(line: str) -> None:

@@ -12,6 +12,7 @@ from entropyfloor.cli.options import (
     add_prompts,
     add_sampling,
     chosen_prompts,
+    console_for_tables,
 )
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     import json
-
-    from rich.console import Console
 
     from entropyfloor.rl.response_groups import build_response_groups
     from entropyfloor.screening.processes import join_processes
@@ -72,9 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json is not None:
         document = json.dumps(groups.to_dict(), ensure_ascii=False, indent=1) + "\n"
         Path(arguments.json).write_text(document, encoding="utf-8")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width of its own
+    console = console_for_tables()
     console.print(_table(groups))
     counts = groups.counts
     words = f"{groups.num_prompts} groups: in {counts.mixed} some responses pass and some fail, "

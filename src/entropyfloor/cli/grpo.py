@@ -21,6 +21,7 @@ from typing import Any
 from trl.scripts.grpo import GRPOScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
+from entropyfloor.cli.options import console_for_tables
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import (
@@ -227,8 +228,6 @@ def _screening_prompts(script: GRPOArguments) -> Any:
 
 def _screen(arguments: Arguments, reward: Any) -> None:
     """Screen the start and every checkpoint as before RL, with RL's group size and sampling."""
-    from rich.console import Console
-
     from entropyfloor.reports.screening_table import remarks
     from entropyfloor.screening.processes import join_processes
     from entropyfloor.screening.screen import screen
@@ -254,9 +253,7 @@ def _screen(arguments: Arguments, reward: Any) -> None:
         processes=processes,
     )
     if processes.main:
-        console = Console()
-        if not console.is_terminal:
-            console.width = 200  # a file or a pipe has no width of its own
+        console = console_for_tables()
         console.print(report.table(console.width))
         for remark in remarks(report):
             console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from entropyfloor.cli.options import (
     add_sampling,
     check_chat,
     chosen_prompts,
+    console_for_tables,
 )
 from entropyfloor.screening.verdict import AT_RISK, COLLAPSED, TAU_H, UNDECIDED
 
@@ -38,8 +39,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
-    from rich.console import Console
-
     from entropyfloor.reports.screening_table import advice_words, remarks
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
     from entropyfloor.screening.processes import join_processes
@@ -60,11 +59,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     advice = advice_words(report)
     report = replace(report, calibration=calibration)
-    console = Console()
-    if not console.is_terminal:
-        console.width = (
-            200  # a file or a pipe has no width of its own; 80 columns would fold the numbers
-        )
+    console = console_for_tables()
     console.print(report.table(console.width))
     for words in advice:
         console.print(words, markup=False, highlight=False, soft_wrap=True, style="bold")
