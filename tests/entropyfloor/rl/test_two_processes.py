@@ -1,41 +1,20 @@
 """Two processes (gloo, CPU): both see the pooled groups and entropies, and decide alike."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from grpo_runs import steps_of
 from grpo_two_process_run import GROUP
 
+from two_processes import two_processes
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    program = str(Path(__file__).with_name("grpo_two_process_run.py"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, program, str(folder)],
-            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / f"errors-{rank}").open("w"),
-        )
-        for rank in "01"
-    ]
-    try:
-        codes = [process.wait(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    errors = "".join((folder / f"errors-{rank}").read_text()[-3000:] for rank in "01")
-    assert codes == [0, 0], errors
+    with two_processes(str(Path(__file__).with_name("grpo_two_process_run.py")), folder):
+        pass
     found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"]
     return folder / "run", found
 

@@ -1,14 +1,12 @@
 """Two processes (gloo, CPU) train as one does: same global batch, unequal token counts per rank."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from two_process_run import CASES, run_all
+
+from two_processes import two_processes
 
 LOGGED = ("loss", "grad_norm", "ce", "penalty", "selected_fraction", "top_k_mass", "num_tokens")
 
@@ -17,28 +15,8 @@ LOGGED = ("loss", "grad_norm", "ce", "penalty", "selected_fraction", "top_k_mass
 def results(tmp_path_factory):
     """``{(processes, rank): {case: record}}``, two launches in all."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    program = str(Path(__file__).with_name("two_process_run.py"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, program, str(two)],
-            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=(two / f"errors-{rank}").open("w"),
-        )
-        for rank in "01"
-    ]
-    try:
+    with two_processes(str(Path(__file__).with_name("two_process_run.py")), two):
         run_all(one)
-        codes = [process.wait(timeout=180) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    errors = "".join((two / f"errors-{rank}").read_text()[-3000:] for rank in "01")
-    assert codes == [0, 0], errors
 
     def read(folder, rank):
         return {

@@ -1,0 +1,48 @@
+"""A test program as two processes of one gloo group, on the CPU and without a launcher."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+@contextmanager
+def two_processes(program: str, folder: Path) -> Iterator[None]:
+    """Run ``program`` (beside the calling test) twice with ``folder`` as argument.
+
+    What is inside the ``with`` runs meanwhile; leaving it waits, and fails with what the processes
+    wrote to standard error.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, program, str(folder)],
+            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=(folder / f"errors-{rank}").open("w"),
+        )
+        for rank in "01"
+    ]
+    try:
+        yield
+        codes = [process.wait(timeout=180) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    errors = "".join((folder / f"errors-{rank}").read_text()[-3000:] for rank in "01")
+    assert codes == [0, 0], errors
+
+
+def end_of_process() -> None:
+    """Last line of such a program."""
+    torch.distributed.barrier()
+    # Not sys.exit: gloo's threads have been seen to keep a finished process alive.
+    os._exit(0)
