@@ -40,6 +40,7 @@ from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.rewards import RewardFunction, call_reward, reward_by_name
 from entropyfloor.screening.rollout_blocks import RolloutBlock, RolloutBlocks
 from entropyfloor.screening.rollouts import SamplingSettings
+from entropyfloor.whole_files import save_json
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
 
@@ -195,7 +196,7 @@ def build_response_groups(
     groups = processes.from_main(ResponseGroups(folder, len(prompts), counts, settings))
     if processes.main:
         os.replace(unfinished, groups.path)
-        _write_whole(folder / "groups.json", groups.to_dict())
+        save_json(folder / "groups.json", groups.to_dict())
     return groups
 
 
@@ -237,7 +238,7 @@ class _GivenScores:
             rewards = json.loads(file.read_text(encoding="utf-8"))
         else:
             rewards = self._score(block.rows, own)
-            _write_whole(file, rewards)
+            save_json(file, rewards)
         scores = iter(rewards)
         return [[replace(each, reward=next(scores)) for each in group] for group in own]
 
@@ -266,9 +267,3 @@ class _GivenScores:
 def _digest(given: Sequence[Sequence[Response]]) -> str:
     text = json.dumps([[asdict(each) for each in group] for group in given], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _write_whole(target: Path, content: Any) -> None:
-    unfinished = target.with_name(f".unfinished-{target.name}")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(unfinished, target)
