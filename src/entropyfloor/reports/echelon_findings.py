@@ -233,7 +233,8 @@ def _against(reference: CourseRow, others: Sequence[CourseRow], c: EchelonCompar
         kind = list(kinds)[0 if ahead == shared else 1 if behind == shared else 2]
         kinds[kind].append(f"{row.loss} ({gain:+.3f})")
     said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
-    return f"Against {reference.loss} at {epochs(reference.depth)}, {outcome_words(outcome)} is {said}."
+    where = f"{reference.loss} at {epochs(reference.depth)}"
+    return f"Against {where}, {outcome_words(outcome)} is {said}."
 
 
 def _predictors(comparison: EchelonComparison) -> Iterator[str]:
