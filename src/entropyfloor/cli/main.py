@@ -11,6 +11,7 @@ VERBS = {
     "band": "keep the prompts of which some but not all rollouts pass, for RL",
     "grpo": "train with GRPO in its DAPO variant, watched for collapse: every flag of `trl grpo`",
     "gft-groups": "experts' and a teacher's responses to every prompt, scored, for GFT",
+    "echelon": "losses at growing depth, before and after RL, compared: a recipe, resumable",
     "coupling": "what RL did to the SFT loss along a run, SFT to the reward, and how long to train",
     "pstar": "print the majority-degeneration threshold p*(g) of a group size",
     "demo": "CE and SED at three depths on a real model, screened: the whole path on this machine",

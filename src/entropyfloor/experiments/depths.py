@@ -4,8 +4,8 @@ A depth is a number of epochs; of 1.9 epochs with ten steps each, 19 steps are t
 
 Checkpoints are ``NAME-depth-D`` directories. The trainer writes one under another name; it gets its
 own by a rename once it is complete, so a directory of that name is a finished depth. While the run
-lasts, checkpoints carry optimizer and scheduler state; when its last depth is done only model and
-tokenizer stay.
+lasts, the deepest carries optimizer and scheduler state, from which a killed run goes on; when its
+last depth is done only model and tokenizer stay.
 
 The learning rate is constant. A depth is then what a run of that many epochs would have ended with,
 and the depths of one run can be compared.
@@ -157,9 +157,14 @@ def train_ladder(
     if not targets[-1].is_dir():
         _train(make, depths, targets, folder / f".unfinished-{targets[-1].name}")
     for target in targets:
-        for file in TRAINING_STATE:
-            (target / file).unlink(missing_ok=True)
+        strip_training_state(target)
     return targets
+
+
+def strip_training_state(checkpoint: Path) -> None:
+    """Leave model and tokenizer."""
+    for file in TRAINING_STATE:
+        (checkpoint / file).unlink(missing_ok=True)
 
 
 def _train(
@@ -248,6 +253,8 @@ class _SaveDepths(TrainerCallback):
         target = self.targets.get(state.global_step)
         if target is not None and not target.is_dir():
             written.rename(target)
+            for shallower in [t for step, t in self.targets.items() if step < state.global_step]:
+                strip_training_state(shallower)
 
 
 def depth_of(checkpoint: str) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""The recipe of an echelon: what is varied, what is held, read from YAML and checked before compute.
+"""The recipe of an echelon: what varies, what is held; read from YAML, checked before compute.
 
     name: two-cores
     model: {name: small, pretraining_steps: 325}     # or smollm2, a directory, a hub id
@@ -207,8 +207,9 @@ class Recipe:
         schedule = options.get("lr_scheduler_type", "constant")
         if schedule not in _CONSTANT:
             raise ValueError(
-                f"lr_scheduler_type {schedule!r} (loss {name}): one run leaves all depths, so they "
-                f"are comparable with a constant learning rate only; choose {' or '.join(_CONSTANT)}"
+                f"lr_scheduler_type {schedule!r} (loss {name}): one run leaves all depths, and they "
+                "are comparable with a constant learning rate only; choose "
+                f"{' or '.join(_CONSTANT)}"
             )
         try:
             SEDConfig(output_dir="unused", **{"use_cpu": True, "bf16": False, **options})
