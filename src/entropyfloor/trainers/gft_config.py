@@ -14,11 +14,20 @@ from trl import GRPOConfig
 
 from entropyfloor_losses import GroupFineTuningLoss
 
+from .floor_options import FloorOptions
+
 GIVEN = ("expert", "teacher", "other")
 SOURCES = (*GIVEN, "self")
 GROUP_OF_ONE = ("error", "imitate", "skip")
 UNSCORED = ("error", "leave_out")
 
+_COUNTED = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+)
 _NO_RATIO = "the loss has neither a probability ratio nor clipping: each group is used once"
 _NO_REFERENCE = "the loss has no reference model"
 _FLOOR = "entropy is kept up by the entropy floor"
@@ -58,7 +67,7 @@ _REFUSED = {
 
 
 @dataclass
-class GFTConfig(GRPOConfig):
+class GFTConfig(FloorOptions, GRPOConfig):
     """Arguments of `GFTTrainer`: every field of ``trl.GRPOConfig`` and the ones below.
 
     Args:
@@ -87,6 +96,9 @@ class GFTConfig(GRPOConfig):
         success_threshold: a response passed if its reward is at least this; tells all-right from
             all-wrong groups in the log, nothing else.
         per_device_train_batch_size: *prompts* per micro-batch and device.
+
+    The entropy floor's fields are those of `FloorOptions`; it is a term beside the loss, on the
+    tokens of all responses.
 
     Raises:
         ValueError: a value out of range, or an option of GRPOConfig that GFT's loss does not have.
@@ -136,26 +148,37 @@ class GFTConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self._check_group()
-        steps, batch = self.steps_per_generation, self.generation_batch_size
-        self.steps_per_generation = self.generation_batch_size = None
+        given = {name: getattr(self, name) for name in _COUNTED}
         # GRPOConfig counts rollouts and wants two per prompt: let it check in its own unit.
-        prompts, rollouts = self.per_device_train_batch_size, max(2, self.num_self)
-        eval_prompts, evaluated = self.per_device_eval_batch_size, self.num_generations_eval
-        self.num_generations = rollouts
-        self.per_device_train_batch_size = prompts * rollouts
-        self.per_device_eval_batch_size = eval_prompts * max(1, evaluated or rollouts)
+        rollouts = max(2, self.num_self)
+        evaluated = self.num_generations_eval or rollouts
+        in_rollouts = {
+            "per_device_train_batch_size": given["per_device_train_batch_size"] * rollouts,
+            "per_device_eval_batch_size": given["per_device_eval_batch_size"] * evaluated,
+            "num_generations": rollouts,
+            "steps_per_generation": None,
+            "generation_batch_size": None,
+        }
+        for name, value in in_rollouts.items():
+            setattr(self, name, value)
         super().__post_init__()
-        self.num_generations = self.num_self
-        self.per_device_train_batch_size = prompts
-        self.per_device_eval_batch_size = eval_prompts
-        assert self.generation_batch_size is not None
-        self.generation_batch_size //= rollouts
-        for name, given in (("steps_per_generation", steps), ("generation_batch_size", batch)):
-            if given is not None and given != getattr(self, name):
+        in_prompts = {
+            "per_device_train_batch_size": given["per_device_train_batch_size"],
+            "per_device_eval_batch_size": given["per_device_eval_batch_size"],
+            "num_generations": self.num_self,
+            "steps_per_generation": self.gradient_accumulation_steps,
+            "generation_batch_size": given["per_device_train_batch_size"]
+            * self.world_size
+            * self.gradient_accumulation_steps,
+        }
+        for name, value in in_prompts.items():
+            setattr(self, name, value)
+            if given[name] not in (None, value):
                 raise ValueError(
-                    f"{name} is {given}; {_NO_RATIO}, so it is {getattr(self, name)} here: own "
-                    "samples are drawn for one optimizer step. Leave it out"
+                    f"{name} is {given[name]}; {_NO_RATIO}, so it is {value} here: own samples are "
+                    "drawn for one optimizer step. Leave it out"
                 )
+        self.check_floor()
         self._refuse()
 
     def _check_group(self) -> None:

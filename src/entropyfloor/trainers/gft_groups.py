@@ -1,53 +1,20 @@
-"""Groups of responses: their coefficients, and the tensors of one forward pass. No trainer.
+"""Groups of responses: their advantages and what is counted of them. No trainer, no model.
 
-coefficient of a response   w_source * A,   A = group advantage of its reward
-loss                        sum over its tokens of coefficient * C * -log p
+A of a response   (R - mean R) / (std R + eps) over its group; the loss is -w_source A C log p
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from entropyfloor_losses import IGNORE_INDEX, group_advantages
+from entropyfloor_losses import group_advantages
 
-from .gft_config import SOURCES, GFTConfig
-
-
-@dataclass
-class Response:
-    """One response of a group.
-
-    Attributes:
-        source: one of `SOURCES`.
-        prompt_ids: tokens it follows.
-        ids: its tokens.
-        reward: NaN where no reward function applied.
-        scored: per token, whether the loss counts it; None: all of them.
-        advantage: set by `set_advantages`.
-        taken: whether it takes part in the loss; set by `set_advantages`.
-
-    """
-
-    source: str
-    prompt_ids: Sequence[int]
-    ids: Sequence[int]
-    reward: float
-    scored: Sequence[bool] | None = None
-    advantage: float = 0.0
-    taken: bool = True
-
-    @property
-    def num_scored(self) -> int:
-        """Tokens that the loss counts."""
-        if not self.taken:
-            return 0
-        return len(self.ids) if self.scored is None else sum(self.scored)
+from .gft_config import GFTConfig
+from .gft_responses import Response
 
 
 @dataclass
@@ -132,49 +99,7 @@ def _lone(response: Response, row: int, group_of_one: str) -> None:
         response.taken = False
 
 
-def collate(
-    groups: Sequence[Group], *, pad_token_id: int, weights: Mapping[str, float]
-) -> dict[str, Tensor]:
-    """Tensors of one forward pass over all responses that are taken.
-
-    Returns:
-        ``input_ids``, ``attention_mask``, ``labels`` (-100 where not scored) ``[n, length]`` int64,
-        ``advantages`` ``[n, length]`` fp32, weighted, and ``sources`` ``[n]``, index in `SOURCES`.
-        Right-padded. With nothing to train on, one row without labels: every process must run its
-        forward pass.
-
-    """
-    taken = [r for group in groups for r in group.responses if r.taken and len(r.ids)]
-    if not taken:
-        prompt_ids = next(r.prompt_ids for group in groups for r in group.responses)
-        taken = [Response("self", prompt_ids, [pad_token_id], 0.0, scored=[False])]
-    length = max(len(r.prompt_ids) + len(r.ids) for r in taken)
-    shape = (len(taken), length)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
-    advantages = torch.zeros(shape, dtype=torch.float32)
-    for number, response in enumerate(taken):
-        start, end = len(response.prompt_ids), len(response.prompt_ids) + len(response.ids)
-        ids = torch.tensor(response.ids, dtype=torch.long)
-        input_ids[number, :start] = torch.tensor(response.prompt_ids, dtype=torch.long)
-        input_ids[number, start:end] = ids
-        attention_mask[number, :end] = 1
-        if response.scored is not None:
-            ids = ids.masked_fill(~torch.tensor(response.scored, dtype=torch.bool), IGNORE_INDEX)
-        labels[number, start:end] = ids
-        advantages[number, start:end] = response.advantage * weights[response.source]
-    sources = torch.tensor([SOURCES.index(response.source) for response in taken])
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "labels": labels,
-        "advantages": advantages,
-        "sources": sources,
-    }
-
-
-def group_counts(groups: Sequence[Group], success_threshold: float) -> dict[str, Any]:
+def group_counts(groups: Sequence[Group], success_threshold: float) -> dict[str, float]:
     """Sums over groups and responses, by the names of `gft_metrics`."""
     counts: dict[str, float] = {}
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from entropyfloor_losses import IGNORE_INDEX
+
+from ..models.loss_head import LossHeadOutput
 from .gft_config import SOURCES
 
 _GROUPS = ("groups", "size", "of_one", "degenerate", "all_right", "all_wrong", "unscored")
@@ -14,7 +17,11 @@ _RESPONSES = ("responses", "reward", "advantage")
 _TOKENS = ("tokens", "rectified", "entropy", "nll")
 
 GROUP_SUMS = (*_GROUPS, *(f"{source}/{name}" for source in SOURCES for name in _RESPONSES))
-TOKEN_SUMS = tuple(f"{source}/{name}" for name in _TOKENS for source in SOURCES)
+TOKEN_SUMS = (
+    *(f"{source}/{name}" for name in _TOKENS for source in SOURCES),
+    "acting",
+    "base_kl",
+)
 
 
 def group_vector(counts: Mapping[str, float]) -> Tensor:
@@ -22,26 +29,49 @@ def group_vector(counts: Mapping[str, float]) -> Tensor:
     return torch.tensor([float(counts.get(name, 0.0)) for name in GROUP_SUMS], dtype=torch.float64)
 
 
-def token_vector(
-    sources: Tensor, mask: Tensor, selected: Tensor, entropy: Tensor, log_prob: Tensor
-) -> Tensor:
+def token_vector(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: float) -> Tensor:
     """`TOKEN_SUMS` of one forward pass, fp64 (fp32 on MPS).
 
     Args:
+        output: of the loss head.
         sources: ``[n]``, index in `SOURCES`.
-        mask: ``[n, length]``, scored tokens.
-        selected: ``[n, length]``, rectified tokens.
-        entropy: ``[n, length]`` nats, 0 where not scored.
-        log_prob: ``[n, length]`` nats, 0 where not scored.
+        labels: ``[n, length]``, not shifted.
+        tau: of the loss: tokens with p_y below it are rectified.
 
     """
+    assert output.entropy is not None and output.token_log_probs is not None
+    mask = labels[:, 1:] != IGNORE_INDEX
+    # Not output.selected: with an entropy term that is every token it acts on.
+    rectified = mask & (output.token_log_probs.exp() < tau)
     # Sums over long runs between two logs need fp64, which MPS does not have.
     wide = torch.float32 if mask.device.type == "mps" else torch.float64
     parts = []
-    for values in (mask, selected & mask, entropy, -log_prob):
+    for values in (mask, rectified, output.entropy, -output.token_log_probs):
         by_row = values.detach().to(wide).sum(-1)
         parts.append(by_row.new_zeros(len(SOURCES)).index_add(0, sources, by_row))
+    for extra in (output.acting, output.base_kl):
+        found = mask.new_zeros((), dtype=wide) if extra is None else extra.detach().to(wide).sum()
+        parts.append(found.reshape(1))
     return torch.cat(parts)
+
+
+def entropy_and_tokens(sums: Mapping[str, float]) -> tuple[float, float]:
+    """Sum of entropy (nats) and number of tokens over all sources."""
+    entropy, tokens = (
+        sum(sums[f"{source}/{name}"] for source in SOURCES) for name in ("entropy", "tokens")
+    )
+    return entropy, tokens
+
+
+def floor_ratios(sums: Mapping[str, float]) -> dict[str, float]:
+    """What is logged of the entropy term: as `SEDTrainer` does."""
+    tokens = entropy_and_tokens(sums)[1]
+    if not tokens:
+        return {}
+    return {
+        "floor_acting_fraction": sums["acting"] / tokens,
+        "base_kl": sums["base_kl"] / tokens,
+    }
 
 
 def ratios(sums: Mapping[str, float], steps: int) -> dict[str, float]:

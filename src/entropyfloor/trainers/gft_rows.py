@@ -10,7 +10,7 @@ Everything that can be wrong with a row is found before the first step, and name
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,47 +131,6 @@ def encode_given(
     return [list(completion.ids) for completion in found]
 
 
-def add_rewards(
-    dataset: Dataset,
-    score: Callable[[Dataset, list[tuple[int, int]]], Sequence[float]],
-    args: GFTConfig,
-    *,
-    name: str,
-) -> Dataset:
-    """Add the reward of every given response that may be drawn: the cached one, else computed.
-
-    Args:
-        dataset: checked by `check_rows`.
-        score: maps the dataset and (row, response) pairs to rewards, NaN where there is none.
-        args: which sources are drawn, and ``on_unscored``.
-        name: of the dataset, for errors.
-
-    """
-    counts = args.response_counts()
-    rewards: list[list[float]] = []
-    missing: list[tuple[int, int]] = []
-    given_only = dataset.select_columns([c for c in ("responses",) if c in dataset.column_names])
-    for index in range(len(dataset)):
-        given = given_only[index].get("responses") or [] if given_only.column_names else []
-        rewards.append([math.nan] * len(given))
-        for number, response in enumerate(given):
-            if response.get("reward") is not None:
-                # In fp32, as trl's: rewards that agree must agree to the last bit.
-                rewards[-1][number] = float(np.float32(response["reward"]))
-            elif counts[response["source"]]:
-                missing.append((index, number))
-    if missing:
-        for (index, number), value in zip(missing, score(dataset, missing), strict=True):
-            if math.isinf(value) or (math.isnan(value) and args.on_unscored == "error"):
-                raise ValueError(
-                    f"{name}, row {index}, response {number}: the reward is {value} (None counts "
-                    "as NaN). Rewards must be finite; on_unscored='leave_out' leaves responses "
-                    "without any out"
-                )
-            rewards[index][number] = value
-    return dataset.add_column(GIVEN_REWARDS, rewards)
-
-
 def draw(row: Mapping[str, Any], counts: Mapping[str, int], *, seed: int, step: int) -> list[int]:
     """Which given responses take part in a step, as indices.
 
@@ -192,3 +151,28 @@ def draw(row: Mapping[str, Any], counts: Mapping[str, int], *, seed: int, step: 
 def reward_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row as reward functions see it: without what the trainer keeps in it."""
     return {name: value for name, value in row.items() if name not in OURS}
+
+
+def named_datasets(train: Any, evaluation: Any, args: GFTConfig) -> Iterator[tuple[str, Any, int]]:
+    """(name, dataset, own samples per prompt) of a trainer's datasets."""
+    yield "train_dataset", train, args.num_self
+    own = args.num_generations_eval or args.num_self
+    if isinstance(evaluation, dict):
+        yield from ((f"eval_dataset {key!r}", found, own) for key, found in evaluation.items())
+    elif evaluation is not None:
+        yield "eval_dataset", evaluation, own
+
+
+def check_all_cached(dataset: Dataset, args: GFTConfig, *, num_self: int, name: str) -> None:
+    """Raise ValueError where a reward would have to be computed."""
+    way_out = "pass reward_funcs, or num_self=0 and rows whose responses all carry a reward"
+    if num_self:
+        raise ValueError(f"without reward_funcs own samples cannot be scored: {way_out}")
+    counts = args.response_counts()
+    for index, row in enumerate(dataset.select_columns(["responses"])):
+        for number, response in enumerate(row["responses"] or []):
+            if counts[response["source"]] and response.get("reward") is None:
+                raise ValueError(
+                    f"{name}, row {index}, response {number} carries no reward, and there are no "
+                    f"reward_funcs: {way_out}"
+                )

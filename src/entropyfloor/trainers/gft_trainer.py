@@ -17,37 +17,56 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from entropyfloor_losses import IGNORE_INDEX
-
 from ..models.loss_head import LossHeadOutput, attach_loss_head
+from ..screening.prompts import Prompt
+from ..screening.rewards import RewardFunction
+from .entropy_floor import EntropyFloor
+from .floor_in_training import (
+    add_to_card,
+    attach_floor,
+    base_of_term,
+    probe_prompts_of,
+    restore_floor,
+)
 from .gft_config import GFTConfig
-from .gft_groups import Group, Response, collate, group_counts, set_advantages
-from .gft_metrics import GROUP_SUMS, TOKEN_SUMS, group_vector, ratios, token_vector
+from .gft_groups import Group, group_counts, set_advantages
+from .gft_metrics import (
+    GROUP_SUMS,
+    TOKEN_SUMS,
+    entropy_and_tokens,
+    floor_ratios,
+    group_vector,
+    ratios,
+    token_vector,
+)
+from .gft_responses import Response, collate, given_responses, own_responses
+from .gft_reward_file import RewardFile
 from .gft_rows import (
     GIVEN_REWARDS,
     OURS,
     ROW,
-    add_rewards,
+    check_all_cached,
     check_rows,
-    draw,
     encode_given,
+    named_datasets,
     number_rows,
     reward_columns,
 )
 from .gft_sampler import EpochSampler
-
-_SCORED_AT_ONCE = 64  # given responses per call of the reward functions and process
+from .gft_scoring import add_rewards
+from .run_record import write_run_record
 
 
 class GFTTrainer(GRPOTrainer):
@@ -61,6 +80,8 @@ class GFTTrainer(GRPOTrainer):
         train_dataset: rows with ``prompt``, ``responses`` and the reward functions' columns.
         eval_dataset: the same; evaluation samples and scores groups too.
         processing_class: tokenizer; default: the model's.
+        probe_prompts: held-out prompts that the entropy floor is measured on, as in SEDTrainer.
+        probe_reward: for pass@1 of these probes, as in SEDTrainer.
         **grpo_kwargs: GRPOTrainer's further keyword arguments, unchanged.
 
     Logged beside trl's metrics of the own samples (``reward``, ``completions/...``), over
@@ -78,6 +99,11 @@ class GFTTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "gft", "entropyfloor"]  # noqa: RUF012 - trl's own convention
     _name = "GFT"
+    # Set by the classes above, which have no types.
+    train_dataset: Any
+    eval_dataset: Any
+    _signature_columns: Any
+
     _paper: dict[str, str] = {}  # noqa: RUF012 - not GRPO's, which the model card would cite
 
     def __init__(
@@ -88,6 +114,9 @@ class GFTTrainer(GRPOTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
+        *,
+        probe_prompts: Sequence[Prompt | dict[str, Any]] | None = None,
+        probe_reward: str | RewardFunction | None = None,
         **grpo_kwargs: Any,
     ) -> None:
         if args is None:
@@ -101,10 +130,10 @@ class GFTTrainer(GRPOTrainer):
         for name in ("tools", "environment_factory"):
             if grpo_kwargs.get(name):
                 raise ValueError(f"{name} is not supported: a group's responses are single turns")
-        for name, dataset, own in _named(train_dataset, eval_dataset, args):
+        for name, dataset, own in named_datasets(train_dataset, eval_dataset, args):
             check_rows(dataset, args, num_self=own, name=name)
             if reward_funcs is None:
-                _check_cached(dataset, args, own, name)
+                check_all_cached(dataset, args, num_self=own, name=name)
         super().__init__(
             model,
             _no_reward if reward_funcs is None else reward_funcs,
@@ -117,12 +146,25 @@ class GFTTrainer(GRPOTrainer):
         if self._is_vlm:
             raise ValueError("images are not supported: groups are made of text")
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        frozen = base_of_term(self, args)
         self._head = attach_loss_head(base, args.build_loss())
+        self.floor: EntropyFloor | None = None
+        if args.entropy_floor is not None:
+            self.floor = attach_floor(
+                self,
+                self._head,
+                args,
+                base=frozen,
+                prompts=probe_prompts_of(args, probe_prompts, eval_dataset, train_dataset),
+                reward=probe_reward,
+            )
         self._sums: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
         self._steps_summed = {"train": 0, "eval": 0}
         self._micro_batches: list[list[dict[str, Any]]] = []
         self._built: Iterator[dict[str, Any]] | None = None
         self._own_rewards: Tensor | None = None
+        self._reward_file: RewardFile | None = None
+        self._resumed = False
 
     # Prompts: each once, with its group on one process.
 
@@ -163,39 +205,35 @@ class GFTTrainer(GRPOTrainer):
         """The dataset with numbered rows and the rewards of its given responses."""
         if GIVEN_REWARDS in dataset.column_names:
             return dataset
-        return add_rewards(number_rows(dataset), self._score_given, self.args, name=name)
-
-    def _score_given(self, dataset: Dataset, pairs: list[tuple[int, int]]) -> list[float]:
-        """Rewards of given responses, the work split over processes; the same on every one."""
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        found: list[float] = []
-        at_once = _SCORED_AT_ONCE * ranks
-        for start in tqdm(
-            range(0, len(pairs), at_once),
-            desc="Scoring given responses",
-            disable=self.args.disable_tqdm or not self.accelerator.is_main_process,
-        ):
-            part = pairs[start : start + at_once]
-            share = math.ceil(len(part) / ranks)
-            # trl gathers rewards, so that every process must score as many: the last ones again.
-            padded = part + part[-1:] * (share * ranks - len(part))
-            own = padded[rank * share : (rank + 1) * share]
-            rows = [dataset[index] for index, _ in own]
-            prompts = [row["prompt"] for row in rows]
-            completions = [
-                row["responses"][n]["completion"] for row, (_, n) in zip(rows, own, strict=True)
-            ]
-            prompt_ids = self._tokenize_prompts(prompts)[0]
-            rewards = super()._calculate_rewards(
-                [reward_columns(row) for row in rows],
-                prompts,
-                completions,
-                encode_given(prompts, prompt_ids, completions, self._tokenizer),
+        accelerator = self.accelerator
+        if self._reward_file is None:
+            self._reward_file = RewardFile(
+                self.args.output_dir, resumed=self._resumed, writes=accelerator.is_main_process
             )
-            found.extend(self._total(rewards)[: len(part)].tolist())
+        return add_rewards(
+            number_rows(dataset),
+            self._score_given,
+            self.args,
+            name=name,
+            file=self._reward_file,
+            ranks=accelerator.num_processes,
+            rank=accelerator.process_index,
+            progress=not self.args.disable_tqdm and accelerator.is_main_process,
+        )
+
+    def _score_given(self, rows: list[dict[str, Any]], completions: list[Any]) -> list[float]:
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids = self._tokenize_prompts(prompts)[0]
+        rewards = super()._calculate_rewards(
+            [reward_columns(row) for row in rows],
+            prompts,
+            completions,
+            encode_given(prompts, prompt_ids, completions, self._tokenizer),
+        )
         # What reward functions logged is of no step.
         self._pending_metrics.clear()
         self._pending_extra_logs.clear()
+        found: list[float] = self._total(rewards).tolist()
         return found
 
     def _total(self, rewards: Tensor) -> Tensor:
@@ -227,11 +265,14 @@ class GFTTrainer(GRPOTrainer):
         args, mode = self.args, "train" if self.model.training else "eval"
         rows = [row for batch in micro_batches for row in batch]
         own = self._own_samples(rows, mode)
-        given = self._given(rows, self.state.global_step if mode == "train" else 0)
-        groups = [
-            Group(row[ROW], theirs + ours)
-            for row, theirs, ours in zip(rows, given, own, strict=True)
-        ]
+        prompt_ids = self._tokenize_prompts([row["prompt"] for row in rows])[0]
+        step = self.state.global_step if mode == "train" else 0
+        groups = []
+        for row, prefix, samples in zip(rows, prompt_ids, own, strict=True):
+            given = given_responses(
+                row, prefix, self._tokenizer, args.response_counts(), seed=args.seed, step=step
+            )
+            groups.append(Group(row[ROW], given + samples))
         deviation = self._batch_deviation(groups) if args.scale_rewards == "batch" else None
         set_advantages(groups, args, batch_deviation=deviation)
         taken = [r for group in groups for r in group.responses if r.taken]
@@ -250,34 +291,17 @@ class GFTTrainer(GRPOTrainer):
             self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
         built, start = [], 0
         for batch in micro_batches:
+            responses = [r for g in groups[start : start + len(batch)] for r in g.responses]
             tensors: dict[str, Any] = collate(
-                groups[start : start + len(batch)],
+                responses,
                 pad_token_id=self._tokenizer.pad_token_id,
                 weights=args.source_weights(),
+                dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32,
             )
             tensors = {name: value.to(self.args.device) for name, value in tensors.items()}
             built.append(tensors | {"num_items": totals[-2]})
             start += len(batch)
         return built
-
-    def _given(self, rows: list[dict[str, Any]], step: int) -> list[list[Response]]:
-        prompt_ids = self._tokenize_prompts([row["prompt"] for row in rows])[0]
-        found: list[list[Response]] = []
-        for row, prefix in zip(rows, prompt_ids, strict=True):
-            if not prefix:
-                raise ValueError(f"row {row[ROW]}: the tokenizer turns the prompt into no tokens")
-            drawn = draw(row, self.args.response_counts(), seed=self.args.seed, step=step)
-            completions = [row["responses"][n]["completion"] for n in drawn]
-            ids = encode_given(
-                [row["prompt"]] * len(drawn), [prefix] * len(drawn), completions, self._tokenizer
-            )
-            found.append(
-                [
-                    Response(row["responses"][n]["source"], prefix, own, row[GIVEN_REWARDS][n])
-                    for n, own in zip(drawn, ids, strict=True)
-                ]
-            )
-        return found
 
     def _own_samples(self, rows: list[dict[str, Any]], mode: str) -> list[list[Response]]:
         count = self.num_generations if mode == "train" else self.num_generations_eval
@@ -290,17 +314,7 @@ class GFTTrainer(GRPOTrainer):
         assert self._own_rewards is not None
         first = self.accelerator.process_index * len(repeated)
         rewards = self._own_rewards[first : first + len(repeated)].tolist()
-        prompts = _unpad(found["prompt_ids"], found["prompt_mask"])
-        completions = _unpad(found["completion_ids"], found["completion_mask"])
-        masks: list[list[bool] | None] = [None] * len(repeated)
-        if "tool_mask" in found:
-            kept = _unpad(found["tool_mask"], found["completion_mask"])
-            masks = [[bool(value) for value in mask] for mask in kept]
-        responses = [
-            Response("self", *fields)
-            for fields in zip(prompts, completions, rewards, masks, strict=True)
-        ]
-        return [responses[start : start + count] for start in range(0, len(responses), count)]
+        return own_responses(found, rewards, count)
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(*args)
@@ -353,60 +367,55 @@ class GFTTrainer(GRPOTrainer):
             loss = loss + self.router_aux_loss_coef * output.aux_loss / parts
             aux_loss = self.accelerator.gather(output.aux_loss.detach()).mean()
             self._metrics[mode]["aux_loss"].append(float(aux_loss))
-        self._add_tokens(mode, inputs, output)
+        tau = self.args.build_loss().tau
+        local = token_vector(output, inputs["sources"], inputs["labels"], tau)
+        sums = self._add(mode, TOKEN_SUMS, self._sum_over_processes(local).tolist())
+        if self.floor is not None and mode == "train":
+            self.floor.observe(*entropy_and_tokens(sums))
         return loss
 
-    def _add_tokens(self, mode: str, inputs: dict[str, Any], output: LossHeadOutput) -> None:
-        assert output.entropy is not None and output.token_log_probs is not None
-        assert output.selected is not None
-        mask = inputs["labels"][:, 1:] != IGNORE_INDEX
-        local = token_vector(
-            inputs["sources"], mask, output.selected, output.entropy, output.token_log_probs
-        )
-        self._add(mode, TOKEN_SUMS, self._sum_over_processes(local).tolist())
-
-    def _add(self, mode: str, names: Sequence[str], values: Sequence[float]) -> None:
+    def _add(self, mode: str, names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+        new = dict(zip(names, values, strict=True))
         sums = self._sums[mode]
-        for name, value in zip(names, values, strict=True):
-            sums[name] = sums.get(name, 0.0) + value
+        sums.update({name: sums.get(name, 0.0) + value for name, value in new.items()})
+        return new
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics, each a ratio of sums since the last log."""
         mode = "train" if self.model.training else "eval"
         if self._steps_summed[mode]:
-            for name, value in ratios(self._sums[mode], self._steps_summed[mode]).items():
-                self._metrics[mode][name] = [value]
+            found = ratios(self._sums[mode], self._steps_summed[mode])
+            if self.floor is not None and mode == "train":
+                found |= floor_ratios(self._sums[mode]) | self.floor.logs()
+            self._metrics[mode].update({name: [value] for name, value in found.items()})
             self._sums[mode], self._steps_summed[mode] = {}, 0
         super().log(logs, start_time)
 
+    # Checkpoints.
 
-def _named(train: Any, evaluation: Any, args: GFTConfig) -> Iterator[tuple[str, Any, int]]:
-    """(name, dataset, own samples per prompt) of all datasets."""
-    yield "train_dataset", train, args.num_self
-    own = args.num_generations_eval or args.num_self
-    if isinstance(evaluation, dict):
-        yield from ((f"eval_dataset {key!r}", found, own) for key, found in evaluation.items())
-    elif evaluation is not None:
-        yield "eval_dataset", evaluation, own
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+        """Train as GRPOTrainer does; on resume the entropy floor goes on from the checkpoint."""
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        self._resumed = bool(checkpoint)
+        if isinstance(checkpoint, str | Path) and self.floor is not None:
+            restore_floor(self.floor, checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of trl, and the entropy of rollouts the model was last measured with."""
+        super().create_model_card(*args, **kwargs)
+        add_to_card(self, self.floor)
 
-def _check_cached(dataset: Any, args: GFTConfig, num_self: int, name: str) -> None:
-    counts = args.response_counts()
-    for index, row in enumerate(dataset.select_columns(["responses"]) if not num_self else [{}]):
-        used = [r for r in row.get("responses") or [] if counts[r["source"]]]
-        if num_self or any(response.get("reward") is None for response in used):
-            what = "own samples" if num_self else f"{name}, row {index}"
-            raise ValueError(
-                f"no reward_funcs are given and {what} cannot be scored without; pass them, or "
-                "num_self=0 and rows whose responses all carry a reward"
-            )
+    # Checkpoints and final models alike go through `_save`.
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        floor = None if self.floor is None else self.floor.record()
+        write_run_record(Path(output_dir or self.args.output_dir), self._head.loss, floor)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
     raise AssertionError("every reward was said to be there")
-
-
-def _unpad(values: Tensor, mask: Tensor) -> list[list[int]]:
-    """Rows of ``values`` where ``mask`` is set, as lists."""
-    pairs = zip(values.cpu(), mask.bool().cpu(), strict=True)
-    return [row[kept].tolist() for row, kept in pairs]
