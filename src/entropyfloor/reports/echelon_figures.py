@@ -29,17 +29,18 @@ from entropyfloor.reports.svg import (
 )
 
 COLOURS = 8
+_SHAPES = (0, 1, 2, 3, 4, 5, 1, 3)  # of ``marker``; the last two hollow
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, WIDTH - 14, 12, 236
 _HEIGHT = _BOTTOM + 44
 
 
 class DepthAxis:
-    """Where depths stand; the base is a place of its own at the left."""
+    """Where depths stand; the base has a place of its own at the left, where there is room."""
 
-    def __init__(self, comparison: EchelonComparison) -> None:
+    def __init__(self, comparison: EchelonComparison, *, room_for_base: bool) -> None:
         depths, self.base = comparison.plan.depths, _LEFT + 14.0
         self.log = logarithmic(depths)
-        start = _LEFT + (62.0 if comparison.base else 22.0)
+        start = _LEFT + (62.0 if room_for_base else 22.0)
         one = len(depths) == 1
         self._scale = Scale(
             depths[0] / 2 if one else depths[0],
@@ -50,7 +51,6 @@ class DepthAxis:
         )
         self.depths = depths
         self.caption = "epochs of SFT" + (" (logarithmic)" if self.log else "")
-        self.with_base = bool(comparison.base)
 
     def __call__(self, depth: float) -> float:
         """Pixel of a depth."""
@@ -60,14 +60,12 @@ class DepthAxis:
         """Ticks and caption."""
         shown = apart(self.depths, self._scale)
         parts = [label(self(d), _BOTTOM + 17, f"{d:g}", anchor="middle") for d in shown]
-        if self.with_base:
-            parts.append(label(self.base, _BOTTOM + 17, "base", anchor="middle"))
         return [*parts, label(WIDTH / 2, _BOTTOM + 36, self.caption, anchor="middle")]
 
 
 def ladder_figure(comparison: EchelonComparison, panel: Panel) -> Markup:
     """One measure against depth: a curve through the means of each loss, whiskers over seeds."""
-    x = DepthAxis(comparison)
+    x = DepthAxis(comparison, room_for_base=bool(comparison.base))
     y = _share_scale(comparison, panel.measure)
     parts = [*_grid(y), *x.drawn()]
     said = []
@@ -80,6 +78,7 @@ def ladder_figure(comparison: EchelonComparison, panel: Panel) -> Markup:
         words = f"base: {_words(base)}"
         said.append(words)
         parts.append(group([_cross(x.base, y(base.mean))], words))
+        parts.append(label(x.base, _BOTTOM + 17, "base", anchor="middle"))
     count = len(comparison.plan.losses)
     for place, loss in enumerate(comparison.plan.losses):
         found = ladder(comparison, loss, panel)
@@ -90,7 +89,7 @@ def ladder_figure(comparison: EchelonComparison, panel: Panel) -> Markup:
             words = f"{rung_name(loss, depth)}: {_words(spread)}"
             said.append(words)
             whisker = line(px, y(spread.low), px, y(spread.high), f"bar {colour(place)}")
-            drawn.append(group([whisker, marker(px, py, place, colour(place))], words))
+            drawn.append(group([whisker, loss_marker(px, py, place)], words))
         parts.append(group(drawn))
     return figure(parts, WIDTH, _HEIGHT, f"{panel.heading} against depth. {'; '.join(said)}")
 
@@ -98,7 +97,7 @@ def ladder_figure(comparison: EchelonComparison, panel: Panel) -> Markup:
 def loss_figure(comparison: EchelonComparison, loss: str) -> Markup:
     """One loss: pass@1 and pass@k before RL, pass@k after it, a dot per seed."""
     plan = comparison.plan
-    x, y = DepthAxis(comparison), Scale(0.0, 1.0, _BOTTOM, _TOP)
+    x, y = DepthAxis(comparison, room_for_base=False), Scale(0.0, 1.0, _BOTTOM, _TOP)
     parts = [*_grid(y), *x.drawn()]
     before = [f"pass_at_{plan.outcome_k}"] if plan.outcome_k > 1 else []
     curves = [
@@ -150,7 +149,7 @@ def predictor_figure(comparison: EchelonComparison, predictor: str) -> Markup | 
             f"{rung.name}, seed {rung.seed}: {title(predictor)} {found:.3f}, "
             f"{outcome_words(plan.outcome)} {got:.3f}"
         )
-        parts.append(group([marker(x(found), y(got), place, colour(place))], words))
+        parts.append(group([loss_marker(x(found), y(got), place)], words))
     said = f"{outcome_words(plan.outcome)} against {caption}, {len(rungs)} rungs"
     return figure(parts, WIDTH, _HEIGHT, said)
 
@@ -199,7 +198,7 @@ def regret_figure(comparison: EchelonComparison, scope: str | None) -> Markup | 
 
 def key_mark(place: int) -> Markup:
     """The mark of a loss for a legend in the page's text."""
-    parts = [line(0, 8, 16, 8, f"curve {colour(place)}"), marker(8, 8, place, colour(place))]
+    parts = [line(0, 8, 16, 8, f"curve {colour(place)}"), loss_marker(8, 8, place)]
     return _key(parts)
 
 
@@ -211,6 +210,13 @@ def curve_mark(style: str, shape: int) -> Markup:
 def base_mark() -> Markup:
     """The mark of the base model."""
     return _key([_cross(8, 8)])
+
+
+def loss_marker(x: float, y: float, place: int) -> Markup:
+    """The mark of the loss at that place: 64 of them differ in colour or in shape."""
+    shape = (place + place // COLOURS) % len(_SHAPES)
+    hollow = " hollow" if shape > 5 else ""
+    return marker(x, y, _SHAPES[shape], f"{colour(place)}{hollow}")
 
 
 def colour(place: int) -> str:

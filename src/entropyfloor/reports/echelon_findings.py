@@ -11,7 +11,13 @@ from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank
 from entropyfloor.experiments.echelon.rank_inversion import RankInversion
 from entropyfloor.experiments.echelon.rungs import epochs, rung_name
 from entropyfloor.experiments.echelon.selection_rules import RANDOM, RECOMMENDED, RuleResult
-from entropyfloor.reports.echelon_measures import outcome_words, seed_words, title
+from entropyfloor.reports.echelon_measures import (
+    count,
+    outcome_words,
+    p_text,
+    seed_words,
+    title,
+)
 
 
 def findings(comparison: EchelonComparison) -> list[str]:
@@ -26,16 +32,14 @@ def answer(comparison: EchelonComparison) -> list[str]:
     scope = plan.reference
     if main is None and len(plan.losses) > 1:
         main, scope = comparison.inversion(plan.outcome, None), "all losses"
-    if main is None:
-        if not plan.grpo_steps:
-            return ["No RL was run, so what is said here is about SFT alone."]
-        return ["No seed has two rungs through RL yet, so their outcomes cannot be compared."]
-    words = [_verdict(main, scope, comparison)]
-    if course := _course(comparison):
-        words.append(course)
-    if gain := _rules_in_short(comparison):
-        words.append(gain)
-    return words
+    if main is not None:
+        words = [_verdict(main, scope), _counted(main, comparison), _course(comparison)]
+        return [*(w for w in words if w), *_rules_in_short(comparison)]
+    if plan.grpo_steps:
+        first = "No seed has two rungs through RL yet, so their outcomes cannot be compared."
+    else:
+        first = "No RL was run, so what is said here is about SFT alone."
+    return [first, *_course_of_sft(comparison)]
 
 
 def details(comparison: EchelonComparison) -> list[str]:
@@ -51,44 +55,48 @@ def details(comparison: EchelonComparison) -> list[str]:
 
 def missing_words(comparison: EchelonComparison) -> str:
     """How much is missing; empty if nothing is."""
-    count, plan = len(comparison.missing), comparison.plan
-    if not count:
+    number, plan = len(comparison.missing), comparison.plan
+    if not number:
         return ""
-    total = f" of {len(plan.losses) * len(plan.depths) * len(plan.seeds)}" if plan.complete else ""
+    cells = len(plan.losses) * len(plan.depths) * len(plan.seeds)
     what = "outcome after RL" if plan.grpo_steps else "screening"
-    verb, are = ("has", "is") if count == 1 else ("have", "are")
-    return (
-        f"{count}{total} cell{'' if count == 1 and not total else 's'} {verb} no {what} (see what "
-        f"is missing) and {are} left out of every comparison of outcomes."
-    )
+    verb, are = ("has", "is") if number == 1 else ("have", "are")
+    who = f"{number} of {count(cells, 'cell')}" if plan.complete else count(number, "cell")
+    return f"{who} {verb} no {what} and {are} left out of every comparison of outcomes."
 
 
-def _verdict(found: RankInversion, scope: str, comparison: EchelonComparison) -> str:
-    orders, seeds = list(found.by_seed.values()), len(found.by_seed)
-    inverted = len(found.inverted)
-    kept, turned = sum(o.kept for o in orders), sum(o.turned for o in orders)
-    clear = sum(o.clear for o in orders)
-    what = outcome_words(found.outcome)
-    in_all = "" if seeds == 1 else f" in all {seeds} seeds"
-    counted = f"of {kept + turned} pairs of checkpoints, the one with the higher pass@1 before RL"
+def _verdict(found: RankInversion, scope: str) -> str:
+    inverted, seeds = len(found.inverted), len(found.by_seed)
+    in_all = "" if seeds == 1 else f", in all {seeds} seeds"
+    start = f"With {scope}, the checkpoints that look better before RL"
     if inverted == seeds:
-        return (
-            f"Rank inversion with {scope}{in_all}: {counted} ends behind the other, by {what}, in "
-            f"{turned}{_noise(clear)}."
-        )
+        clear = any(order.clear for order in found.by_seed.values())
+        noise = "" if clear else ", though in no pair of them beyond the noise of the prompts"
+        return f"{start} mostly end worse after it{in_all}: rank inversion{noise}."
     if inverted:
         return (
-            f"Rank inversion with {scope} in {inverted} of {seeds} seeds: {counted} ends behind "
-            f"the other, by {what}, in {turned}{_noise(clear)}, and ahead of it in {kept}."
+            f"{start} mostly end worse after it in {inverted} of {seeds} seeds, and not in the "
+            "others: rank inversion in a part of the seeds."
         )
-    return (
-        f"No rank inversion with {scope}{in_all}: {counted} ends ahead of the other, by {what}, in "
-        f"{kept}, and behind it in {turned}."
+    if all(order.kept == order.turned for order in found.by_seed.values()):
+        return f"{start} end neither better nor worse after it{in_all}: no rank inversion."
+    return f"{start} do not mostly end worse after it{in_all}: no rank inversion."
+
+
+def _counted(found: RankInversion, comparison: EchelonComparison) -> str:
+    orders, plan = list(found.by_seed.values()), comparison.plan
+    kept, turned = sum(o.kept for o in orders), sum(o.turned for o in orders)
+    clear = sum(o.clear for o in orders)
+    within = (
+        f", and in {clear or 'none'} of these by more than other prompts could explain"
+        if turned
+        else ""
     )
-
-
-def _noise(clear: int) -> str:
-    return "" if clear else " (none of them clearly: prompts alone could make the difference)"
+    return (
+        "Better before RL is a higher pass@1: a single answer is right more often. Better after it "
+        f"is a higher {outcome_words(plan.outcome)}. Of {count(kept + turned, 'pair')} of "
+        f"checkpoints, the one that is ahead before RL is behind after it in {turned}{within}."
+    )
 
 
 def _course(comparison: EchelonComparison) -> str:
@@ -110,13 +118,30 @@ def _course(comparison: EchelonComparison) -> str:
     )
 
 
-def _rules_in_short(comparison: EchelonComparison) -> str:
+def _course_of_sft(comparison: EchelonComparison) -> Iterator[str]:
+    rows = [r for r in comparison.course if r.loss == comparison.plan.reference]
+    if len(rows) < 2:
+        return
+    first, last = rows[0].before, rows[-1].before
+    said = []
+    for name in ("pass_at_1", f"pass_at_{comparison.plan.outcome_k}", "entropy_nats"):
+        seeds = set(first[name].by_seed) & set(last[name].by_seed) if name in first else set()
+        if seeds and name in last:
+            ends = [_mean_of(course[name].by_seed, seeds) for course in (first, last)]
+            said.append(f"{title(name)} {_moved(*ends)}")
+    if said:
+        yield (
+            f"With {comparison.plan.reference}, from {epochs(rows[0].depth)} of SFT to "
+            f"{rows[-1].depth:g}: {', '.join(dict.fromkeys(said))}."
+        )
+
+
+def _rules_in_short(comparison: EchelonComparison) -> Iterator[str]:
     plan = comparison.plan
-    scope = None if len(plan.losses) > 1 else plan.losses[0]
-    rules = {r.rule: r for r in comparison.rules_of(scope)}
+    rules = {r.rule: r for r in comparison.rules_of(comparison.scopes[0])}
     highest = rules.get("highest pass@1")
     if highest is None or (lost := highest.regret(plan.outcome)) is None:
-        return ""
+        return
     words = (
         f"Starting RL from the checkpoint with the highest pass@1 cost {lost:.3f} of "
         f"{outcome_words(plan.outcome)} against the best checkpoint there was"
@@ -129,7 +154,7 @@ def _rules_in_short(comparison: EchelonComparison) -> str:
         else:
             chose = "" if ours.chosen() == len(ours.by_seed) else f" ({_chose(ours)})"
             words += f"; our recommendation cost {regret:.3f}{chose}"
-    return f"{words}."
+    yield f"{words}."
 
 
 def _inversions(comparison: EchelonComparison) -> Iterator[str]:
@@ -146,7 +171,8 @@ def _inversions(comparison: EchelonComparison) -> Iterator[str]:
     ]
     if others:
         said = ", ".join(
-            f"{outcome_words(found.outcome)}: {len(found.inverted)} of {len(found.by_seed)} seeds"
+            f"{outcome_words(found.outcome)} in {len(found.inverted)} of "
+            f"{count(len(found.by_seed), 'seed')}"
             for found in others
         )
         yield f"Rank inversion within {plan.reference} by other outcomes: {said}."
@@ -160,8 +186,9 @@ def _pairs(found: RankInversion, comparison: EchelonComparison) -> str:
     ranks = comparison.ranks_of(found.outcome, found.scope)
     rho = next((r for r in ranks if r.predictor == "pass_at_1"), None)
     words = (
-        f"pass@1 against {outcome_words(found.outcome)} {where}: {turned} of {pairs} pairs of "
-        f"rungs are turned around, {clear} of them with 95 % intervals apart on both sides"
+        f"pass@1 against {outcome_words(found.outcome)} {where}: of {count(pairs, 'pair')} of "
+        f"rungs {turned} {'is' if turned == 1 else 'are'} turned around, {clear} of them with "
+        "95 % intervals over prompts apart on both sides"
     )
     if rho is not None and rho.mean is not None:
         words += f"; {rank_words(rho)}"
@@ -169,7 +196,7 @@ def _pairs(found: RankInversion, comparison: EchelonComparison) -> str:
     apart = sum(o.apart for o in orders)
     return (
         f"{words}. The rung with the highest pass@1 came out at place {places}; its outcome is "
-        f"below the best with intervals apart in {apart} of {len(orders)} seeds."
+        f"below the best with intervals apart in {apart} of {count(len(orders), 'seed')}."
     )
 
 
@@ -180,7 +207,7 @@ def rank_words(rank: PredictorRank) -> str:
     ends = "" if rank.interval is None else f"{rank.interval.low:+.2f} to {rank.interval.high:+.2f}"
     seeds = seed_words(rank.by_seed.values(), digits=2, sign=True)
     inside = "; ".join(part for part in (ends, f"by seed {seeds}" if seeds else "") if part)
-    chance = "" if rank.p_value is None else f", p = {rank.p_value:.2g}"
+    chance = "" if rank.p_value is None else f", p {p_text(rank.p_value)}"
     return f"Spearman {rank.mean:+.2f}{f' ({inside})' if inside else ''}{chance}"
 
 
@@ -202,8 +229,8 @@ def _losses(comparison: EchelonComparison) -> Iterator[str]:
         ahead = _ahead(best, top, plan.outcome)
         words += (
             f"; the best of {plan.reference}, {epochs(top.depth)}, reached "
-            f"{top.outcomes[plan.outcome].mean:.3f}, and was behind in {ahead[0]} of {ahead[1]} "
-            f"seed{'' if ahead[1] == 1 else 's'}"
+            f"{top.outcomes[plan.outcome].mean:.3f}, and was behind in {ahead[0]} of "
+            f"{count(ahead[1], 'seed')}"
         )
     yield f"{words}."
     deepest = [r for r in done if r.loss == plan.reference]
@@ -289,7 +316,7 @@ def _caveats(comparison: EchelonComparison) -> Iterator[str]:
 
 
 def _chose(rule: RuleResult) -> str:
-    return f"it chose in {rule.chosen()} of {len(rule.by_seed)} seeds"
+    return f"it chose in {rule.chosen()} of {count(len(rule.by_seed), 'seed')}"
 
 
 def _moved(first: float, last: float) -> str:

@@ -39,12 +39,16 @@ def echelon_html(comparison: EchelonComparison) -> str:
             plan=plan,
             through=through,
             outcome=outcome_words(plan.outcome),
+            capital=_capital,
             answer=answer(comparison),
             findings=details(comparison),
             missing=missing_words(comparison),
             keys=[(figures.key_mark(i), loss) for i, loss in enumerate(plan.losses)],
             base_mark=figures.base_mark() if comparison.base else None,
-            ladders=[(p.heading, figures.ladder_figure(comparison, p)) for p in panels(comparison)],
+            ladders=[
+                (_capital(p.heading), figures.ladder_figure(comparison, p))
+                for p in panels(comparison)
+            ],
             loss_keys=_loss_keys(comparison),
             by_loss=[
                 (loss, figures.loss_figure(comparison, loss))
@@ -61,6 +65,11 @@ def echelon_html(comparison: EchelonComparison) -> str:
             flat_settings=list(flat_settings(_shown_settings(comparison))),
         )
     )
+
+
+def _capital(words: str) -> str:
+    """A capital at the start; a measure keeps its spelling."""
+    return words if words.startswith("pass@") else words[:1].upper() + words[1:]
 
 
 def _caption(comparison: EchelonComparison) -> str:

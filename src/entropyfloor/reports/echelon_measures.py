@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-from entropyfloor.experiments.echelon.ladder_course import Spread
-
 _TITLES = {
     "entropy_nats": "entropy",
     "degenerate_fraction": "degenerate fraction",
@@ -26,27 +24,39 @@ def outcome_words(outcome: str) -> str:
     return f"{when} {title(measure)} after RL" if when == "peak" else f"{_last(measure)}"
 
 
+def short_outcome(outcome: str) -> str:
+    """``peak_pass_at_10`` -> ``peak pass@10``."""
+    when, measure = outcome.split("_", 1)
+    return f"{when} {title(measure)}"
+
+
+def count(number: int, what: str) -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def p_text(p_value: float) -> str:
+    """``= 0.012``; below a thousandth no more than that."""
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.2g}"
+
+
 def _last(measure: str) -> str:
     return f"{title(measure)} after the last step of RL"
 
 
-def seed_words(values: Iterable[float], *, digits: int = 3, sign: bool = False) -> str:
-    """The numbers of up to five seeds, or their range; nothing for a single one."""
-    known = list(values)
+def seed_words(values: Iterable[float | None], *, digits: int = 3, sign: bool = False) -> str:
+    """The numbers of up to five seeds, a dash for what is missing, or the range of more.
+
+    Nothing for a single seed.
+    """
+    every = list(values)
+    known = [number for number in every if number is not None]
     form = f"{'+' if sign else ''}.{digits}f"
-    if len(known) < 2:
+    if len(every) < 2 or not known:
         return ""
-    if len(known) <= 5:
-        return " ".join(_short(f"{number:{form}}") for number in known)
+    if len(every) <= 5:
+        return " ".join("–" if n is None else _short(f"{n:{form}}") for n in every)
     return f"{_short(f'{min(known):{form}}')} – {_short(f'{max(known):{form}}')}"
-
-
-def spread_text(spread: Spread | None, *, digits: int = 3) -> str:
-    """``0.786 (.771 .786 .801)``: the mean, and each seed; a dash for nothing."""
-    if spread is None:
-        return "–"
-    seeds = seed_words(spread.by_seed.values(), digits=digits)
-    return f"{spread.mean:.{digits}f}" + (f" ({seeds})" if seeds else "")
 
 
 def _short(number: str) -> str:

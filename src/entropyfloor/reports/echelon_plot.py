@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
 from entropyfloor.reports.echelon_axes import (
@@ -20,7 +20,7 @@ from entropyfloor.reports.echelon_axes import (
 
 # Okabe and Ito's colours and two more, with markers, so that losses stay apart without colour too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#946200", "#4f5660", "#6a3fb5", "#7d2a1e")
-_MARKERS = "os^DvXP"
+_MARKERS = "os^DvXP*"
 _GREY = "#7f7f7f"
 
 
@@ -83,6 +83,9 @@ def _draw(axes: Axes, panel: Panel, comparison: EchelonComparison) -> None:
     elif min(values) > 0 and max(values) > 20 * min(values):
         # The base's entropy would flatten rungs that differ by hundredths.
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(min(*values, plan.tau_h) / 1.3, max(values) * 1.3)
     else:
         axes.set_ylim(0.0, max(*values, plan.tau_h) * 1.08)

@@ -9,9 +9,16 @@ from entropyfloor.experiments.echelon.ladder_course import (
     measure_names,
     predictor_names,
 )
+from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank
 from entropyfloor.experiments.echelon.rungs import rung_name
 from entropyfloor.experiments.echelon.selection_rules import RANDOM, RECOMMENDED, Pick
-from entropyfloor.reports.echelon_measures import outcome_words, seed_words, title
+from entropyfloor.reports.echelon_measures import (
+    outcome_words,
+    p_text,
+    seed_words,
+    short_outcome,
+    title,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def tables(comparison: EchelonComparison) -> list[Table]:
     found += [
         ranks_table(comparison, scope)
         for scope in scopes
-        if comparison.ranks_of(comparison.plan.outcome, scope)
+        if any(r.pooled is not None for r in comparison.ranks_of(comparison.plan.outcome, scope))
     ]
     if len(comparison.scopes) > 2:
         found.append(within_table(comparison))
@@ -75,6 +82,7 @@ def tables(comparison: EchelonComparison) -> list[Table]:
 
 def before_table(comparison: EchelonComparison) -> Table:
     """Measures before RL by loss and depth."""
+    seeds = comparison.plan.seeds
     names = [
         name
         for name in measure_names(comparison.plan)
@@ -85,7 +93,7 @@ def before_table(comparison: EchelonComparison) -> Table:
         "Before RL",
         ("loss", "epochs", *map(title, names)),
         tuple(
-            (Cell(row.loss), Cell(f"{row.depth:g}"), *_spreads(row.before, names))
+            (Cell(row.loss), Cell(f"{row.depth:g}"), *_spreads(row.before, names, seeds))
             for row in comparison.course
         ),
         f"{_means(comparison)} Degenerate: groups of {comparison.plan.group_size} rollouts whose "
@@ -98,18 +106,22 @@ def after_table(comparison: EchelonComparison) -> Table:
     plan = comparison.plan
     names = [n for n in measure_names(plan) if not n.startswith("pass_at_")]
     shown = [n for n in names if any(n in row.after for row in comparison.course)]
-    headers = [f"{name.split('_', 1)[0]} {title(name.split('_', 1)[1])}" for name in plan.outcomes]
     steps = ", ".join(map(str, plan.grpo_steps))
     return Table(
         "after",
         "After RL",
-        ("loss", "epochs", *headers, *(f"last {title(name)}" for name in shown)),
+        (
+            "loss",
+            "epochs",
+            *map(short_outcome, plan.outcomes),
+            *(f"last {title(name)}" for name in shown),
+        ),
         tuple(
             (
                 Cell(row.loss),
                 Cell(f"{row.depth:g}"),
-                *_spreads(row.outcomes, plan.outcomes),
-                *_spreads(row.after, shown),
+                *_spreads(row.outcomes, plan.outcomes, plan.seeds),
+                *_spreads(row.after, shown, plan.seeds),
             )
             for row in comparison.course
             if row.outcomes
@@ -159,9 +171,9 @@ def ranks_table(comparison: EchelonComparison, scope: str | None) -> Table:
         rows.append(
             (
                 Cell(title(rank.predictor)),
-                Cell(_signed(rank.mean), seed_words(rank.by_seed.values(), digits=2, sign=True)),
+                Cell(_signed(rank.mean), _by_seed(rank, plan.seeds)),
                 Cell("–" if ends is None else f"{ends.low:+.2f} to {ends.high:+.2f}"),
-                Cell("–" if rank.p_value is None else f"{rank.p_value:.2g}"),
+                Cell("–" if rank.p_value is None else p_text(rank.p_value).removeprefix("= ")),
                 Cell(_signed(rank.pooled)),
                 Cell(f"{rank.points}"),
                 *(Cell(_signed(mean)) for mean in others),
@@ -178,14 +190,14 @@ def ranks_table(comparison: EchelonComparison, scope: str | None) -> Table:
             "p",
             "pooled",
             "points",
-            *(outcome_words(outcome) for outcome in plan.outcomes[1:]),
+            *map(short_outcome, plan.outcomes[1:]),
         ),
         tuple(rows),
         "Spearman: mean over seeds, each seed beside it; its interval is over seeds (t); p "
         "permutes outcomes within seeds and is not corrected for the number of predictors; pooled "
         "takes the points of all seeds together. p̂/p* is pass@1 divided by a constant and has its "
-        "ranks. Last columns: the mean for other outcomes. Less is better for degenerate fraction "
-        "and held-out loss, so −1 is their best.",
+        "ranks. Last columns: the mean Spearman with other outcomes. Less is better for degenerate "
+        "fraction and held-out loss, so −1 is their best.",
     )
 
 
@@ -251,7 +263,7 @@ def missing_table(comparison: EchelonComparison) -> Table:
 
 def _means(comparison: EchelonComparison) -> str:
     return (
-        "Mean, and each seed in order."
+        "Mean, and each seed in order; a dash where one is missing."
         if 1 < len(comparison.plan.seeds) <= 5
         else "Mean and range of the seeds."
         if len(comparison.plan.seeds) > 5
@@ -259,13 +271,17 @@ def _means(comparison: EchelonComparison) -> str:
     )
 
 
-def _spreads(found: Mapping[str, Spread], names: Sequence[str]) -> list[Cell]:
+def _spreads(found: Mapping[str, Spread], names: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     return [
         Cell("–")
         if (spread := found.get(name)) is None
-        else Cell(f"{spread.mean:.3f}", seed_words(spread.by_seed.values()))
+        else Cell(f"{spread.mean:.3f}", seed_words(spread.by_seed.get(seed) for seed in seeds))
         for name in names
     ]
+
+
+def _by_seed(rank: PredictorRank, seeds: Sequence[int]) -> str:
+    return seed_words((rank.by_seed.get(seed) for seed in seeds), digits=2, sign=True)
 
 
 def _picked(pick: Pick, outcome: str, scope: str | None) -> Cell:
@@ -283,8 +299,7 @@ def _best(pick: Pick, outcome: str) -> Cell:
 
 
 def _regrets(picks: Mapping[int, Pick], outcome: str) -> str:
-    known = [r for pick in picks.values() if (r := pick.regret(outcome)) is not None]
-    return seed_words(known)
+    return seed_words(pick.regret(outcome) for pick in picks.values())
 
 
 def _some(chosen: int, seeds: int) -> str:
