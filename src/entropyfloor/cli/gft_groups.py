@@ -91,15 +91,19 @@ def _table(groups: "ResponseGroups") -> "Table":
 
     table = Table(title="responses")
     table.add_column("source")
-    for name in ("given", "duplicates", "truncated", "empty", "kept", "pass rate", "mean reward"):
+    for name in ("responses", "pass rate", "mean reward"):
+        table.add_column(name, justify="right")
+    for name in ("duplicates", "truncated", "empty", "kept", "kept and right"):
         table.add_column(name, justify="right")
     for source, counts in groups.counts.by_source.items():
-        numbers = (counts.responses, counts.duplicates, counts.truncated, counts.empty, counts.kept)
         shares = (counts.pass_rate, counts.mean_reward)
+        left_out = (counts.duplicates, counts.truncated, counts.empty)
         table.add_row(
             source,
-            *map(str, numbers),
+            str(counts.responses),
             *("–" if share is None else f"{share:.3f}" for share in shares),
+            *map(str, (*left_out, counts.kept)),
+            str(counts.kept_passed) if counts.scored else "–",
         )
     return table
 

@@ -10,6 +10,7 @@ VERBS = {
     "rescue": "move a collapsed checkpoint back towards its base, just above the entropy floor",
     "band": "keep the prompts of which some but not all rollouts pass, for RL",
     "grpo": "train with GRPO in its DAPO variant, watched for collapse: every flag of `trl grpo`",
+    "gft": "group fine-tuning: experts and a teacher beside own samples, weighted by advantages",
     "gft-groups": "experts' and a teacher's responses to every prompt, scored, for GFT",
     "echelon": "losses at growing depth, before and after RL, compared: a recipe, resumable",
     "coupling": "what RL did to the SFT loss along a run, SFT to the reward, and how long to train",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +19,10 @@ class SourceCounts:
         truncated: left out, as they hit the length limit.
         empty: left out, as nothing but white space was in them.
         kept: the rest.
-        scored: of these, how many the reward applied to.
-        passed: of these, how many reached the threshold.
+        kept_passed: of these, how many reached the threshold.
+        scored: of all responses, how many the reward applied to.
+        passed: of these, how many reached the threshold: the source's own pass rate, which that of
+            what is kept is not, as right answers are more often alike.
         reward_sum: of the scored.
 
     """
@@ -31,6 +32,7 @@ class SourceCounts:
     truncated: int = 0
     empty: int = 0
     kept: int = 0
+    kept_passed: int = 0
     scored: int = 0
     passed: int = 0
     reward_sum: float = 0.0
@@ -118,28 +120,27 @@ def count_responses(
     """
     seen: set[str] = set()
     group: list[Response] = []
-    fates: dict[str, Counter[str]] = {source: Counter() for source in SOURCES}
+    by_source = {source: SourceCounts() for source in SOURCES}
     for response, truncated in [*((each, False) for each in given), *drawn]:
-        if truncated and not keep_truncated:
-            fate = "truncated"
-        elif not response.key:
-            fate = "empty"
-        elif response.key in seen:
-            fate = "duplicates"
-        else:
-            fate = "kept"
-            seen.add(response.key)
+        reward, key = response.reward, response.key
+        passed = int(reward is not None and reward >= threshold)
+        left_out = truncated and not keep_truncated
+        empty = not left_out and not key
+        duplicate = not left_out and key in seen
+        kept = not (left_out or empty or duplicate)
+        if kept:
+            seen.add(key)
             group.append(response)
-        fates[response.source][fate] += 1
-    by_source = {}
-    for source, fate_counts in fates.items():
-        rewards = [r.reward for r in group if r.source == source and r.reward is not None]
-        by_source[source] = SourceCounts(
-            responses=fate_counts.total(),
-            **fate_counts,
-            scored=len(rewards),
-            passed=sum(reward >= threshold for reward in rewards),
-            reward_sum=float(sum(rewards)),
+        by_source[response.source] += SourceCounts(
+            responses=1,
+            duplicates=int(duplicate),
+            truncated=int(left_out),
+            empty=int(empty),
+            kept=int(kept),
+            kept_passed=passed * kept,
+            scored=int(reward is not None),
+            passed=passed,
+            reward_sum=reward or 0.0,
         )
     passes = {each.reward >= threshold for each in group if each.reward is not None}
     counts = ResponseCounts(

@@ -27,10 +27,10 @@ def test_groups_table_and_json(words, write_jsonl, tmp_path, capsys):
     shown = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if "│" in line}
     assert [cell.strip() for cell in rows["expert"].split("│")[2:-1]] == [
-        *("4", "0", "0", "0", "4"),
-        *("1.000", "1.000"),
+        *("4", "1.000", "1.000"),
+        *("0", "0", "0", "4", "4"),
     ]
-    assert [cell.strip() for cell in rows["other"].split("│")[2:-1]][::4] == ["9", "9"]
+    assert [cell.strip() for cell in rows["other"].split("│")[2:-1]][::6] == ["9", "9"]
     assert "4 groups: in 4 some responses pass and some fail" in shown
     assert f"--groups {tmp_path / 'out' / 'groups.jsonl'} --reward exact_match" in shown
     groups = [json.loads(line) for line in (tmp_path / "out/groups.jsonl").read_text().splitlines()]

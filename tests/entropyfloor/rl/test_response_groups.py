@@ -37,7 +37,7 @@ def even_length(completions, **_):
 @pytest.fixture
 def arguments(save_checkpoint, tmp_path):
     return {
-        "teacher": save_checkpoint(peak=2.0),
+        "teacher": save_checkpoint(peak=6.0),
         "prompts": PROMPTS,
         "reward": even_length,
         "output_dir": tmp_path / "groups",
@@ -90,7 +90,11 @@ def test_groups_by_hand_from_the_rollouts(arguments):
     teacher = counts["teacher"]
     assert teacher.kept + teacher.duplicates + teacher.empty == 37
     assert teacher.kept + 6 == kept
-    assert 0 < teacher.passed < teacher.scored == teacher.kept
+    right = sum(r["reward"] for r in rollouts) + sum(even_length(["zero"]))
+    assert (teacher.scored, teacher.passed) == (37, right)
+    rewards = [each["reward"] for row in rows for each in row["responses"]]
+    assert sum(rewards) == teacher.kept_passed + counts["expert"].kept_passed
+    assert 0 < teacher.kept_passed < teacher.passed < teacher.scored
     assert groups.counts.mixed > 0
     total = groups.counts.mixed + groups.counts.all_passed + groups.counts.none_passed
     assert total == groups.num_prompts == 6
@@ -275,12 +279,14 @@ def test_counts_of_one_group():
         (Response("teacher", "5", 0.0), True),
         (Response("teacher", " ", 0.0), False),
         (Response("teacher", "four", None), False),
+        (Response("teacher", "4", 1.0), False),
     ]
     group, counts = count_responses(given, drawn, keep_truncated=False, threshold=1.0)
     assert [each.completion for each in group] == ["4", "5", "four"]
     teacher = counts.by_source["teacher"]
-    assert (teacher.responses, teacher.truncated, teacher.empty, teacher.kept) == (4, 1, 1, 2)
-    assert (teacher.scored, teacher.passed, teacher.reward_sum) == (1, 0, 0.0)
+    assert (teacher.responses, teacher.truncated, teacher.empty, teacher.kept) == (5, 1, 1, 2)
+    assert (teacher.scored, teacher.passed, teacher.reward_sum) == (4, 1, 1.0)
+    assert teacher.kept_passed == 0
     assert (counts.mixed, counts.all_passed, counts.none_passed) == (1, 0, 0)
     twice = counts + counts
     assert twice.by_source["other"].duplicates == 2

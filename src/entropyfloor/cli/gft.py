@@ -1,0 +1,123 @@
+"""``entropyfloor gft``: group fine-tuning with GFTTrainer; flags and YAML of ``trl grpo``'s kind.
+
+    entropyfloor gft --model_name_or_path MODEL --groups groups.jsonl --reward math --output_dir out
+
+--groups takes what ``entropyfloor gft-groups`` writes; rows of trl's --dataset_name do as well, if
+they have the columns ``prompt`` and ``responses``. --reward and --reward_funcs are those of
+``entropyfloor grpo``; responses that were scored before are not scored again, and with --num_self 0
+no reward is needed where all of them were. Weights are loaded from safetensors only, and an unknown
+flag is an error. Flags of ``accelerate launch`` start it there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl.scripts.grpo import GRPOScriptArguments
+
+from entropyfloor.cli.launching import Arguments, parse_training
+from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
+from entropyfloor.cli.training_inputs import model_init_kwargs
+from entropyfloor.cli.training_rewards import (
+    as_dataset,
+    check_columns,
+    check_only_rows,
+    chosen_rewards,
+    dataset_rows,
+)
+
+
+@dataclass
+class GFTArguments(GRPOScriptArguments):
+    """trl's script arguments and ours."""
+
+    groups: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSONL file or save_to_disk folder with prompt and responses, as "
+            "`entropyfloor gft-groups` writes it."
+        },
+    )
+    reward: list[str] | None = field(
+        default=None,
+        metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, train, save. Returns 0; errors of usage and data are raised."""
+    return run(argv, _parse, _train, module=__name__)
+
+
+def _parse(argv: Sequence[str]) -> Arguments:
+    from entropyfloor import GFTConfig
+
+    return parse_training(
+        argv,
+        script=GFTArguments,
+        training=GFTConfig,
+        verb="gft",
+        description="Group fine-tuning: imitation of experts and teachers beside own samples.",
+    )
+
+
+def _train(arguments: Arguments) -> int:
+    from trl import get_peft_config, get_quantization_config
+
+    from entropyfloor import GFTTrainer
+
+    script, training, model = arguments.script, arguments.training, arguments.model
+    training.model_init_kwargs = model_init_kwargs(training, model)
+    rewards = _rewards(script, training)
+    train_rows, test_rows = _rows(arguments, rewards)
+    with loading(model.model_name_or_path):
+        trainer = GFTTrainer(
+            model=model.model_name_or_path,
+            reward_funcs=rewards or None,
+            args=training,
+            train_dataset=train_rows,
+            eval_dataset=test_rows,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+        )
+    train_and_save(trainer, arguments)
+    trainer.accelerator.print(
+        "Before paying for RL, measure what it would start from:\n"
+        f"  entropyfloor screen {training.output_dir} --prompts PROMPTS.jsonl "
+        f"--reward {(script.reward or ['NAME'])[0]}"
+    )
+    push(trainer, arguments)
+    trainer.end()
+    return 0
+
+
+def _rewards(script: GFTArguments, training: Any) -> list[Any]:
+    """None are needed where nothing is sampled and every response was scored before."""
+    named = script.reward or script.reward_funcs or script.reward_model_name_or_path
+    return [] if training.num_self == 0 and not named else chosen_rewards(script)
+
+
+def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
+    """Groups to train and to evaluate on; the columns that our rewards need are there."""
+    from entropyfloor.screening.prompts import load_prompts
+
+    script = arguments.script
+    if script.groups is None:
+        return dataset_rows(arguments, rewards)
+    check_only_rows(arguments, "--groups", instead="leave it out")
+    groups = load_prompts(script.groups)
+    texts = [isinstance(prompt, str) for prompt in groups.prompts]
+    if any(texts) and not all(texts):
+        raise ValueError(
+            f"{groups.source} holds plain prompts (row {texts.index(True)}) and conversations (row "
+            f"{texts.index(False)}); build all of its groups with --chat, or none"
+        )
+    check_columns(rewards, groups)
+    return as_dataset(groups, keep=("prompt", "responses")), None
+
+
+if __name__ == "__main__":  # a process of `accelerate launch`
+    sys.exit(run_launched("gft", _parse, _train))
