@@ -2,11 +2,11 @@
 
     python examples/small_gft.py --output-dir runs/gft
 
-First table: the base trained with CE, DFT and GFT at equal numbers of tokens with a loss, GFT also
-without advantages, without rectification and without a teacher. Second table: SFT, GFT, and SFT
-then GFT, at equal tokens, each followed by the same GRPO. The teacher is the base after two epochs
-of SFT and GRPO. Means of the seeds; every seed's numbers are in the folder. A second run in the
-same folder goes on where the first was stopped.
+First table: the base trained with CE, DFT and GFT at equal numbers of tokens with a loss, CE and DFT
+also at GFT's learning rate, GFT also without advantages, rectification or teacher. Second table:
+SFT, GFT, and SFT then GFT, at equal tokens, each followed by the same GRPO. The teacher is the base
+after two epochs of SFT and GRPO. Means of the seeds; every seed's numbers are in the folder. A
+second run in the same folder goes on where the first was stopped.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--pipeline-budgets", type=float, nargs="+", default=[8, 64], help="tokens before GRPO"
     )
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of GFT")
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of GFT")
     parser.add_argument("--pretraining-steps", type=int, default=325)
     parser.add_argument("--grpo-steps", type=int, default=150)
     parser.add_argument("--test-problems", type=int, default=400)
@@ -85,10 +85,15 @@ def compare(stages: SmallGFT, budgets: list[float]) -> dict[str, dict[str, Any]]
         "teacher": stages.measure(stages.teacher, "teacher"),
     }
     per_epoch = 3 * len(run.task.demonstrations)  # two digits and the end of sequence
-    for loss in SFT_ARMS:
-        for budget, checkpoint in zip(budgets, run.sft(loss, budgets), strict=True):
+    rates = (run.settings.sft_learning_rate, stages.settings.learning_rate)
+    for loss, rate in ((loss, rate) for loss in SFT_ARMS for rate in dict.fromkeys(rates)):
+        arm = f"{loss}, lr {rate:g}"
+        checkpoints = run.sft(
+            loss, budgets, name=f"{loss}-{rate:g}", options={"learning_rate": rate}
+        )
+        for budget, checkpoint in zip(budgets, checkpoints, strict=True):
             measures = stages.measure(checkpoint, checkpoint.name)
-            found[f"{loss}, {budget:g}"] = {**measures, "tokens": per_epoch * budget}
+            found[f"{arm}, {budget:g}"] = {**measures, "tokens": per_epoch * budget}
     for arm, changes in GFT_ARMS.items():
         name = arm.replace(" ", "-")
         checkpoints = stages.gft(name, budgets, options=changes)

@@ -133,7 +133,7 @@ def train_grpo(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if progress:
-            trainer.add_callback(_Bar())
+            trainer.add_callback(QuietBar())
         found = _complete_checkpoints(folder)
         trainer.train(resume_from_checkpoint=str(found[max(found)]) if found else None)
         steps = [record for record in trainer.state.log_history if "reward" in record]
@@ -205,7 +205,9 @@ def _in_order(dataset: Any, count: int, seed: int) -> Any:
     return dataset.select(indices[:count])
 
 
-class _Bar(ProgressCallback):
+class QuietBar(ProgressCallback):
+    """The trainer's progress bar, without every log beside it."""
+
     def on_log(self, *_: Any, **__: Any) -> None:
         """Print nothing."""
 
