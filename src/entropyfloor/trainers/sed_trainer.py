@@ -11,7 +11,6 @@ reduction, gradient accumulation, packing, PEFT, MoE auxiliary loss and checkpoi
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,6 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -32,13 +30,19 @@ from trl.trainer.utils import get_config_model_id
 from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
 
 from ..models.base_cache import CachedBase, fingerprint, write_cache
-from ..models.base_states import AdapterFreeBase, FrozenBase, LiveBase
+from ..models.base_states import LiveBase
 from ..models.loss_head import LossHeadOutput, attach_loss_head
-from ..screening.prompts import Prompt, PromptSet
-from ..screening.rewards import RewardFunction, reward_by_name
-from .entropy_floor import EntropyFloor, FloorCallback
-from .rollout_probe import RolloutProbe, prompts_of
-from .run_record import read_record, read_recorded_loss, write_run_record
+from ..screening.prompts import Prompt
+from ..screening.rewards import RewardFunction
+from .entropy_floor import EntropyFloor
+from .floor_in_training import (
+    add_to_card,
+    attach_floor,
+    base_of_term,
+    probe_prompts_of,
+    restore_floor,
+)
+from .run_record import read_recorded_loss, write_run_record
 from .sed_config import SEDConfig
 
 logger = get_logger(__name__)
@@ -114,15 +118,17 @@ class SEDTrainer(SFTTrainer):
             )
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._chosen_loss = chosen
-        frozen = self._floor_base(args)
+        frozen = base_of_term(self, args, cached=args.floor_base_cache is not None)
         self._head = attach_loss_head(base, chosen)
         if args.entropy_floor is not None:
-            count = args.floor_probe_prompts
-            rows = [p if isinstance(p, dict) else {"prompt": p} for p in probe_prompts or []]
-            prompts = PromptSet(tuple(rows), "probe_prompts") if rows else None
-            if count and prompts is None:
-                prompts = prompts_of(eval_data, count) or prompts_of(train_data, count)
-            self._attach_floor(args, frozen, prompts if count else None, probe_reward)
+            self.floor = attach_floor(
+                self,
+                self._head,
+                args,
+                base=frozen,
+                prompts=probe_prompts_of(args, probe_prompts, eval_data, train_data),
+                reward=probe_reward,
+            )
 
     @property
     def loss(self) -> Loss:
@@ -136,13 +142,7 @@ class SEDTrainer(SFTTrainer):
             checkpoint = get_last_checkpoint(self.args.output_dir)
         self._use_base_cache()
         if isinstance(checkpoint, str | Path) and self.floor is not None:
-            record = read_record(checkpoint)
-            if record is None or "floor" not in record:
-                raise ValueError(
-                    f"{checkpoint} was not trained with an entropy floor, so the controller has no "
-                    "state to go on from. Start a run from it (model=...) instead of resuming"
-                )
-            self.floor.restore(record["floor"])
+            restore_floor(self.floor, checkpoint)
         # The loss as chosen: an evaluation before may have calibrated it, on another model.
         if isinstance(checkpoint, str | Path) and needs_calibration(self._chosen_loss):
             self._restore_tau(checkpoint)
@@ -167,23 +167,6 @@ class SEDTrainer(SFTTrainer):
         result = super().compute_loss(recording, inputs, return_outputs, num_items_in_batch)
         self._add_to_sums(outputs[0])
         return result
-
-    def _floor_base(self, args: SEDConfig) -> LiveBase | FrozenBase | None:
-        """The base model of an anchor; taken before anything is trained."""
-        constrained = args.entropy_floor is not None and args.on_violation == "constrain"
-        if not constrained or not args.build_term().needs_base:
-            return None
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError(
-                f"floor_place={args.floor_place!r} needs the whole base model on every process, "
-                "which DeepSpeed and FSDP shard. Use floor_place='uniform', 'hinge', 'selective' "
-                "or 'support'"
-            )
-        if isinstance(self.model, PeftModel):
-            return AdapterFreeBase(self.model)
-        if args.floor_base_cache is None:
-            return FrozenBase(self.model)
-        return LiveBase(self.model)  # until the cache is there: before the first step
 
     def _use_base_cache(self) -> None:
         """Compute the cache of the base, if it is not there, and use it from now on."""
@@ -220,51 +203,6 @@ class SEDTrainer(SFTTrainer):
                     wait=self.accelerator.wait_for_everyone,
                 )
         head.base = CachedBase(folder, base=base, k=k)
-
-    def _attach_floor(
-        self,
-        args: SEDConfig,
-        base: LiveBase | FrozenBase | None,
-        prompts: PromptSet | None,
-        reward: str | RewardFunction | None,
-    ) -> None:
-        self._head.term, self._head.base = args.build_term(), base
-        vocabulary = self.model.config.get_text_config().vocab_size
-        controller = args.build_controller()
-        if controller.floor >= math.log(vocabulary):
-            raise ValueError(
-                f"entropy_floor is {controller.floor} nats; no distribution over {vocabulary} "
-                f"tokens has more than {math.log(vocabulary):.2f}. The paper's threshold is 0.18"
-            )
-        probe = None
-        if prompts is None:
-            if args.floor_probe_prompts:
-                logger.warning(
-                    "the datasets have no column 'prompt', so the entropy floor holds for "
-                    "teacher-forced entropy only, which is not that of rollouts. Pass "
-                    "SEDTrainer(probe_prompts=[...])"
-                )
-        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError(
-                "the probe samples from the model in training, which DeepSpeed and FSDP shard. "
-                "Set floor_probe_prompts=0: the floor then holds for teacher-forced entropy"
-            )
-        else:
-            probe = RolloutProbe(
-                prompts,
-                getattr(self.processing_class, "tokenizer", self.processing_class),
-                max_new_tokens=args.floor_probe_tokens,
-                seed=args.seed,
-                reward=reward_by_name(reward) if isinstance(reward, str) else reward,
-            )
-        self.floor = EntropyFloor(
-            controller,
-            self._head,
-            probe,
-            on_violation=args.on_violation,
-            probe_steps=args.floor_probe_steps,
-        )
-        self.add_callback(FloorCallback(self, self.floor))
 
     def calibrate(self, model: Any | None = None) -> None:
         """Replace tau="auto" by a number: a quantile of the current model's top-k mass.
@@ -379,9 +317,7 @@ class SEDTrainer(SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of trl, and the entropy of rollouts the model was last measured with."""
         super().create_model_card(*args, **kwargs)
-        card = Path(self.args.output_dir) / "README.md"
-        if self.floor is not None and self.floor.probes and self.is_world_process_zero():
-            card.write_text(f"{card.read_text()}\n{self.floor.card()}")
+        add_to_card(self, self.floor)
 
     # Checkpoints and final models alike go through `_save`.
     def _save(
