@@ -40,7 +40,6 @@ from entropyfloor.rl.stage_two import (
     WAITING,
     Decision,
     StageTwo,
-    began_collapsed,
     saved_share,
 )
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
@@ -157,7 +156,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         if self.policy == "stop-and-restore":
             Restorer.check(args, self._rule)
         main = state.is_world_process_zero
-        self._check_temperature(getattr(args, "temperature", None), main)
+        self.memory.sample_at(getattr(args, "temperature", None), say=main)
         trainer = self._trainer if self._trainer is not None else find_trainer(state)
         if can_probe(trainer):
             self._probe = GRPOProbe(
@@ -270,26 +269,6 @@ class CollapseMonitor(TrainerCallback, ExportableState):
             )
         self.memory.stopped_at = None
 
-    def _check_temperature(self, now: float | None, main: bool) -> None:
-        memory = self.memory
-        if memory.readings and memory.temperature != now and self.decision.verdict == WAITING:
-            if main:
-                _log.warning(
-                    "the run was resumed at sampling temperature %s after %s: entropies at the two "
-                    "cannot be compared, those before are dropped",
-                    now,
-                    memory.temperature,
-                )
-            memory.readings = []
-        memory.temperature = now
-        if now is not None and now != 1.0 and main:
-            _log.warning(
-                "sampling temperature %g: the entropies here are of the distribution at that "
-                "temperature. tau_2 was found at 1, and entropies elsewhere in entropyfloor are at "
-                "1: compare these with neither",
-                now,
-            )
-
     def _start_record(self, state: TrainerState) -> dict[str, Any]:
         assert self._rule is not None
         record: dict[str, Any] = {
@@ -322,22 +301,10 @@ class CollapseMonitor(TrainerCallback, ExportableState):
     ) -> None:
         assert self._rule is not None
         memory = self.memory
-        if self.decision.verdict != WAITING:
-            return
-        decision = self._rule.judge(memory.readings, state.global_step)
-        if decision.verdict == WAITING:
-            memory.decision = decision
-            return
-        if self.tau_h is not None and memory.temperature in (None, 1.0):
-            groups = memory.counts.groups
-            fraction = memory.counts.degenerate / groups if groups else None
-            began = began_collapsed(decision, self.tau_h, fraction)
-            if began is not decision:  # no checkpoint is from before
-                memory.healthy_step = None
-            decision = began
-        memory.decision = decision
-        verdict = decision.verdict
         step, steps = state.global_step, state.max_steps
+        if not memory.judge(self._rule, step, self.tau_h):
+            return
+        verdict = self.decision.verdict
         action = f"Step {step} of {steps}, {verdict}"
         if verdict == COLLAPSED and self.policy != "warn":
             memory.stopped_at = step
@@ -355,27 +322,8 @@ class CollapseMonitor(TrainerCallback, ExportableState):
                 control.should_save = True
         elif self.policy == "stop-and-restore":
             self._restorer.release(args, state)
-        memory.message = f"{action}: {self.decision.reason}{self._at_temperature()}."
+        memory.message = f"{action}: {self.decision.reason}{memory.note_on_temperature}."
         if state.is_world_process_zero:
             level = logging.WARNING if verdict in (COLLAPSED, UNKNOWN) else logging.INFO
             _log.log(level, "CollapseMonitor: %s", memory.message)
-            append_log(self._log_file, self._verdict_record(state))
-
-    def _verdict_record(self, state: TrainerState) -> dict[str, Any]:
-        stopped = self.stopped_at is not None
-        return {
-            "event": "verdict",
-            "step": state.global_step,
-            "verdict": self.decision.verdict,
-            "relative_drop": self.decision.drop,
-            "stopped": stopped,
-            "saved_share": saved_share(state.global_step, state.max_steps) if stopped else 0.0,
-            "restored": self.memory.restored,
-            "message": self.message,
-        }
-
-    def _at_temperature(self) -> str:
-        temperature = self.memory.temperature
-        if temperature is None or temperature == 1.0:
-            return ""
-        return f" (entropies at temperature {temperature:g}; tau_2 was found at 1)"
+            append_log(self._log_file, memory.verdict_record(step, steps))

@@ -1,11 +1,21 @@
 """What a collapse monitor remembers from step to step, and how a checkpoint keeps it (as JSON)."""
 
+import logging
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from entropyfloor.rl.group_counts import GroupCounts
-from entropyfloor.rl.stage_two import WAITING, Decision, Reading
+from entropyfloor.rl.stage_two import (
+    WAITING,
+    Decision,
+    Reading,
+    StageTwo,
+    began_collapsed,
+    saved_share,
+)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,6 +48,68 @@ class MonitorMemory:
         """Add a reading; nothing is kept once the decision is made."""
         if self.decision.verdict == WAITING:
             self.readings.append((step, number(entropy)))
+
+    def sample_at(self, temperature: float | None, *, say: bool) -> None:
+        """Take the run's sampling temperature; readings at another one are dropped."""
+        before, self.temperature = self.temperature, temperature
+        if self.readings and before != temperature and self.decision.verdict == WAITING:
+            self.readings = []
+            if say:
+                _log.warning(
+                    "the run was resumed at sampling temperature %s after %s: entropies at the two "
+                    "cannot be compared, those before are dropped",
+                    temperature,
+                    before,
+                )
+        if say and temperature is not None and temperature != 1.0:
+            _log.warning(
+                "sampling temperature %g: the entropies here are of the distribution at that "
+                "temperature. tau_2 was found at 1, and entropies elsewhere in entropyfloor are at "
+                "1: compare these with neither",
+                temperature,
+            )
+
+    def judge(self, rule: StageTwo, step: int, tau_h: float | None) -> bool:
+        """Decide if it is time; whether the decision was made at this very step.
+
+        Args:
+            rule: stage 2.
+            step: optimizer steps done.
+            tau_h: see `CollapseMonitor`; None leaves out whether the run began collapsed.
+
+        """
+        if self.decision.verdict != WAITING:
+            return False
+        self.decision = rule.judge(self.readings, step)
+        if self.decision.verdict == WAITING:
+            return False
+        if tau_h is not None and self.temperature in (None, 1.0):
+            fraction = self.counts.degenerate / self.counts.groups if self.counts.groups else None
+            began = began_collapsed(self.decision, tau_h, fraction)
+            if began is not self.decision:
+                self.decision, self.healthy_step = began, None  # no checkpoint is from before
+        return True
+
+    def verdict_record(self, step: int, steps: int) -> dict[str, Any]:
+        """The decision as a record of the monitor's log."""
+        stopped = self.stopped_at is not None
+        return {
+            "event": "verdict",
+            "step": step,
+            "verdict": self.decision.verdict,
+            "relative_drop": self.decision.drop,
+            "stopped": stopped,
+            "saved_share": saved_share(step, steps) if stopped else 0.0,
+            "restored": self.restored,
+            "message": self.message,
+        }
+
+    @property
+    def note_on_temperature(self) -> str:
+        """What a message adds where entropies are not those at temperature 1."""
+        if self.temperature is None or self.temperature == 1.0:
+            return ""
+        return f" (entropies at temperature {self.temperature:g}; tau_2 was found at 1)"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data that :meth:`from_dict` turns back into the same state."""
