@@ -35,7 +35,7 @@ from entropyfloor.screening.rollout_store import (
     RolloutStore,
     checkpoint_digest,
     open_folder,
-    source_digest,
+    what_determines,
 )
 from entropyfloor.screening.rollouts import Rollout, SamplingSettings
 from entropyfloor.screening.screen import ready_engine
@@ -160,13 +160,7 @@ class RolloutBlocks:
             open_folder(
                 folder,
                 determines={
-                    **{k: v for k, v in asdict(sampling).items() if k != "batch_size"},
-                    "prompts and columns": prompts.full_digest,
-                    "reward": self.settings["reward"],
-                    "reward's source file": source_digest(reward),
-                    "dtype": self.settings["dtype"],
-                    "device": self.settings["device"],
-                    "engine": chosen,
+                    **what_determines(sampling, prompts, reward, self.settings),
                     "checkpoint": checkpoint_digest(self.task.source),
                     "prompts per file": BLOCK,
                     **(determines or {}),

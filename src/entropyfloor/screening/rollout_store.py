@@ -18,7 +18,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from entropyfloor.claimed_folder import check_same_settings
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.screening.measure import TokenSums
 from entropyfloor.screening.processes import Processes
-from entropyfloor.screening.rollouts import Rollout
+from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.screening.rollouts import Rollout, SamplingSettings
 from entropyfloor.whole_files import save_json, write_whole
 
 SCHEMA = "entropyfloor.rollouts"
@@ -137,6 +138,31 @@ class RolloutStore:
         if repair and whole < len(content):
             with file.open("r+b") as handle:
                 handle.truncate(whole)
+
+
+def what_determines(
+    sampling: SamplingSettings,
+    prompts: PromptSet,
+    reward: Callable[..., Any] | None,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """JSON data that rollouts and scores depend on besides the checkpoint.
+
+    Args:
+        sampling: the batch size does not count.
+        prompts: with their columns, which the reward reads.
+        reward: scores them, or None.
+        settings: the reward's name, ``dtype``, ``device`` and ``engine``, among others.
+
+    """
+    found = asdict(sampling)
+    del found["batch_size"]
+    return {
+        **found,
+        "prompts and columns": prompts.full_digest,
+        "reward's source file": source_digest(reward),
+        **{name: settings[name] for name in ("reward", "dtype", "device", "engine")},
+    }
 
 
 def open_folder(folder: Path, *, determines: dict[str, Any], context: dict[str, Any]) -> None:

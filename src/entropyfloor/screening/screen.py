@@ -47,7 +47,7 @@ from entropyfloor.screening.rollout_store import (
     RolloutStore,
     checkpoint_digest,
     open_folder,
-    source_digest,
+    what_determines,
 )
 from entropyfloor.screening.rollouts import SamplingSettings
 from entropyfloor.screening.teacher_forced import check_held_out
@@ -195,17 +195,10 @@ def screen(
     }
     texts = prompts.texts
     if folder is not None and processes.main:
-        unaffecting = ("batch_size",)
         open_folder(
             folder,
             determines={
-                **{k: v for k, v in asdict(sampling).items() if k not in unaffecting},
-                "prompts and columns": prompts.full_digest,
-                "reward": settings["reward"],
-                "reward's source file": source_digest(function),
-                "dtype": settings["dtype"],
-                "device": settings["device"],
-                "engine": settings["engine"],
+                **what_determines(sampling, prompts, function, settings),
                 "checkpoints": {t.source.name: checkpoint_digest(t.source) for t in tasks},
             },
             context={
