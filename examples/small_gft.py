@@ -2,11 +2,11 @@
 
     python examples/small_gft.py --output-dir runs/gft
 
-First table: the base trained with CE, DFT and GFT at equal numbers of tokens with a loss, CE and DFT
-also at GFT's learning rate, GFT also without advantages, rectification or teacher. Second table:
-SFT, GFT, and SFT then GFT, at equal tokens, each followed by the same GRPO. The teacher is the base
-after two epochs of SFT and GRPO. Means of the seeds; every seed's numbers are in the folder. A
-second run in the same folder goes on where the first was stopped.
+First table: the base trained with CE, DFT and GFT at equal numbers of tokens with a loss, CE and
+DFT also at GFT's learning rate, GFT also without advantages, rectification or teacher. Second
+table: SFT, GFT, and SFT then GFT, at equal tokens, each followed by the same GRPO. The teacher is
+the base after two epochs of SFT and GRPO. Means of the seeds; every seed's numbers are in the
+folder. A second run in the same folder goes on where the first was stopped.
 """
 
 import argparse
