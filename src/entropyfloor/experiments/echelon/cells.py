@@ -31,6 +31,7 @@ from entropyfloor.experiments.echelon.sources import Sources, digest, sources
 from entropyfloor.experiments.screening_store import save_json
 from entropyfloor.experiments.small_grpo import GRPORun, train_grpo
 from entropyfloor.experiments.small_run import measures
+from entropyfloor.models.merging import merged_directory
 from entropyfloor.screening.rewards import reward_by_name
 from entropyfloor.screening.screen import screen
 
@@ -300,7 +301,8 @@ class Cells:
         found: Sources = self.sources(seed)
         on_gpu = torch.cuda.is_available()
         return train_grpo(
-            _whole_model(weights, folder / "start"),
+            # GRPO starts an adapter of its own on a whole model, as the rank-inversion paper does.
+            merged_directory(weights, folder / "start"),
             Dataset.from_list([dict(row) for row in found.rl]),
             reward=reward_by_name(found.reward),
             max_new_tokens=found.tokens(after_rl=False),
@@ -373,19 +375,3 @@ def _discard(folder: Path) -> None:
 def _timed() -> Iterator[Any]:
     started = time.perf_counter()
     yield lambda: time.perf_counter() - started
-
-
-def _whole_model(checkpoint: Path, target: Path) -> Path:
-    """The checkpoint, or, of an adapter, the model it is merged into, at ``target``.
-
-    GRPO then starts an adapter of its own on it, as the rank-inversion paper does.
-    """
-    if not (checkpoint / "adapter_config.json").is_file():
-        return checkpoint
-    from entropyfloor.models.checkpoints import load_checkpoint
-
-    loaded = load_checkpoint(checkpoint)
-    shutil.rmtree(target, ignore_errors=True)
-    loaded.model.merge_and_unload().save_pretrained(target)
-    loaded.tokenizer.save_pretrained(target)
-    return target

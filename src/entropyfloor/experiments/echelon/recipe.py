@@ -224,7 +224,14 @@ class Recipe:
                 raise ValueError(f"grpo: {key} is set by {instead}; leave it out")
         names = {f.name for f in fields(GRPOConfig) if f.init}
         _known(grpo, names | {f.name for f in fields(GRPOTraining)}, "grpo")
-        self.grpo_training()
+        training = self.grpo_training()
+        rollouts = training.group_size * training.prompts_per_step
+        at_once = grpo.get("per_device_train_batch_size", rollouts)
+        if at_once * grpo.get("gradient_accumulation_steps", 1) != rollouts:
+            raise ValueError(
+                f"grpo: a step has group_size × prompts_per_step = {rollouts} rollouts; "
+                "per_device_train_batch_size × gradient_accumulation_steps must be as many"
+            )
 
 
 def _known(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -67,6 +67,7 @@ def test_evaluation_differs_from_screening_where_it_says_so(tiny_recipe):
         ({"grpo": {"temprature": 3}}, "did you mean temperature"),
         ({"grpo": {"steps": 0}}, "steps must be at least 1"),
         ({"grpo": [1]}, "grpo must be a mapping"),
+        ({"grpo": {"per_device_train_batch_size": 8}}, "= 256 rollouts; per_device"),
         ({"peft": {"rank": 8}}, "fields of peft.LoraConfig"),
     ],
 )

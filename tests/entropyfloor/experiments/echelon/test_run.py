@@ -172,6 +172,18 @@ def test_weights_that_were_not_kept_come_back_when_they_are_needed(
     assert [c["before"] for c in after] == [c["before"] for c in before]
 
 
+def test_adapters_go_through_every_stage(tiny_recipe, tmp_path):
+    lora = {"r": 2, "target_modules": ["c_attn", "wte"]}
+    result = quiet(tiny_recipe(peft=lora, depths=[1]), tmp_path, keep="all")
+    assert not result.failures
+    (rung,) = (tmp_path / "sft").rglob("ce-depth-1")
+    assert (rung / "adapter_model.safetensors").is_file()
+    assert not (rung / "model.safetensors").exists()
+    assert len(list((tmp_path / "grpo").rglob("checkpoint-*/adapter_model.safetensors"))) == 2
+    (cell,) = numbers(tmp_path)["cells"]
+    assert set(cell["after"]) == {"1", "2"}
+
+
 def test_a_stage_that_fails_is_tried_again_then_named(tiny_recipe, tmp_path, monkeypatch, capsys):
     recipe = load_recipe(tiny_recipe(depths=[1], grpo=None, losses={"ce": {}, "gem": {}}))
     tries = []

@@ -1,0 +1,49 @@
+"""An adapter merged into its base: a model directory that trainers without PEFT can start from."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from entropyfloor.models.checkpoints import load_checkpoint
+
+
+def merged_directory(checkpoint: str | Path, target: Path) -> Path:
+    """Write the model that an adapter checkpoint computes, in float32; a whole one is returned.
+
+    Where the adapter changes the input embeddings and the output head is tied to them, the merged
+    model's are two: the adapter did not change the head.
+
+    Args:
+        checkpoint: model or PEFT adapter directory.
+        target: receives the merged model; what is there is replaced.
+
+    Returns:
+        ``target``, or ``checkpoint`` if it is no adapter.
+
+    Raises:
+        ValueError: a prompt-learning adapter, which has no weights to merge.
+
+    """
+    if not (Path(checkpoint) / "adapter_config.json").is_file():
+        return Path(checkpoint)
+    loaded = load_checkpoint(checkpoint, dtype="float32", device="cpu")
+    if not loaded.pads:
+        raise ValueError(
+            f"{checkpoint} is a prompt-learning adapter and cannot be merged into its base; train "
+            "with LoRA, or all weights"
+        )
+    inner = loaded.inner_model
+    head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()
+    base_of_embeddings = getattr(embeddings, "base_layer", embeddings)
+    if embeddings is not base_of_embeddings and head.weight is base_of_embeddings.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        inner.config.tie_word_embeddings = False
+    merged = loaded.model.merge_and_unload()
+    unfinished = target.with_name(f".unfinished-{target.name}")
+    for folder in (unfinished, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    merged.save_pretrained(unfinished)
+    loaded.tokenizer.save_pretrained(unfinished)
+    unfinished.rename(target)
+    return target

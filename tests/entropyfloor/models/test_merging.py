@@ -1,0 +1,58 @@
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from entropyfloor.models.checkpoints import load_checkpoint
+from entropyfloor.models.merging import merged_directory
+from tiny_models import tiny_model, tiny_tokenizer
+
+IDS = torch.tensor([[3, 7, 11, 5, 9]])
+
+
+def logits(directory):
+    model = load_checkpoint(directory, dtype="float32").model
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.fixture
+def base(tmp_path):
+    model = tiny_model()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def adapter(base, config):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.normal_(std=0.3)
+    model.save_pretrained(base.parent / "adapter")
+    return base.parent / "adapter"
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["q_proj", "embed_tokens"]])
+def test_the_merged_model_computes_what_the_adapter_did(base, tmp_path, targets):
+    checkpoint = adapter(base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    merged = merged_directory(checkpoint, tmp_path / "merged")
+    assert merged == tmp_path / "merged" and (merged / "model.safetensors").is_file()
+    assert not (merged / "adapter_config.json").exists()
+    torch.testing.assert_close(logits(merged), logits(checkpoint), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits(merged), logits(base), atol=1e-2)
+
+
+def test_a_whole_model_is_returned_as_it_is(base, tmp_path):
+    assert merged_directory(base, tmp_path / "merged") == base
+    assert not (tmp_path / "merged").exists()
+
+
+def test_prompt_learning_is_refused(base, tmp_path):
+    config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match="prompt-learning"):
+        merged_directory(adapter(base, config), tmp_path / "merged")
