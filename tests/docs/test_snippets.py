@@ -35,6 +35,9 @@ def workshop(tmp_path, monkeypatch):
     )
     tiny_tokenizer().save_pretrained(tmp_path / "runs" / "rl" / "checkpoint-10")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
+    (tmp_path / "demonstrations.jsonl").write_text(
+        '{"prompt": "1+1=", "completion": "2", "answer": "2"}\n' * 2
+    )
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 2)
     (tmp_path / "code.jsonl").write_text('{"prompt": "f is", "tests": ["assert f(1) == 2"]}\n' * 2)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
@@ -93,7 +96,7 @@ def test_console_commands_run(page, workshop, capsys, monkeypatch):
             model = str(workshop / "runs" / "sft" / "checkpoint-1")
             arguments += ["--model_name_or_path", model, "--max_length", "256", "--max_steps", "1"]
             arguments += ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
-        if arguments[0] == "grpo":
+        if arguments[0] in {"grpo", "gft"}:
             arguments += ["--max_steps", "2", "--save_steps", "1", "--max_completion_length", "8"]
             arguments += ["--gradient_accumulation_steps", "1", "--use_cpu", "true"]
             arguments += ["--bf16", "false", "--report_to", "none"]
