@@ -15,7 +15,7 @@ Test prompts are never trained on; an entropy floor is probed on the prompts for
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -193,14 +193,22 @@ def _worked(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
         seed=seed,
     )
     rl = [{"prompt": problem.prompt, "entry": problem.entry} for problem in drawn.train[count:]]
-    train = type(drawn)(drawn.train[:count], drawn.held_out)
+    train = replace(drawn, train=drawn.train[:count])
+    # One worked solution each, which only the held-out loss reads.
+    solved = replace(drawn, train=drawn.held_out, held_out=()).train_rows(
+        solutions_per_problem=1, seed=seed
+    )
+    test = [
+        {**row, "completion": worked["completion"]}
+        for row, worked in zip(drawn.held_out_rows(), solved, strict=True)
+    ]
     return Sources(
         recipe,
         seed,
         rows=tuple(
             train.train_rows(solutions_per_problem=options["solutions_per_problem"], seed=seed)
         ),
-        test=PromptSet(tuple(drawn.held_out_rows()), "held-out three-term sums"),
+        test=PromptSet(tuple(test), "held-out three-term sums"),
         rl=tuple(rl),
         reward="reasoning_gym",
         max_new_tokens=_WORKED_TOKENS,
