@@ -167,9 +167,11 @@ class GFTConfig(FloorOptions, GRPOConfig):
             "per_device_eval_batch_size": given["per_device_eval_batch_size"],
             "num_generations": self.num_self,
             "steps_per_generation": self.gradient_accumulation_steps,
+            # Own samples of a step: what trl sizes its table of completions by.
             "generation_batch_size": given["per_device_train_batch_size"]
             * self.world_size
-            * self.gradient_accumulation_steps,
+            * self.gradient_accumulation_steps
+            * max(1, self.num_self),
         }
         for name, value in in_prompts.items():
             setattr(self, name, value)

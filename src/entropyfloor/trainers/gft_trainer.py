@@ -14,19 +14,17 @@ of a step's batches, the loss, and the log. Generation, rewards and checkpoints 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
-from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..models.loss_head import LossHeadOutput, attach_loss_head
@@ -41,35 +39,26 @@ from .floor_in_training import (
     restore_floor,
 )
 from .gft_config import GFTConfig
-from .gft_groups import Group, group_counts, set_advantages
+from .gft_data import GroupRowsTrainer
 from .gft_metrics import (
-    GROUP_SUMS,
     TOKEN_SUMS,
     entropy_and_tokens,
     floor_ratios,
-    group_vector,
     ratios,
     token_vector,
 )
-from .gft_responses import Response, collate, given_responses, own_responses
-from .gft_reward_file import RewardFile
+from .gft_responses import Response, own_responses
 from .gft_rows import (
-    GIVEN_REWARDS,
-    OURS,
-    ROW,
     check_all_cached,
     check_rows,
-    encode_given,
     named_datasets,
-    number_rows,
     reward_columns,
 )
-from .gft_sampler import EpochSampler
-from .gft_scoring import add_rewards
+from .gft_step import make_step
 from .run_record import write_run_record
 
 
-class GFTTrainer(GRPOTrainer):
+class GFTTrainer(GroupRowsTrainer):
     """Group fine-tuning: imitation weighted by group advantages (GFT, arXiv:2604.14258).
 
     Args:
@@ -99,11 +88,6 @@ class GFTTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "gft", "entropyfloor"]  # noqa: RUF012 - trl's own convention
     _name = "GFT"
-    # Set by the classes above, which have no types.
-    train_dataset: Any
-    eval_dataset: Any
-    _signature_columns: Any
-
     _paper: dict[str, str] = {}  # noqa: RUF012 - not GRPO's, which the model card would cite
 
     def __init__(
@@ -134,15 +118,21 @@ class GFTTrainer(GRPOTrainer):
             check_rows(dataset, args, num_self=own, name=name)
             if reward_funcs is None:
                 check_all_cached(dataset, args, num_self=own, name=name)
-        super().__init__(
-            model,
-            _no_reward if reward_funcs is None else reward_funcs,
-            args,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            **grpo_kwargs,
-        )
+        per_step = args.steps_per_generation
+        try:
+            # trl derives vLLM's batch from this and prompts per micro-batch: it counts rollouts.
+            args.steps_per_generation = per_step * max(1, args.num_self)
+            super().__init__(
+                model,
+                _no_reward if reward_funcs is None else reward_funcs,
+                args,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                **grpo_kwargs,
+            )
+        finally:
+            args.steps_per_generation = per_step
         if self._is_vlm:
             raise ValueError("images are not supported: groups are made of text")
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -163,83 +153,6 @@ class GFTTrainer(GRPOTrainer):
         self._micro_batches: list[list[dict[str, Any]]] = []
         self._built: Iterator[dict[str, Any]] | None = None
         self._own_rewards: Tensor | None = None
-        self._reward_file: RewardFile | None = None
-        self._resumed = False
-
-    # Prompts: each once, with its group on one process.
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = ["prompt", *OURS]
-
-    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(
-            len(self.train_dataset if dataset is None else dataset),
-            seed=seed if self.shuffle_dataset else None,
-            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
-        )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return SequentialSampler(eval_dataset)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Trainer's: micro-batches of ``per_device_train_batch_size`` prompts."""
-        self.train_dataset = self._scored(self.train_dataset, "train_dataset")
-        return super(GRPOTrainer, self).get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Trainer's, on scored rows."""
-        if isinstance(eval_dataset, str):
-            found = self._scored(self.eval_dataset[eval_dataset], f"eval_dataset {eval_dataset!r}")
-            self.eval_dataset[eval_dataset] = found
-        elif eval_dataset is None or eval_dataset is self.eval_dataset:
-            found = self.eval_dataset = self._scored(self.eval_dataset, "eval_dataset")
-        else:
-            own = self.num_generations_eval
-            check_rows(eval_dataset, self.args, num_self=own, name="eval_dataset")
-            found = self._scored(eval_dataset, "eval_dataset")
-        return super(GRPOTrainer, self).get_eval_dataloader(found)
-
-    def _scored(self, dataset: Dataset, name: str) -> Dataset:
-        """The dataset with numbered rows and the rewards of its given responses."""
-        if GIVEN_REWARDS in dataset.column_names:
-            return dataset
-        accelerator = self.accelerator
-        if self._reward_file is None:
-            self._reward_file = RewardFile(
-                self.args.output_dir, resumed=self._resumed, writes=accelerator.is_main_process
-            )
-        return add_rewards(
-            number_rows(dataset),
-            self._score_given,
-            self.args,
-            name=name,
-            file=self._reward_file,
-            ranks=accelerator.num_processes,
-            rank=accelerator.process_index,
-            progress=not self.args.disable_tqdm and accelerator.is_main_process,
-        )
-
-    def _score_given(self, rows: list[dict[str, Any]], completions: list[Any]) -> list[float]:
-        prompts = [row["prompt"] for row in rows]
-        prompt_ids = self._tokenize_prompts(prompts)[0]
-        rewards = super()._calculate_rewards(
-            [reward_columns(row) for row in rows],
-            prompts,
-            completions,
-            encode_given(prompts, prompt_ids, completions, self._tokenizer),
-        )
-        # What reward functions logged is of no step.
-        self._pending_metrics.clear()
-        self._pending_extra_logs.clear()
-        found: list[float] = self._total(rewards).tolist()
-        return found
-
-    def _total(self, rewards: Tensor) -> Tensor:
-        """``[n, functions]`` -> ``[n]``: the weighted sum; NaN where no function applied."""
-        total = (rewards.double() * self.reward_weights.to(rewards.device).double()).nansum(dim=1)
-        return total.masked_fill(torch.isnan(rewards).all(dim=1), math.nan).float()
 
     # One step's batches.
 
@@ -264,44 +177,28 @@ class GFTTrainer(GRPOTrainer):
     def _build(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         args, mode = self.args, "train" if self.model.training else "eval"
         rows = [row for batch in micro_batches for row in batch]
-        own = self._own_samples(rows, mode)
-        prompt_ids = self._tokenize_prompts([row["prompt"] for row in rows])[0]
-        step = self.state.global_step if mode == "train" else 0
-        groups = []
-        for row, prefix, samples in zip(rows, prompt_ids, own, strict=True):
-            given = given_responses(
-                row, prefix, self._tokenizer, args.response_counts(), seed=args.seed, step=step
-            )
-            groups.append(Group(row[ROW], given + samples))
-        deviation = self._batch_deviation(groups) if args.scale_rewards == "batch" else None
-        set_advantages(groups, args, batch_deviation=deviation)
-        taken = [r for group in groups for r in group.responses if r.taken]
-        given_tokens = sum(len(r.prompt_ids) + len(r.ids) for r in taken if r.source != "self")
-        counts = torch.cat(
-            [
-                group_vector(group_counts(groups, args.success_threshold)),
-                torch.tensor([sum(r.num_scored for r in taken), given_tokens], dtype=torch.float64),
-            ]
+        step = make_step(
+            rows,
+            self._tokenize_prompts([row["prompt"] for row in rows])[0],
+            self._own_samples(rows, mode),
+            args,
+            tokenizer=self._tokenizer,
+            step=self.state.global_step if mode == "train" else 0,
+            add_up=self._sum_over_processes,
         )
-        totals = self._sum_over_processes(counts).tolist()
-        self._add(mode, GROUP_SUMS, totals[: len(GROUP_SUMS)])
+        self._correct_table(step.own_advantages)
+        self._add(mode, step.counts)
         self._steps_summed[mode] += 1
         if mode == "train":  # trl has counted the own samples
-            self.state.num_input_tokens_seen += int(totals[-1])
+            self.state.num_input_tokens_seen += step.given_tokens
             self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
-        built, start = [], 0
-        for batch in micro_batches:
-            responses = [r for g in groups[start : start + len(batch)] for r in g.responses]
-            tensors: dict[str, Any] = collate(
-                responses,
-                pad_token_id=self._tokenizer.pad_token_id,
-                weights=args.source_weights(),
-                dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32,
-            )
-            tensors = {name: value.to(self.args.device) for name, value in tensors.items()}
-            built.append(tensors | {"num_items": totals[-2]})
-            start += len(batch)
-        return built
+        return step.batches(
+            [len(batch) for batch in micro_batches],
+            pad_token_id=self._tokenizer.pad_token_id,
+            weights=args.source_weights(),
+            dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32,
+            device=args.device,
+        )
 
     def _own_samples(self, rows: list[dict[str, Any]], mode: str) -> list[list[Response]]:
         count = self.num_generations if mode == "train" else self.num_generations_eval
@@ -316,20 +213,19 @@ class GFTTrainer(GRPOTrainer):
         rewards = self._own_rewards[first : first + len(repeated)].tolist()
         return own_responses(found, rewards, count)
 
+    def _correct_table(self, advantages: list[float]) -> None:
+        """``log_completions``: the advantages used, not those among the own samples alone."""
+        if not self.args.log_completions:
+            return
+        table, found = self._logs["advantages"], gather_object(advantages)
+        for _ in range(min(len(found), len(table))):
+            table.pop()
+        table.extend(found)
+
     def _calculate_rewards(self, *args: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(*args)
         self._own_rewards = self._total(rewards)
         return rewards
-
-    def _batch_deviation(self, groups: Sequence[Group]) -> float:
-        """Standard deviation of all rewards of the step."""
-        values = torch.tensor([r for group in groups for r in group.rewards], dtype=torch.float64)
-        count = torch.tensor([float(len(values)), float(values.sum())], dtype=torch.float64)
-        number, total = self._sum_over_processes(count).tolist()
-        squares = (values - total / max(number, 1.0)).square().sum().reshape(1)
-        return math.sqrt(
-            float(self._sum_over_processes(squares)) / max(number - self.args.advantage_ddof, 1.0)
-        )
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64
@@ -369,16 +265,15 @@ class GFTTrainer(GRPOTrainer):
             self._metrics[mode]["aux_loss"].append(float(aux_loss))
         tau = self.args.build_loss().tau
         local = token_vector(output, inputs["sources"], inputs["labels"], tau)
-        sums = self._add(mode, TOKEN_SUMS, self._sum_over_processes(local).tolist())
+        sums = dict(zip(TOKEN_SUMS, self._sum_over_processes(local).tolist(), strict=True))
+        self._add(mode, sums)
         if self.floor is not None and mode == "train":
             self.floor.observe(*entropy_and_tokens(sums))
         return loss
 
-    def _add(self, mode: str, names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-        new = dict(zip(names, values, strict=True))
+    def _add(self, mode: str, new: dict[str, float]) -> None:
         sums = self._sums[mode]
         sums.update({name: sums.get(name, 0.0) + value for name, value in new.items()})
-        return new
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics, each a ratio of sums since the last log."""

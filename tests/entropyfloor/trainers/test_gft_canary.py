@@ -74,3 +74,10 @@ def test_metrics_and_counters():
     assert "self._metrics[mode].items()" in expressions(GRPOTrainer.log)
     assert "self._current_train_step_time" in inspect.getsource(GRPOTrainer.training_step)
     assert "self.state.num_input_tokens_seen" in inspect.getsource(GRPOTrainer._generate)
+
+
+def test_vllms_batch_is_sized_by_steps_per_generation_and_nothing_else_in_the_beginning():
+    source = inspect.getsource(GRPOTrainer.__init__)
+    assert source.count("args.steps_per_generation") == 1
+    sized = source[source.index("max_num_seqs=") :].split(",")[0]
+    assert "args.per_device_train_batch_size" in sized and "args.steps_per_generation" in sized

@@ -27,7 +27,8 @@ def test_defaults_are_the_papers_group():
 def test_batches_are_counted_in_prompts(num_self):
     found = config(num_self=num_self, per_device_train_batch_size=3, gradient_accumulation_steps=5)
     assert (found.per_device_train_batch_size, found.per_device_eval_batch_size) == (3, 8)
-    assert (found.steps_per_generation, found.generation_batch_size) == (5, 15)
+    assert found.steps_per_generation == 5
+    assert found.generation_batch_size == 15 * max(1, num_self)
     assert found.num_generations == num_self
 
 
@@ -35,7 +36,7 @@ def test_a_config_can_be_made_again_from_its_own_fields():
     found = config(num_self=3, tau=0.2, per_device_train_batch_size=2)
     again = dataclasses.replace(found)
     assert again.num_generations == again.num_self == 3
-    assert again.generation_batch_size == found.generation_batch_size == 2
+    assert again.generation_batch_size == found.generation_batch_size == 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_loss(options, tau):
         ({"tau": -0.1}, "tau is -0.1"),
         ({"tau": 0.5, "rectification": False}, "rectification is off and tau 0.5"),
         ({"steps_per_generation": 4}, "steps_per_generation is 4.*so it is 1 here"),
-        ({"generation_batch_size": 8}, "generation_batch_size is 8.*so it is 1 here"),
+        ({"generation_batch_size": 8}, "generation_batch_size is 8.*so it is 4 here"),
         ({"entropy_floor": 0.2, "on_violation": "pray"}, "choose one of constrain, stop, warn"),
         ({"entropy_floor": -1.0}, "floor is -1.0"),
     ],

@@ -43,7 +43,7 @@ def test_resume_after_sigkill(tmp_path):
     assert len(asked.calls) == 1 + STEPS
     assert len(asked_again.calls) == STEPS - SAVED_AT
     assert asked_again.calls == asked.calls[1 + SAVED_AT :]
-    assert (killed / FILE_NAME).read_text() == kept == (whole / FILE_NAME).read_text()
+    assert (whole / FILE_NAME).read_text() == kept
 
 
 def test_a_new_run_scores_given_responses_anew(tmp_path):
@@ -54,8 +54,8 @@ def test_a_new_run_scores_given_responses_anew(tmp_path):
         return [float(len(ids) % 2) for ids in completion_ids]
 
     for _ in range(2):
-        gft(tmp_path, rows=group_rows(4), reward=reward, num_self=0, num_expert=1).train()
-    assert asked == [11, 11]
+        gft(tmp_path, rows=group_rows(4)[1:], reward=reward, num_self=0).train()
+    assert asked == [10, 10]
 
 
 def test_resume_without_a_floor_in_the_checkpoint_is_refused(tmp_path):
