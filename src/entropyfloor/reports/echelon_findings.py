@@ -9,7 +9,7 @@ from entropyfloor.experiments.echelon.comparison import EchelonComparison
 from entropyfloor.experiments.echelon.ladder_course import BASE, CourseRow
 from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank
 from entropyfloor.experiments.echelon.rank_inversion import RankInversion
-from entropyfloor.experiments.echelon.rungs import epochs, rung_name
+from entropyfloor.experiments.echelon.rungs import epochs, rung_name, value
 from entropyfloor.experiments.echelon.selection_rules import RANDOM, RECOMMENDED, RuleResult
 from entropyfloor.reports.echelon_measures import (
     count,
@@ -46,6 +46,7 @@ def details(comparison: EchelonComparison) -> list[str]:
     """What stands behind the answer, and what it is worth."""
     return [
         *_inversions(comparison),
+        *_through_rl(comparison),
         *_losses(comparison),
         *_predictors(comparison),
         *_rules(comparison),
@@ -176,6 +177,29 @@ def _inversions(comparison: EchelonComparison) -> Iterator[str]:
             for found in others
         )
         yield f"Rank inversion within {plan.reference} by other outcomes: {said}."
+
+
+def _through_rl(comparison: EchelonComparison) -> Iterator[str]:
+    """What RL did to pass@1 and pass@k themselves, rung by rung."""
+    plan = comparison.plan
+    done = [rung for rung in comparison.rungs if rung.outcomes]
+    said = []
+    for k in dict.fromkeys((1, plan.outcome_k)):
+        name = f"pass_at_{k}"
+        pairs = [
+            (before, rung.outcomes[f"peak_{name}"].value)
+            for rung in done
+            if (before := value(rung.before, name)) is not None
+        ]
+        if pairs:
+            gain = sum(after - before for before, after in pairs) / len(pairs)
+            lower = sum(after < before for before, after in pairs)
+            said.append(
+                f"{title(name)} {gain:+.3f} on average, below its value before RL in {lower} of "
+                f"{count(len(pairs), 'rung')}"
+            )
+    if said:
+        yield f"What RL changed, at its peak: {'; '.join(said)}."
 
 
 def _pairs(found: RankInversion, comparison: EchelonComparison) -> str:

@@ -59,6 +59,14 @@ def test_an_inversion_is_called_one():
     assert "came out at place 3 of 3, 3 of 3; its outcome is below the best with intervals" in words
 
 
+def test_what_rl_changed():
+    # pass@1 goes from .1, .2, .3 to .1; pass@10 from .55, .6, .65 to what is given.
+    assert (
+        "What RL changed, at its peak: pass@1 -0.100 on average, below its value before RL in 2 of "
+        "3 rungs; pass@10 +0.067 on average, below its value before RL in 1 of 3 rungs."
+    ) in words_of(ladder([0.75, 0.65, 0.6]))
+
+
 def test_an_inversion_within_the_noise_says_so():
     words = words_of(ladder([0.52, 0.51, 0.5], half=0.2))
     assert "rank inversion, though in no pair of them beyond the noise of the prompts." in words
