@@ -27,15 +27,16 @@ from typing import Any
 from transformers import TrainerCallback
 
 from entropyfloor import __version__
+from entropyfloor.claimed_folder import claim_folder
 from entropyfloor.experiments.depths import DepthTraining, train_depths
-from entropyfloor.experiments.run_folder import claim_folder
-from entropyfloor.experiments.screening_store import load_screening, save_json
+from entropyfloor.experiments.screening_store import load_screening
 from entropyfloor.experiments.small_grpo import GRPORun, GRPOTraining, train_grpo
 from entropyfloor.experiments.small_model import small_model_directory
 from entropyfloor.experiments.small_task import MAX_NEW_TOKENS, SmallTask, small_task
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.rewards import exact_match
 from entropyfloor.screening.screen import screen
+from entropyfloor.whole_files import save_json
 
 _MEASURES = (
     "entropy_nats",

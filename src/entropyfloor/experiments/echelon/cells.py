@@ -28,12 +28,12 @@ from entropyfloor.experiments.depths import DepthTraining, depth_directory, trai
 from entropyfloor.experiments.echelon.recipe import Recipe, lora_config
 from entropyfloor.experiments.echelon.run_facts import run_facts
 from entropyfloor.experiments.echelon.sources import Sources, digest, sources
-from entropyfloor.experiments.screening_store import save_json
 from entropyfloor.experiments.small_grpo import GRPORun, train_grpo
 from entropyfloor.experiments.small_run import measures
 from entropyfloor.models.merging import merged_directory
 from entropyfloor.screening.rewards import reward_by_name
 from entropyfloor.screening.screen import screen
+from entropyfloor.whole_files import save_json
 
 KEEP = ("rungs", "all", "nothing")
 BASE = "base"  # the name of the model that SFT starts from, at depth 0

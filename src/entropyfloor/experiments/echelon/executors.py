@@ -107,7 +107,8 @@ class ProcessRunner:
 
     def close(self) -> None:
         """End the workers at once."""
-        processes = list((self._pool._processes or {}).values())
+        # Private until Python 3.14, which has terminate_workers().
+        processes = list((getattr(self._pool, "_processes", None) or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
@@ -166,8 +167,11 @@ class RayRunner:
         self.slots = workers
         self._own = not ray.is_initialized()
         if self._own:
-            local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers * threads}
-            ray.init(log_to_driver=False, include_dashboard=False, **local)
+            ray.init(
+                num_cpus=None if os.environ.get("RAY_ADDRESS") else workers * threads,
+                log_to_driver=False,
+                include_dashboard=False,
+            )
         self._remote = ray.remote(_on_ray).options(
             num_cpus=threads,
             num_gpus=1 if gpus else 0,

@@ -207,7 +207,7 @@ class Recipe:
         schedule = options.get("lr_scheduler_type", "constant")
         if schedule not in _CONSTANT:
             raise ValueError(
-                f"lr_scheduler_type {schedule!r} (loss {name}): one run leaves all depths, and they "
+                f"lr_scheduler_type {schedule!r} (loss {name}): one run leaves all depths, which "
                 "are comparable with a constant learning rate only; choose "
                 f"{' or '.join(_CONSTANT)}"
             )

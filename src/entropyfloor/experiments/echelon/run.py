@@ -24,7 +24,7 @@ from entropyfloor.experiments.echelon.schedule import (
     read_failures,
     recipe_of,
 )
-from entropyfloor.experiments.screening_store import save_json
+from entropyfloor.whole_files import save_json
 
 
 @dataclass(frozen=True)

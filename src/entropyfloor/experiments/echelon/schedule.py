@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from entropyfloor.experiments.echelon.cells import Cells
 from entropyfloor.experiments.echelon.executors import Runner
 from entropyfloor.experiments.echelon.recipe import Recipe, load_recipe
-from entropyfloor.experiments.screening_store import save_json
+from entropyfloor.whole_files import save_json
 
 FAILURES = "failures"
 _RELATIVE_COST = {"base": 1.0, "sft": 2.0, "rung": 4.0}  # until stages have been timed

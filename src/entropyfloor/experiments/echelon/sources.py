@@ -44,8 +44,8 @@ _WORKED = {
     "held_out_problems": 16,
     "rl_problems": 64,
 }
-_FILES = {"train": None, "held_out": None, "rl": None, "reward": None}
-_TASKS = {"small_sums": _SMALL, "worked_sums": _WORKED, "files": _FILES}
+_FILES: dict[str, Any] = {"train": None, "held_out": None, "rl": None, "reward": None}
+_TASKS: dict[str, dict[str, Any]] = {"small_sums": _SMALL, "worked_sums": _WORKED, "files": _FILES}
 _SMALL_MODEL = {"pretraining_steps": 325}
 
 
