@@ -27,6 +27,9 @@ from entropyfloor.experiments.echelon.schedule import (
 from entropyfloor.whole_files import save_json
 
 
+_REFRESH_SECONDS = 60.0
+
+
 @dataclass(frozen=True)
 class EchelonResult:
     """What a run left.
@@ -83,7 +86,14 @@ def run_echelon(
         with only_one_run(folder):
             save_json(folder / "recipe.json", checked.to_dict())
             with _Told(cells, say, progress) as told:
-                schedule = Schedule(cells, runner, retries=retries, on_event=told.event)
+                refresh = _Refresh(cells)
+
+                def on_event(event: str, stage: Stage, detail: Any) -> None:
+                    told.event(event, stage, detail)
+                    if event == "finished" and stage.kind == "rung":
+                        refresh()
+
+                schedule = Schedule(cells, runner, retries=retries, on_event=on_event)
                 told.begin(schedule)
                 failures = schedule.run()
             for loss, seed, depth in _all(checked):
@@ -208,6 +218,22 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+class _Refresh:
+    """Writes the results while the run lasts, but never longer than a small part of its time."""
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells = cells
+        self._next = time.perf_counter() + _REFRESH_SECONDS
+
+    def __call__(self) -> None:
+        if time.perf_counter() < self._next:
+            return
+        started = time.perf_counter()
+        write_results(self._cells)
+        ended = time.perf_counter()
+        self._next = ended + max(_REFRESH_SECONDS, 50 * (ended - started))
 
 
 class _Told:
