@@ -1,16 +1,23 @@
 """An echelon in sentences made from its numbers and from nothing else.
 
-``answer`` is for a reader who has read no paper; ``findings`` adds what was compared with what.
+The answer first, then what was compared with what, and what it is worth.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
 from entropyfloor.experiments.echelon.ladder_course import BASE, CourseRow
 from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank
 from entropyfloor.experiments.echelon.rank_inversion import RankInversion
 from entropyfloor.experiments.echelon.rungs import epochs, rung_name, value
-from entropyfloor.experiments.echelon.selection_rules import RANDOM, RECOMMENDED, RuleResult
+from entropyfloor.experiments.echelon.selection_rules import RANDOM
+from entropyfloor.reports.echelon_answer import (
+    answer,
+    chose_words,
+    mean_of,
+    missing_words,
+    seeds_of,
+)
 from entropyfloor.reports.echelon_measures import (
     count,
     outcome_words,
@@ -25,23 +32,6 @@ def findings(comparison: EchelonComparison) -> list[str]:
     return [*answer(comparison), *details(comparison)]
 
 
-def answer(comparison: EchelonComparison) -> list[str]:
-    """What the echelon says about choosing a checkpoint by pass@1, in plain words."""
-    plan = comparison.plan
-    main = comparison.inversion(plan.outcome, plan.reference)
-    scope = plan.reference
-    if main is None and len(plan.losses) > 1:
-        main, scope = comparison.inversion(plan.outcome, None), "all losses"
-    if main is not None:
-        words = [_verdict(main, scope), _counted(main, comparison), _course(comparison)]
-        return [*(w for w in words if w), *_rules_in_short(comparison)]
-    if plan.grpo_steps:
-        first = "No seed has two rungs through RL yet, so their outcomes cannot be compared."
-    else:
-        first = "No RL was run, so what is said here is about SFT alone."
-    return [first, *_course_of_sft(comparison)]
-
-
 def details(comparison: EchelonComparison) -> list[str]:
     """What stands behind the answer, and what it is worth."""
     return [
@@ -52,110 +42,6 @@ def details(comparison: EchelonComparison) -> list[str]:
         *_rules(comparison),
         *_caveats(comparison),
     ]
-
-
-def missing_words(comparison: EchelonComparison) -> str:
-    """How much is missing; empty if nothing is."""
-    number, plan = len(comparison.missing), comparison.plan
-    if not number:
-        return ""
-    cells = len(plan.losses) * len(plan.depths) * len(plan.seeds)
-    what = "outcome after RL" if plan.grpo_steps else "screening"
-    verb, are = ("has", "is") if number == 1 else ("have", "are")
-    who = f"{number} of {count(cells, 'cell')}" if plan.complete else count(number, "cell")
-    return f"{who} {verb} no {what} and {are} left out of every comparison of outcomes."
-
-
-def _verdict(found: RankInversion, scope: str) -> str:
-    inverted, seeds = len(found.inverted), len(found.by_seed)
-    in_all = "" if seeds == 1 else f", in all {seeds} seeds"
-    start = f"With {scope}, the checkpoints that look better before RL"
-    if inverted == seeds:
-        clear = any(order.clear for order in found.by_seed.values())
-        noise = "" if clear else ", though in no pair of them beyond the noise of the prompts"
-        return f"{start} mostly end worse after it{in_all}: rank inversion{noise}."
-    if inverted:
-        return (
-            f"{start} mostly end worse after it in {inverted} of {seeds} seeds, and not in the "
-            "others: rank inversion in a part of the seeds."
-        )
-    if all(order.kept == order.turned for order in found.by_seed.values()):
-        return f"{start} end neither better nor worse after it{in_all}: no rank inversion."
-    return f"{start} do not mostly end worse after it{in_all}: no rank inversion."
-
-
-def _counted(found: RankInversion, comparison: EchelonComparison) -> str:
-    orders, plan = list(found.by_seed.values()), comparison.plan
-    kept, turned = sum(o.kept for o in orders), sum(o.turned for o in orders)
-    clear = sum(o.clear for o in orders)
-    within = (
-        f", and in {clear or 'none'} of these by more than other prompts could explain"
-        if turned
-        else ""
-    )
-    return (
-        "Better before RL is a higher pass@1: a single answer is right more often. Better after it "
-        f"is a higher {outcome_words(plan.outcome)}. Of {count(kept + turned, 'pair')} of "
-        f"checkpoints, the one that is ahead before RL is behind after it in {turned}{within}."
-    )
-
-
-def _course(comparison: EchelonComparison) -> str:
-    plan = comparison.plan
-    rows = [r for r in comparison.course if r.loss == plan.reference and r.outcomes]
-    if len(rows) < 2:
-        return ""
-    first, last = rows[0], rows[-1]
-    seeds = sorted(set(first.outcomes[plan.outcome].by_seed) & _seeds(last, plan.outcome))
-    if not seeds:
-        return ""
-    many = f", means of {len(seeds)} seeds" if len(seeds) > 1 else ", one seed"
-    before = [_mean_of(row.before["pass_at_1"].by_seed, seeds) for row in (first, last)]
-    after = [_mean_of(row.outcomes[plan.outcome].by_seed, seeds) for row in (first, last)]
-    joint = "while" if (before[1] > before[0]) != (after[1] > after[0]) else "and"
-    return (
-        f"From {epochs(first.depth)} of SFT to {last.depth:g}, pass@1 before RL "
-        f"{_moved(*before)} {joint} {outcome_words(plan.outcome)} {_moved(*after)}{many}."
-    )
-
-
-def _course_of_sft(comparison: EchelonComparison) -> Iterator[str]:
-    rows = [r for r in comparison.course if r.loss == comparison.plan.reference]
-    if len(rows) < 2:
-        return
-    first, last = rows[0].before, rows[-1].before
-    said = []
-    for name in ("pass_at_1", f"pass_at_{comparison.plan.outcome_k}", "entropy_nats"):
-        seeds = set(first[name].by_seed) & set(last[name].by_seed) if name in first else set()
-        if seeds and name in last:
-            ends = [_mean_of(course[name].by_seed, seeds) for course in (first, last)]
-            said.append(f"{title(name)} {_moved(*ends)}")
-    if said:
-        yield (
-            f"With {comparison.plan.reference}, from {epochs(rows[0].depth)} of SFT to "
-            f"{rows[-1].depth:g}: {', '.join(dict.fromkeys(said))}."
-        )
-
-
-def _rules_in_short(comparison: EchelonComparison) -> Iterator[str]:
-    plan = comparison.plan
-    rules = {r.rule: r for r in comparison.rules_of(comparison.scopes[0])}
-    highest = rules.get("highest pass@1")
-    if highest is None or (lost := highest.regret(plan.outcome)) is None:
-        return
-    words = (
-        f"Starting RL from the checkpoint with the highest pass@1 cost {lost:.3f} of "
-        f"{outcome_words(plan.outcome)} against the best checkpoint there was"
-    )
-    ours = rules.get(RECOMMENDED)
-    if ours is not None:
-        regret = ours.regret(plan.outcome)
-        if regret is None:
-            words += "; our recommendation was to start from none"
-        else:
-            chose = "" if ours.chosen() == len(ours.by_seed) else f" ({_chose(ours)})"
-            words += f"; our recommendation cost {regret:.3f}{chose}"
-    yield f"{words}."
 
 
 def _inversions(comparison: EchelonComparison) -> Iterator[str]:
@@ -240,8 +126,8 @@ def _losses(comparison: EchelonComparison) -> Iterator[str]:
     done = [r for r in comparison.course if r.outcomes and r.loss != BASE]
     if not done:
         return
-    most = max(len(_seeds(r, plan.outcome)) for r in done)
-    full = [r for r in done if len(_seeds(r, plan.outcome)) == most]
+    most = max(len(seeds_of(r, plan.outcome)) for r in done)
+    full = [r for r in done if len(seeds_of(r, plan.outcome)) == most]
     best = max(full, key=lambda r: r.outcomes[plan.outcome].mean)
     words = (
         f"Best {outcome_words(plan.outcome)}: {rung_name(best.loss, best.depth)}, "
@@ -274,8 +160,8 @@ def _against(reference: CourseRow, others: Sequence[CourseRow], c: EchelonCompar
         ahead, shared = _ahead(row, reference, outcome)
         if not shared:
             continue
-        seeds = sorted(_seeds(row, outcome) & _seeds(reference, outcome))
-        gain = _mean_of(row.outcomes[outcome].by_seed, seeds) - _mean_of(
+        seeds = sorted(seeds_of(row, outcome) & seeds_of(reference, outcome))
+        gain = mean_of(row.outcomes[outcome].by_seed, seeds) - mean_of(
             reference.outcomes[outcome].by_seed, seeds
         )
         behind = sum(
@@ -313,7 +199,7 @@ def _rules(comparison: EchelonComparison) -> Iterator[str]:
         where = "over all losses" if scope is None else f"within {scope}"
         listed = ", ".join(
             f"{r.rule} {r.regret(plan.outcome):.3f}"
-            + ("" if r.rule == RANDOM or r.chosen() == len(r.by_seed) else f" ({_chose(r)})")
+            + ("" if r.rule == RANDOM or r.chosen() == len(r.by_seed) else f" ({chose_words(r)})")
             for r in rules
         )
         yield f"Regret {where}, mean of the seeds, least first: {listed}."
@@ -339,28 +225,8 @@ def _caveats(comparison: EchelonComparison) -> Iterator[str]:
         yield words
 
 
-def _chose(rule: RuleResult) -> str:
-    return f"it chose in {rule.chosen()} of {count(len(rule.by_seed), 'seed')}"
-
-
-def _moved(first: float, last: float) -> str:
-    if f"{first:.3f}" == f"{last:.3f}":
-        return f"stayed at {last:.3f}"
-    return f"{'rose' if last > first else 'fell'} from {first:.3f} to {last:.3f}"
-
-
-def _seeds(row: CourseRow, outcome: str) -> set[int]:
-    return set(row.outcomes[outcome].by_seed)
-
-
 def _ahead(row: CourseRow, reference: CourseRow, outcome: str) -> tuple[int, int]:
     """Seeds in which a row is ahead, and seeds that both have."""
     mine, theirs = row.outcomes[outcome].by_seed, reference.outcomes[outcome].by_seed
     shared = set(mine) & set(theirs)
     return sum(mine[s] > theirs[s] for s in shared), len(shared)
-
-
-def _mean_of(by_seed: object, seeds: Iterable[int]) -> float:
-    assert hasattr(by_seed, "__getitem__")
-    values = [float(by_seed[seed]) for seed in seeds]
-    return sum(values) / len(values)

@@ -5,8 +5,9 @@ from pathlib import Path
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
 from entropyfloor.experiments.echelon.rungs import epochs
 from entropyfloor.reports import echelon_figures as figures
+from entropyfloor.reports.echelon_answer import answer, missing_words
 from entropyfloor.reports.echelon_axes import panels
-from entropyfloor.reports.echelon_findings import answer, details, missing_words
+from entropyfloor.reports.echelon_findings import details
 from entropyfloor.reports.echelon_measures import outcome_words, title
 from entropyfloor.reports.echelon_tables import tables
 from entropyfloor.reports.page import flat_settings, page_environment, style_sheet

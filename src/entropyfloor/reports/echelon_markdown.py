@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
-from entropyfloor.reports.echelon_findings import answer, details
+from entropyfloor.reports.echelon_answer import answer
+from entropyfloor.reports.echelon_findings import details
 from entropyfloor.reports.echelon_tables import Table, tables
 
 

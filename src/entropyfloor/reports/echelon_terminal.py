@@ -8,7 +8,7 @@ from rich.text import Text
 
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
 from entropyfloor.experiments.echelon.ladder_course import Spread
-from entropyfloor.reports.echelon_findings import answer, missing_words
+from entropyfloor.reports.echelon_answer import answer, missing_words
 from entropyfloor.reports.echelon_measures import seed_words, short_outcome, title
 
 

@@ -10,7 +10,8 @@ from sample_reports import HOSTILE
 from test_screening_html import OUTSIDE, SMALLEST_TEXT, Page
 
 from entropyfloor.experiments.echelon.comparison import compare
-from entropyfloor.reports.echelon_findings import answer, details, findings
+from entropyfloor.reports.echelon_answer import answer
+from entropyfloor.reports.echelon_findings import details, findings
 from entropyfloor.reports.echelon_html import echelon_html, write_echelon_html
 from entropyfloor.reports.echelon_plot import write_echelon_plot
 from entropyfloor.reports.echelon_tables import tables
@@ -127,6 +128,16 @@ def test_without_rl():
         r"With ce, from 2 epochs of SFT to 60: pass@1 rose .*, entropy fell from 0.675 to", second
     )
     assert [table.key for table in tables(found)] == ["before"]
+
+
+def test_a_k_that_only_the_evaluation_has():
+    cells, base = made_up(("ce", "sed"), (1.0, 2.0, 3.0))
+    for measured in [*(cell["before"] for cell in cells), *base.values()]:
+        del measured["pass_at_k"]["10"]
+    found = compare(cells, base, SETTINGS)
+    assert not any("highest pass@10" in rule.rule for rule in found.rules)
+    assert "pass@10" not in [header for table in tables(found) for header in table.headers]
+    assert "peak pass@10 after RL" in Page(echelon_html(found)).text
 
 
 def test_markdown_has_every_table_and_escapes_names():
