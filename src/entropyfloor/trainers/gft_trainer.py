@@ -135,6 +135,13 @@ class GFTTrainer(GroupRowsTrainer):
             args.steps_per_generation = per_step
         if self._is_vlm:
             raise ValueError("images are not supported: groups are made of text")
+        routed = getattr(self.model.config.get_text_config(), "output_router_logits", False)
+        if routed and args.num_self and not args.use_vllm:
+            raise ValueError(
+                "the model's config has output_router_logits=True, with which transformers 5.23 "
+                "cannot generate (its balancing loss does not fit a single token). Set it to "
+                "False: that loss is computed in training nevertheless"
+            )
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         frozen = base_of_term(self, args)
         self._head = attach_loss_head(base, args.build_loss())
