@@ -3,6 +3,7 @@
 The answer first, then what was compared with what, and what it is worth.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
@@ -126,8 +127,10 @@ def _losses(comparison: EchelonComparison) -> Iterator[str]:
     done = [r for r in comparison.course if r.outcomes and r.loss != BASE]
     if not done:
         return
-    most = max(len(seeds_of(r, plan.outcome)) for r in done)
-    full = [r for r in done if len(seeds_of(r, plan.outcome)) == most]
+    # Means over different seeds do not compare: of the largest sets of seeds, the commonest.
+    sets = Counter(frozenset(seeds_of(row, plan.outcome)) for row in done)
+    wanted = max(sets, key=lambda seeds: (len(seeds), sets[seeds]))
+    full = [row for row in done if seeds_of(row, plan.outcome) == wanted]
     best = max(full, key=lambda r: r.outcomes[plan.outcome].mean)
     words = (
         f"Best {outcome_words(plan.outcome)}: {rung_name(best.loss, best.depth)}, "
