@@ -37,9 +37,10 @@ from entropyfloor.rl.response_counts import ResponseCounts, count_responses
 from entropyfloor.screening.answers import completion_text
 from entropyfloor.screening.processes import Processes
 from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rewards import RewardFunction, call_reward, reward_by_name
+from entropyfloor.screening.rewards import RewardFunction, reward_by_name
 from entropyfloor.screening.rollout_blocks import RolloutBlock, RolloutBlocks
 from entropyfloor.screening.rollouts import SamplingSettings
+from entropyfloor.screening.scoring import score_completions
 from entropyfloor.whole_files import save_json
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
@@ -250,17 +251,14 @@ class _GivenScores:
             self._tokenizer = load_tokenizer(
                 self._source, trust_remote_code=self._trust_remote_code
             )
-        flat = [
-            (self._prompts.rows[r], each) for r, g in zip(rows, groups, strict=True) for each in g
-        ]
-        texts = [completion_text(each.completion) for _, each in flat]
-        names = sorted({name for row in self._prompts.rows for name in row} - {"prompt"})
-        return call_reward(
+        responses = [each for group in groups for each in group]
+        texts = [completion_text(each.completion) for each in responses]
+        return score_completions(
             self._reward,
-            prompts=[row["prompt"] for row, _ in flat],
-            completions=[each.completion for _, each in flat],
+            self._prompts,
+            rows=[row for row, group in zip(rows, groups, strict=True) for _ in group],
+            completions=[each.completion for each in responses],
             completion_ids=self._tokenizer(texts, add_special_tokens=False)["input_ids"],
-            columns={name: [row.get(name) for row, _ in flat] for name in names},
         )
 
 

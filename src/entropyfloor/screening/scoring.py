@@ -20,15 +20,44 @@ def score_rollouts(
             number.
 
     """
-    names = sorted({name for row in prompts.rows for name in row} - _RESERVED)
-    rows = [prompts.rows[rollout.prompt_index] for rollout in rollouts]
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return call_reward(
+    return score_completions(
         reward,
-        prompts=[row["prompt"] for row in rows],
+        prompts,
+        rows=[rollout.prompt_index for rollout in rollouts],
         completions=[_completion(prompts, rollout) for rollout in rollouts],
         completion_ids=[list(rollout.token_ids) for rollout in rollouts],
-        columns=columns,
+    )
+
+
+def score_completions(
+    reward: RewardFunction,
+    prompts: PromptSet,
+    *,
+    rows: Sequence[int],
+    completions: list[Any],
+    completion_ids: list[list[int]],
+) -> list[float | None]:
+    """As :func:`score_rollouts`, of completions from anywhere.
+
+    Args:
+        reward: in trl's signature.
+        prompts: with the columns that it is given.
+        rows: each completion's prompt.
+        completions: text, or messages for a conversation.
+        completion_ids: their tokens.
+
+    Raises:
+        ValueError: as :func:`score_rollouts`.
+
+    """
+    names = sorted({name for row in prompts.rows for name in row} - _RESERVED)
+    found = [prompts.rows[row] for row in rows]
+    return call_reward(
+        reward,
+        prompts=[row["prompt"] for row in found],
+        completions=completions,
+        completion_ids=completion_ids,
+        columns={name: [row.get(name) for row in found] for name in names},
     )
 
 
