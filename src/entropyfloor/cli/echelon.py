@@ -61,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
         progress=not arguments.no_progress,
     )
     if result.comparison is not None:
-        say(result.comparison.to_markdown())
+        from entropyfloor.reports.echelon_terminal import echelon_terminal
+
+        for part in echelon_terminal(result.comparison):
+            console.print(part)
         say(f"written: {', '.join(str(result.folder / name) for name in RESULTS)}")
     for failure in result.failures:
         say(f"failed: {failure.stage}: {failure.message}")

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, Protocol
 
+_GRACE_SECONDS = 5.0
 EXECUTORS = ("serial", "processes", "ray")
 
 
@@ -106,13 +107,13 @@ class ProcessRunner:
             return self._pool.submit(function, *args)
 
     def close(self) -> None:
-        """End the workers at once."""
+        """End the workers: idle ones by themselves, one at work after a moment's grace."""
         # Private until Python 3.14, which has terminate_workers().
         processes = list((getattr(self._pool, "_processes", None) or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
+            process.join(timeout=_GRACE_SECONDS)
             process.terminate()
-        for process in processes:
             process.join()
 
     def _new_pool(self) -> Executor:

@@ -18,6 +18,7 @@ Everything in it but ``name`` determines numbers; nothing else does, beside vers
 
 import difflib
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -212,7 +213,9 @@ class Recipe:
                 f"{' or '.join(_CONSTANT)}"
             )
         try:
-            SEDConfig(output_dir="unused", **{"use_cpu": True, "bf16": False, **options})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are the run's to give
+                SEDConfig(output_dir="unused", **{"use_cpu": True, "bf16": False, **options})
         except (ValueError, TypeError) as error:
             raise ValueError(f"loss {name}: {error}") from error
 

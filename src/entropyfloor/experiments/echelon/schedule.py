@@ -9,6 +9,7 @@ everything else goes on.
 import json
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -71,6 +72,8 @@ def run_stage(recipe: dict[str, Any], folder: str, keep: str, stage: Stage) -> f
     from entropyfloor.screening.progress import quiet_loading
 
     disable_progress_bars()  # of mapping a hundred rows
+    # trl 1.16 sets the old name itself; transformers 5.23 has a new one.
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing`", FutureWarning)
     started = time.perf_counter()
     cells = Cells(load_recipe(recipe), folder, keep=keep)
     locks = Path(folder) / "locks"
