@@ -2,6 +2,7 @@
 
     anchor           KL(b || p)      towards all that the base model b found plausible
     reverse_anchor   KL(p || b)      away from what the base model found implausible
+    onset_anchor     KL(o || p)      towards the model o as it was when entropy came near the floor
     uniform          -H              Shannon entropy, every token
     hinge            max(h - H, 0)   only where a token's entropy is below h
     selective        -M H            M = 1[top-k mass < tau], SED's mask, detached
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from .statistics import StatisticsRequest, TokenStatistics, check_positive
 
-Place = Literal["anchor", "reverse_anchor", "uniform", "hinge", "selective", "support"]
+Place = Literal[
+    "anchor", "reverse_anchor", "onset_anchor", "uniform", "hinge", "selective", "support"
+]
 PLACES: tuple[str, ...] = get_args(Place)
 
 
@@ -52,15 +55,16 @@ class EntropyTerm:
 
     @property
     def needs_base(self) -> bool:
-        """Whether the term compares with a base model."""
-        return self.place in ("anchor", "reverse_anchor")
+        """Whether the term compares with another model: the base, or the one of the onset."""
+        return self.place in ("anchor", "reverse_anchor", "onset_anchor")
 
     def extend(self, request: StatisticsRequest) -> StatisticsRequest:
         """``request`` and what this term needs; the top-k mass stays at the loss's own k."""
         if self.place == "support":
             return replace(request, support_k=self.support_k)
         if self.needs_base:
-            return replace(request, base_kl="forward" if self.place == "anchor" else "reverse")
+            reverse = self.place == "reverse_anchor"
+            return replace(request, base_kl="reverse" if reverse else "forward")
         return request
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:

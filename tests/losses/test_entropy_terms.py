@@ -75,6 +75,7 @@ def support(z, y, zb, k=4):
 REFERENCES = {
     "anchor": anchor,
     "reverse_anchor": reverse_anchor,
+    "onset_anchor": anchor,  # the same term to another model
     "uniform": uniform,
     "hinge": hinge,
     "selective": selective,

@@ -32,6 +32,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 # What only continuing needs, beside the weights: two thirds of a checkpoint's size, and pickles.
 TRAINING_STATE = (
     "optimizer.pt",
+    "floor_base.safetensors",
     "scheduler.pt",
     "rng_state.pth",
     "scaler.pt",

@@ -14,8 +14,10 @@ from typing import Any
 
 from accelerate.logging import get_logger
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from entropyfloor.models.loss_head import LossHead
+from entropyfloor.models.onset_base import OnsetBase
 from entropyfloor.trainers.floor_controller import FloorController
 from entropyfloor.trainers.rollout_probe import ProbeResult, RolloutProbe
 from entropyfloor.trainers.run_record import read_record
@@ -61,6 +63,11 @@ class EntropyFloor:
             self._interval = self.probe_steps
 
     @property
+    def _onset(self) -> OnsetBase | None:
+        """The base of an anchor that is taken from the model in training."""
+        return self.head.base if isinstance(self.head.base, OnsetBase) else None
+
+    @property
     def constrains(self) -> bool:
         """Whether the weight of the term is moved."""
         return self.on_violation == "constrain"
@@ -79,8 +86,14 @@ class EntropyFloor:
         entropy = self._entropy / self._tokens if self._tokens else math.nan
         self._entropy = self._tokens = 0.0
         self._steps_here += 1
-        weight = self.controller.update(entropy)
-        self.head.weight = weight if self.constrains else 0.0
+        self.controller.update(entropy)
+        onset = self._onset
+        if onset is not None and not onset.taken:
+            if self.controller.arriving:
+                onset.take()
+            else:
+                self.controller.rest()
+        self.head.weight = self.controller.weight if self.constrains else 0.0
         if self.constrains and self.controller.saturated and not self._warned:
             self._warned = True
             held = self.controller
@@ -130,7 +143,8 @@ class EntropyFloor:
         """What a checkpoint carries."""
         return {
             "settings": self.controller.settings() | {"on_violation": self.on_violation},
-            "state": self.controller.state_dict() | {"interval": self._interval},
+            "state": self.controller.state_dict()
+            | {"interval": self._interval, "onset": self._onset is not None and self._onset.taken},
             "probes": [asdict(probe) for probe in self.probes],
         }
 
@@ -145,8 +159,16 @@ class EntropyFloor:
             f"the term {self.head.weight:.4f}; {last.tokens} tokens sampled).\n"
         )
 
-    def restore(self, record: dict[str, Any]) -> None:
-        """Go on from a checkpoint's record."""
+    def save(self, directory: str | Path) -> dict[str, Any]:
+        """The record; into a checkpoint's directory goes what `restore` needs beside it."""
+        if self._onset is not None and Path(directory).name.startswith(PREFIX_CHECKPOINT_DIR):
+            self._onset.save(directory)
+        return self.record()
+
+    def restore(self, record: dict[str, Any], checkpoint: str | Path) -> None:
+        """Go on from a checkpoint and its record."""
+        if self._onset is not None and record["state"].get("onset"):
+            self._onset.load(checkpoint)
         self.controller.load_state_dict(record["state"])
         self._interval = int(record["state"]["interval"])
         self.probes = [ProbeResult(**probe) for probe in record["probes"]]
@@ -260,5 +282,5 @@ class FloorCallback(TrainerCallback):
         self._trainer._load_from_checkpoint(str(good))
         recorded = read_record(good)
         assert recorded is not None
-        floor.restore(recorded["floor"])
+        floor.restore(recorded["floor"], good)
         logger.warning(f"training stopped ({floor.violated}); restored {good.name}")

@@ -23,8 +23,8 @@ from typing import Any
 SATURATED_STEPS = 20
 _LARGEST_ERROR = 1.5
 _LARGEST_SURPLUS = 0.25  # what the sum counts of an entropy far above the target
-_INITIAL_WEIGHT = 0.05
 _SMALLEST_WEIGHT = 5e-3
+_ONSET = 1.3  # times the target: a model anchored to has to have more entropy than what is held
 _SMALLEST_ENTROPY = 1e-9
 _RATIO_RANGE = (0.2, 5.0)
 _STATE = ("weight", "integral", "entropy", "rate", "ratio", "saturated_for")
@@ -42,6 +42,7 @@ class FloorController:
         lead: D in steps.
         smoothing: of the entropy; 0 is none, the memory is about ``1 / (1 - smoothing)`` steps.
         max_weight: largest weight.
+        initial_weight: w_0, the weight at the target before there is a sum.
 
     The remaining fields are the state, in `state_dict`.
 
@@ -54,6 +55,7 @@ class FloorController:
     lead: float = 4.0
     smoothing: float = 0.3
     max_weight: float = 2.0
+    initial_weight: float = 0.05
     weight: float = 0.0
     integral: float = 0.0
     entropy: float | None = None
@@ -62,7 +64,7 @@ class FloorController:
     saturated_for: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("floor", "gain", "time", "max_weight"):
+        for name in ("floor", "gain", "time", "max_weight", "initial_weight"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value!r}; it must be a finite number > 0")
@@ -82,6 +84,13 @@ class FloorController:
     def target(self) -> float:
         """Teacher-forced entropy aimed at, nats."""
         return self.floor * (1 + self.margin) / self.ratio
+
+    @property
+    def arriving(self) -> bool:
+        """Whether entropy, as it changes, is next step within `_ONSET` times the target."""
+        if self.entropy is None:
+            return False
+        return self.entropy * math.exp(min(self.rate, 0.0)) <= _ONSET * self.target
 
     @property
     def saturated(self) -> bool:
@@ -104,7 +113,7 @@ class FloorController:
         error = math.log(self.target / self.entropy)
         ahead = min(max(error - self.lead * self.rate, -2 * _LARGEST_ERROR), _LARGEST_ERROR)
         error = min(max(error, -_LARGEST_SURPLUS), _LARGEST_ERROR)
-        start = math.log(_INITIAL_WEIGHT)
+        start = math.log(self.initial_weight)
         low, high = math.log(_SMALLEST_WEIGHT), math.log(self.max_weight)
         # Two guards against wind-up: on the way down from far above the target the sum moves
         # slowly, and it is held while the weight is at a limit.
@@ -119,6 +128,10 @@ class FloorController:
         at_limit = self.weight >= self.max_weight * (1 - 1e-9)
         self.saturated_for = self.saturated_for + 1 if below and at_limit else 0
         return self.weight
+
+    def rest(self) -> None:
+        """No weight, and nothing summed: there is no term to weigh yet."""
+        self.weight = self.integral = 0.0
 
     def correct(self, rollout_entropy: float, weight_of_new: float = 0.5) -> None:
         """Take a probe: the entropy of rollouts (nats) at the present teacher-forced entropy."""

@@ -1,7 +1,7 @@
 """What a trainer needs around its `EntropyFloor`: a base model, the floor itself, a resume.
 
 A trainer that holds a floor has a `LossHead`, calls ``floor.observe`` with each micro-batch's
-entropy, adds ``floor.logs()`` to its log and writes ``floor.record()`` into its checkpoints.
+entropy, adds ``floor.logs()`` to its log, and what ``floor.save()`` returns to its checkpoints.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from peft import PeftModel
 
 from ..models.base_states import AdapterFreeBase, FrozenBase, LiveBase
 from ..models.loss_head import LossHead
+from ..models.onset_base import OnsetBase
 from ..screening.prompts import Prompt, PromptSet
 from ..screening.rewards import RewardFunction, reward_by_name
 from .entropy_floor import EntropyFloor, FloorCallback
@@ -28,7 +29,7 @@ logger = get_logger(__name__)
 
 def base_of_term(
     trainer: Any, args: FloorOptions, *, cached: bool = False
-) -> LiveBase | FrozenBase | None:
+) -> LiveBase | FrozenBase | OnsetBase | None:
     """The base model of an anchor; taken before anything is trained, and before the head.
 
     Args:
@@ -46,6 +47,8 @@ def base_of_term(
             "which DeepSpeed and FSDP shard. Use floor_place='uniform', 'hinge', 'selective' "
             "or 'support'"
         )
+    if args.floor_place == "onset_anchor":
+        return OnsetBase(trainer.model)
     if isinstance(trainer.model, PeftModel):
         return AdapterFreeBase(trainer.model)
     return LiveBase(trainer.model) if cached else FrozenBase(trainer.model)
@@ -71,7 +74,7 @@ def attach_floor(
     head: LossHead,
     args: FloorOptions,
     *,
-    base: LiveBase | FrozenBase | None,
+    base: LiveBase | FrozenBase | OnsetBase | None,
     prompts: PromptSet | None,
     reward: str | RewardFunction | None,
 ) -> EntropyFloor:
@@ -139,7 +142,7 @@ def restore_floor(floor: EntropyFloor, checkpoint: str | Path) -> None:
             f"{checkpoint} was not trained with an entropy floor, so the controller has no "
             "state to go on from. Start a run from it (model=...) instead of resuming"
         )
-    floor.restore(record["floor"])
+    floor.restore(record["floor"], checkpoint)
 
 
 def add_to_card(trainer: Any, floor: EntropyFloor | None) -> None:

@@ -9,6 +9,10 @@ from entropyfloor_losses import EntropyTerm
 from .entropy_floor import VIOLATIONS
 from .floor_controller import FloorController
 
+# The model of the onset has little more entropy than the target. Weight 1 ends at the mean of its
+# distribution and the label's, and that is about what holds; the base model has much more.
+_ONSET_CONTROL = {"initial_weight": 1.0}
+
 
 @dataclass
 class FloorOptions:
@@ -18,8 +22,9 @@ class FloorOptions:
         entropy_floor: keep the entropy of rollouts above this, nats (0.18 is the rank-inversion
             paper's threshold); composes with any loss. None: no floor.
         floor_place: where the entropy goes: "anchor" (KL from the base model, KL(base || model)),
-            "reverse_anchor" (KL(model || base)), "uniform", "hinge", "selective" or "support"; see
-            `entropyfloor_losses.EntropyTerm`.
+            "reverse_anchor" (KL(model || base)), "onset_anchor" (KL from the model in
+            training as it was when its entropy came near the floor), "uniform", "hinge",
+            "selective" or "support"; see `entropyfloor_losses.EntropyTerm`.
         floor_margin: aim at ``entropy_floor * (1 + floor_margin)``.
         floor_max_weight: largest weight of the term.
         on_violation: "constrain": a controller moves the weight so that the floor holds; "stop":
@@ -40,8 +45,8 @@ class FloorOptions:
     floor_place: str = field(
         default="anchor",
         metadata={
-            "help": "Where the entropy goes: anchor, reverse_anchor, uniform, hinge, selective or "
-            "support."
+            "help": "Where the entropy goes: anchor, reverse_anchor, onset_anchor, uniform, hinge, "
+            "selective or support."
         },
     )
     floor_margin: float = field(
@@ -87,6 +92,7 @@ class FloorOptions:
             floor=self.entropy_floor,
             margin=self.floor_margin,
             max_weight=self.floor_max_weight,
+            **(_ONSET_CONTROL if self.floor_place == "onset_anchor" else {}),
         )
 
     def build_term(self) -> EntropyTerm:

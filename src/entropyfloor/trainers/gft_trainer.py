@@ -315,8 +315,9 @@ class GFTTrainer(GroupRowsTrainer):
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         super()._save(output_dir, state_dict)
-        floor = None if self.floor is None else self.floor.record()
-        write_run_record(Path(output_dir or self.args.output_dir), self._head.loss, floor)
+        directory = Path(output_dir or self.args.output_dir)
+        floor = None if self.floor is None else self.floor.save(directory)
+        write_run_record(directory, self._head.loss, floor)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:

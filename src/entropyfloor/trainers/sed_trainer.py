@@ -324,8 +324,9 @@ class SEDTrainer(SFTTrainer):
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         super()._save(output_dir, state_dict)
-        floor = None if self.floor is None else self.floor.record()
-        write_run_record(Path(output_dir or self.args.output_dir), self.loss, floor)
+        directory = Path(output_dir or self.args.output_dir)
+        floor = None if self.floor is None else self.floor.save(directory)
+        write_run_record(directory, self.loss, floor)
 
 
 def _choose_loss(args: SEDConfig, loss: str | Loss | None) -> Loss:

@@ -91,8 +91,28 @@ def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
     assert isinstance(trainer._head.base(labels, **inputs), BaseHead)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_resume_goes_on_exactly(tmp_path, lora):
+def test_an_onset_anchor_is_the_model_that_came_near_the_floor(tmp_path):
+    """Until then the run is the plain one, afterwards its weights of that step are the base."""
+    settings = {"max_steps": 60, "entropy_floor": 2.0, "floor_probe_prompts": 0}
+    run = Run.of(floored(tmp_path / "a", floor_place="onset_anchor", **settings))
+    entropies, weights = run.series("floor_entropy"), run.series("floor_weight")
+    onset = next(step for step, weight in enumerate(weights, start=1) if weight > 0)
+    assert 1 < onset < 60
+    assert all(entropy > 1.3 * 2.5 for entropy in entropies[: onset - 1])
+    assert entropies[onset] < 1.4 * 2.5
+    plain = {**FLOOR, **settings, "entropy_floor": None, "max_steps": onset}
+    then = Run.of(sed_trainer(tmp_path / "b", **plain))
+    assert then.series("loss") == run.series("loss")[:onset]
+    for name, value in run.trainer._head.base._copies.items():
+        assert value.equal(then.weights[name])
+    late = entropies[-10:]
+    assert all(2.0 < entropy < 3.2 for entropy in late)
+
+
+@pytest.mark.parametrize(
+    ("lora", "place"), [(False, "anchor"), (True, "anchor"), (True, "onset_anchor")]
+)
+def test_resume_goes_on_exactly(tmp_path, lora, place):
     def trainer(folder, **config):
         extra = {"peft_config": LoraConfig(r=4, target_modules="all-linear")} if lora else None
         return floored(
@@ -100,6 +120,7 @@ def test_resume_goes_on_exactly(tmp_path, lora):
             trainer=extra,
             max_steps=24,
             entropy_floor=4.5,
+            floor_place=place,
             floor_probe_steps=5,
             save_strategy="steps",
             save_steps=12,
@@ -289,10 +310,11 @@ def test_bad_settings(tmp_path, config, message):
         floored(tmp_path, **config)
 
 
-def test_an_anchor_needs_adapters_that_can_be_switched_off(tmp_path):
+@pytest.mark.parametrize("place", ["anchor", "onset_anchor"])
+def test_an_anchor_needs_adapters_that_can_be_switched_off(tmp_path, place):
     tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with pytest.raises(ValueError, match="learns virtual tokens"):
-        floored(tmp_path, trainer={"peft_config": tuning})
+        floored(tmp_path, trainer={"peft_config": tuning}, floor_place=place)
     floored(tmp_path, trainer={"peft_config": tuning}, floor_place="uniform")
 
 

@@ -142,3 +142,43 @@ def test_state_goes_through_json_exactly():
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         FloorController(**settings)
+
+
+def test_an_onset_is_seen_before_a_steep_fall_passes_it():
+    """1.3 times the target of 0.225 is 0.2925: a fall by a third a step is seen from above 0.4."""
+    slow, steep = FloorController(floor=0.18), FloorController(floor=0.18)
+    assert not slow.arriving
+    for entropy in (0.44, 0.43, 0.42, 0.41, 0.40):
+        slow.update(entropy)
+        assert not slow.arriving
+    for entropy in (1.35, 0.9, 0.6):
+        steep.update(entropy)
+        assert not steep.arriving
+    steep.update(0.32)
+    assert steep.arriving and steep.entropy > 0.4
+    for entropy in (0.36, 0.33, 0.31, 0.29):
+        slow.update(entropy)
+    assert slow.arriving
+
+
+def test_rest_forgets_the_sum():
+    """After a long time below the target the weight is as if that time had not been."""
+    weights = []
+    for rests in (False, True):
+        controller = FloorController(floor=0.18)
+        for _ in range(50):
+            controller.update(0.15)
+        if rests:
+            controller.rest()
+            assert controller.weight == 0.0
+        weights.append(controller.update(0.15))
+    assert weights[1] < 0.6 * weights[0]
+    error = math.log(0.225 / 0.15)
+    assert weights[1] == pytest.approx(0.05 * math.exp(1.25 * (error + error / 30.0)))
+
+
+def test_the_weight_at_the_target_is_the_initial_one():
+    controller = FloorController(floor=0.18, initial_weight=1.0)
+    assert controller.update(controller.target) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="initial_weight"):
+        FloorController(floor=0.18, initial_weight=0.0)
