@@ -22,4 +22,4 @@ def test_a_shipped_recipe_is_valid(file):
 def test_two_cores_has_what_the_comparison_is_about():
     (file,) = [f for f in RECIPES if f.stem == "echelon_two_cores"]
     recipe = load_recipe(file)
-    assert len(recipe.losses) == 7 and len(recipe.depths) == 5 and len(recipe.seeds) == 3
+    assert len(recipe.losses) == 8 and len(recipe.depths) == 5 and len(recipe.seeds) == 3
