@@ -43,3 +43,16 @@ def test_an_entropy_floor_beside_them(example, tmp_path, capsys, monkeypatch):
     assert "ce-anchor-1-depth-2" in capsys.readouterr().out
     record = tmp_path / "seed-0" / "sft" / "ce-anchor-1-depth-2" / "entropyfloor.json"
     assert json.loads(record.read_text())["floor"]["settings"]["floor"] == 1.0
+
+
+def test_several_seeds_end_with_their_means(example, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    example.main(["--output-dir", str(tmp_path), "--test-problems", "4", *TINY, "--seed", "0", "1"])
+    last = [line for line in capsys.readouterr().out.splitlines() if "│ ce-depth-2" in line][-1]
+    cells = [
+        json.loads((tmp_path / f"seed-{seed}" / "cells" / "ce-depth-2.json").read_text())
+        for seed in (0, 1)
+    ]
+    after = [cell["peak"]["pass_at_10"]["value"] for cell in cells]
+    assert " ".join(f"{value:.3f}" for value in after) in last
+    assert f"{sum(cell['before']['entropy_nats'] for cell in cells) / 2:.3f}" in last
