@@ -11,7 +11,7 @@ from .floor_controller import FloorController
 
 # The model of the onset has little more entropy than the target. Weight 1 ends at the mean of its
 # distribution and the label's, and that is about what holds; the base model has much more.
-_ONSET_CONTROL = {"initial_weight": 1.0}
+_ONSET_WEIGHT = 1.0
 
 
 @dataclass
@@ -88,11 +88,12 @@ class FloorOptions:
     def build_controller(self) -> FloorController:
         """The controller these settings describe; ``entropy_floor`` must be set."""
         assert self.entropy_floor is not None
+        onset = self.floor_place == "onset_anchor"
         return FloorController(
             floor=self.entropy_floor,
             margin=self.floor_margin,
             max_weight=self.floor_max_weight,
-            **(_ONSET_CONTROL if self.floor_place == "onset_anchor" else {}),
+            initial_weight=_ONSET_WEIGHT if onset else FloorController.initial_weight,
         )
 
     def build_term(self) -> EntropyTerm:
