@@ -25,7 +25,7 @@ from entropyfloor.experiments.echelon.recipe import Recipe, load_recipe
 from entropyfloor.whole_files import save_json
 
 FAILURES = "failures"
-_RELATIVE_COST = {"base": 1.0, "sft": 2.0, "rung": 4.0}  # until stages have been timed
+_KINDS = ("base", "sft", "rung")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Schedule:
         self._tries: dict[Stage, int] = {}
         self._lost: set[Stage] = set()
         self.failures: list[Failure] = []
-        self.timed: dict[str, list[float]] = {kind: [] for kind in _RELATIVE_COST}
+        self.timed: dict[str, list[float]] = {kind: [] for kind in _KINDS}
         self.total = len(self._waiting)
 
     def run(self) -> list[Failure]:
@@ -155,13 +155,12 @@ class Schedule:
         return self.failures
 
     def remaining_seconds(self) -> float | None:
-        """An estimate from the stages timed so far; None before the first."""
-        means = {kind: sum(t) / len(t) for kind, t in self.timed.items() if t}
-        if not means:
+        """An estimate from the stages timed so far; None before one of each waiting kind was."""
+        kinds = {stage.kind for stage in self._waiting}
+        if any(not self.timed[kind] for kind in kinds):
             return None
-        unit = sum(means[k] / _RELATIVE_COST[k] for k in means) / len(means)
-        left = sum(means.get(s.kind, unit * _RELATIVE_COST[s.kind]) for s in self._waiting)
-        return left / self._runner.slots
+        means = {kind: sum(self.timed[kind]) / len(self.timed[kind]) for kind in kinds}
+        return sum(means[stage.kind] for stage in self._waiting) / self._runner.slots
 
     def _startable(self, running: dict["Future[Any]", Stage]) -> Iterator[Stage]:
         """Stages that depend on nothing unfinished, as many as there are free slots."""
