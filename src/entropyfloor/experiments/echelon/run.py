@@ -26,7 +26,6 @@ from entropyfloor.experiments.echelon.schedule import (
 )
 from entropyfloor.whole_files import save_json
 
-
 _REFRESH_SECONDS = 60.0
 
 
