@@ -29,9 +29,10 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from entropyfloor.claimed_folder import claim_folder
+from entropyfloor.experiments.cell_measures import measures
 from entropyfloor.experiments.depths import train_ladder
 from entropyfloor.experiments.small_grpo import QuietBar
-from entropyfloor.experiments.small_run import SmallRun, measures
+from entropyfloor.experiments.small_run import SmallRun
 from entropyfloor.experiments.small_task import MAX_NEW_TOKENS
 from entropyfloor.rl.response_groups import ResponseGroups, build_response_groups
 from entropyfloor.screening.prompts import PromptSet, load_prompts

@@ -28,6 +28,7 @@ from transformers import TrainerCallback
 
 from entropyfloor import __version__
 from entropyfloor.claimed_folder import claim_folder
+from entropyfloor.experiments.cell_measures import measures
 from entropyfloor.experiments.depths import DepthTraining, train_depths
 from entropyfloor.experiments.screening_store import load_screening
 from entropyfloor.experiments.small_grpo import GRPORun, GRPOTraining, train_grpo
@@ -37,20 +38,6 @@ from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.rewards import exact_match
 from entropyfloor.screening.screen import screen
 from entropyfloor.whole_files import save_json
-
-_MEASURES = (
-    "entropy_nats",
-    "pass_at_1",
-    "pass_at_k",
-    "degenerate_fraction",
-    "degenerate_all_wrong",
-    "degenerate_all_right",
-    "p_hat_over_p_star",
-    "unique_fraction",
-    "held_out_loss",
-    "truncated_fraction",
-    "verdict",
-)
 
 
 @dataclass(frozen=True)
@@ -268,14 +255,6 @@ class SmallRun:
         weights = (Path(checkpoint) / "model.safetensors").read_bytes()
         digest = hashlib.sha256(weights).hexdigest()[:16]
         claim_folder(self.folder / stage / name, {"weights": digest}, file="checkpoint.json")
-
-
-def measures(checkpoint: CheckpointScreening) -> dict[str, Any]:
-    """The measures that are compared, as plain data for JSON, and their 95 % intervals."""
-    document = checkpoint.to_dict()
-    kept = {key: document[key] for key in (*_MEASURES, "intervals") if key in document}
-    kept["pass_at_k"] = {str(k): value for k, value in kept["pass_at_k"].items()}
-    return kept
 
 
 def _peak(after: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

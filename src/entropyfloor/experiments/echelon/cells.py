@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor import __version__
+from entropyfloor.experiments.cell_measures import measures
 from entropyfloor.experiments.depths import DepthTraining, depth_directory, train_depths
 from entropyfloor.experiments.echelon.recipe import Recipe, lora_config
 from entropyfloor.experiments.echelon.run_facts import run_facts
 from entropyfloor.experiments.echelon.sources import Sources, digest, sources
 from entropyfloor.experiments.small_grpo import GRPORun, train_grpo
-from entropyfloor.experiments.small_run import measures
 from entropyfloor.models.merging import merged_directory
 from entropyfloor.screening.rewards import reward_by_name
 from entropyfloor.screening.screen import screen

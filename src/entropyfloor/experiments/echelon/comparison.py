@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.experiments.cell_measures import MEASURES
 from entropyfloor.experiments.echelon.ladder_course import BASE, CourseRow, Spread, course
 from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank, predictor_ranks
 from entropyfloor.experiments.echelon.rank_inversion import RankInversion, rank_inversions
@@ -30,18 +31,6 @@ from entropyfloor.screening.records import plain, write_strict_json
 
 SCHEMA = "entropyfloor.echelon"
 SCHEMA_VERSION = 1
-_FLAT = (
-    "entropy_nats",
-    "pass_at_1",
-    "degenerate_fraction",
-    "degenerate_all_wrong",
-    "degenerate_all_right",
-    "p_hat_over_p_star",
-    "unique_fraction",
-    "held_out_loss",
-    "truncated_fraction",
-    "verdict",
-)
 
 
 @dataclass(frozen=True)
@@ -186,7 +175,7 @@ def _flat(
     loss: str, seed: int, depth: float, step: int | None, measures: Measures
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"loss": loss, "seed": seed, "depth": depth, "grpo_step": step}
-    row |= {name: measures.get(name) for name in _FLAT}
+    row |= {name: measures.get(name) for name in MEASURES}
     return row | {f"pass_at_{k}": v for k, v in measures.get("pass_at_k", {}).items()}
 
 
