@@ -33,7 +33,7 @@ ROWS = [group(i) for i in range(8)]
 @pytest.fixture
 def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
     """The least a run needs, kept short and quiet; a reward that writes down what it scored."""
-    (tmp_path / "my_reward.py").write_text(
+    (tmp_path / "gft_length_reward.py").write_text(
         "import json\n"
         "def short(completions, answer, entry, **_):\n"
         "    assert all(json.loads(e)['number'] == int(a) - 1 for e, a in zip(entry, answer))\n"
@@ -49,7 +49,7 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
         words = {
             "model_name_or_path": model,
             "groups": rows,
-            "reward": "my_reward:short",
+            "reward": "gft_length_reward:short",
             "output_dir": tmp_path / "out",
             "max_steps": 2,
             "num_self": 2,

@@ -68,7 +68,7 @@ def test_a_folder_of_other_settings_is_refused(finished):
     other = DemoSettings.for_quick(
         depths=(1, 2), train_problems=6, eval_prompts=3, pretraining_steps=3, batch_size=8, seed=1
     )
-    with pytest.raises(ValueError, match=r"seed 0, now 1.*--output-dir"):
+    with pytest.raises(ValueError, match=r"seed: 0 then, 1 now.*--output-dir"):
         run_demo(other, finished.folder)
 
 
