@@ -61,6 +61,14 @@ class Cells:
             raise ValueError(f"keep is {keep!r}; choose one of {', '.join(KEEP)}")
         self.recipe, self.folder, self.keep, self.progress = recipe, Path(folder), keep, progress
         self.sources = cache(lambda seed: sources(recipe, seed))
+        # Asked for with every path; the recipe and its data do not change.
+        self._sft_key = cache(lambda loss, seed: digest(self._sft_facts(loss, seed)))
+        self._grpo_key = cache(
+            lambda loss, seed, depth: digest(self._grpo_facts(loss, seed, depth))
+        )
+        self._prompts_key = cache(
+            lambda seed, after_rl: self.sources(seed).prompts(after_rl=after_rl).full_digest
+        )
 
     # What determines a stage.
 
@@ -79,8 +87,6 @@ class Cells:
         }
 
     def _screening_facts(self, start: Any, seed: int, *, after_rl: bool) -> dict[str, Any]:
-        found: Sources = self.sources(seed)
-        prompts = found.prompts(after_rl=after_rl)
         return {
             "entropyfloor": __version__,
             "start": start,
@@ -89,16 +95,25 @@ class Cells:
                 for name, value in self._screen_options(seed, after_rl=after_rl).items()
                 if name != "batch_size"  # changes speed and memory only
             },
-            "prompts": prompts.full_digest,
+            "prompts": self._prompts_key(seed, after_rl),
             "seed": seed,
             "threads": self.recipe.threads,
         }
+
+    def _base_facts(self, seed: int) -> dict[str, Any]:
+        return self._screening_facts(self.sources(seed).model_facts, seed, after_rl=False)
+
+    def _rung_facts(self, loss: str, seed: int, depth: float) -> dict[str, Any]:
+        return self._screening_facts([self._sft_key(loss, seed), depth], seed, after_rl=False)
+
+    def _evaluation_facts(self, loss: str, seed: int, depth: float, step: int) -> dict[str, Any]:
+        return self._screening_facts([self._grpo_key(loss, seed, depth), step], seed, after_rl=True)
 
     def _grpo_facts(self, loss: str, seed: int, depth: float) -> dict[str, Any]:
         found: Sources = self.sources(seed)
         return {
             "entropyfloor": __version__,
-            "start": [digest(self._sft_facts(loss, seed)), depth],
+            "start": [self._sft_key(loss, seed), depth],
             "grpo": self.recipe.grpo,
             "prompts": digest(list(found.rl)),
             "reward": found.reward,
@@ -123,7 +138,7 @@ class Cells:
 
     def sft_folder(self, loss: str, seed: int) -> Path:
         """Of one SFT run."""
-        return self.folder / "sft" / f"{loss}-seed-{seed}-{digest(self._sft_facts(loss, seed))}"
+        return self.folder / "sft" / f"{loss}-seed-{seed}-{self._sft_key(loss, seed)}"
 
     def rung_weights(self, loss: str, seed: int, depth: float) -> Path:
         """Of one checkpoint of it."""
@@ -131,26 +146,23 @@ class Cells:
 
     def base_file(self, seed: int) -> Path:
         """Measures of the model that SFT starts from."""
-        facts = self._screening_facts(self.sources(seed).model_facts, seed, after_rl=False)
-        return self.folder / "screening" / f"{BASE}-seed-{seed}-{digest(facts)}.json"
+        key = digest(self._base_facts(seed))
+        return self.folder / "screening" / f"{BASE}-seed-{seed}-{key}.json"
 
     def screening_file(self, loss: str, seed: int, depth: float) -> Path:
         """Measures of a checkpoint before RL."""
-        start = [digest(self._sft_facts(loss, seed)), depth]
-        facts = self._screening_facts(start, seed, after_rl=False)
-        return self.folder / "screening" / f"{_rung(loss, seed, depth)}-{digest(facts)}.json"
+        key = digest(self._rung_facts(loss, seed, depth))
+        return self.folder / "screening" / f"{_rung(loss, seed, depth)}-{key}.json"
 
     def grpo_folder(self, loss: str, seed: int, depth: float) -> Path:
         """Of one GRPO run."""
-        key = digest(self._grpo_facts(loss, seed, depth))
+        key = self._grpo_key(loss, seed, depth)
         return self.folder / "grpo" / f"{_rung(loss, seed, depth)}-{key}"
 
     def evaluation_file(self, loss: str, seed: int, depth: float, step: int) -> Path:
         """Measures of a checkpoint after so many steps of GRPO."""
-        start = [digest(self._grpo_facts(loss, seed, depth)), step]
-        facts = self._screening_facts(start, seed, after_rl=True)
-        name = f"{_rung(loss, seed, depth)}-step-{step}-{digest(facts)}.json"
-        return self.folder / "evaluation" / name
+        key = digest(self._evaluation_facts(loss, seed, depth, step))
+        return self.folder / "evaluation" / f"{_rung(loss, seed, depth)}-step-{step}-{key}.json"
 
     # What is there.
 
@@ -210,7 +222,7 @@ class Cells:
     def run_base(self, seed: int) -> None:
         """Build the model if it is built here, and screen it."""
         model = self._model(seed)
-        facts = self._screening_facts(self.sources(seed).model_facts, seed, after_rl=False)
+        facts = self._base_facts(seed)
         self._screen(model, self.base_file(seed), seed, facts, BASE, after_rl=False)
 
     def run_sft(self, loss: str, seed: int) -> None:
@@ -247,8 +259,7 @@ class Cells:
         """Screen one checkpoint, train it with GRPO, evaluate what comes out."""
         weights = self.rung_weights(loss, seed, depth)
         name = _rung(loss, seed, depth)
-        start = [digest(self._sft_facts(loss, seed)), depth]
-        facts = self._screening_facts(start, seed, after_rl=False)
+        facts = self._rung_facts(loss, seed, depth)
         file = self.screening_file(loss, seed, depth)
         self._screen(weights, file, seed, facts, name, after_rl=False)
         if self.recipe.grpo is not None:
@@ -270,7 +281,6 @@ class Cells:
     def _grpo(self, weights: Path, loss: str, seed: int, depth: float) -> None:
         folder = self.grpo_folder(loss, seed, depth)
         name = _rung(loss, seed, depth)
-        key = digest(self._grpo_facts(loss, seed, depth))
         done = _steps(folder)
         files = {step: self.evaluation_file(loss, seed, depth, step) for step in done or ()}
         gone = [s for s, file in files.items() if not file.is_file()]
@@ -284,7 +294,7 @@ class Cells:
             record = run_facts(facts, seed=seed, seconds=seconds())
             save_json(folder / "record.json", {**record, "steps": sorted(run.checkpoints)})
         for step in _steps(folder) or ():
-            facts = self._screening_facts([key, step], seed, after_rl=True)
+            facts = self._evaluation_facts(loss, seed, depth, step)
             self._screen(
                 folder / f"checkpoint-{step}",
                 self.evaluation_file(loss, seed, depth, step),
