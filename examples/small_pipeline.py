@@ -2,8 +2,8 @@
 
     python examples/small_pipeline.py --output-dir runs/small
 
-With --depths 2 6 12 20 60 --entropy-floor 0.7 --floor-place onset_anchor --seed 0 1 2 3 4 the
-deepest checkpoint is also trained with a floor and stands beside the whole ladder, in five seeds.
+With --depths 2 6 12 20 60 --entropy-floor 0.7 --seed 0 1 2 3 4 the deepest checkpoint is also
+trained with a floor and stands beside the whole ladder, in five seeds.
 
 A character model of 0.34 M parameters is pretrained on sums whose answers are mostly random, then
 fine-tuned on 100 worked ones: briefly, and for long. Both checkpoints are screened, both go through
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--entropy-floor", type=float, help="also train the deepest with this floor, nats"
     )
-    parser.add_argument("--floor-place", default="anchor", help="where the entropy goes")
+    parser.add_argument("--floor-place", default="onset_anchor", help="where the entropy goes")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more")
     parser.add_argument("--pretraining-steps", type=int, default=325)
     parser.add_argument("--grpo-steps", type=int, default=75)

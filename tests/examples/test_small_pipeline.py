@@ -40,8 +40,8 @@ def test_an_entropy_floor_beside_them(example, tmp_path, capsys, monkeypatch):
     example.main(
         ["--output-dir", str(tmp_path), "--test-problems", "4", *TINY, "--entropy-floor", "1.0"]
     )
-    assert "ce-anchor-1-depth-2" in capsys.readouterr().out
-    record = tmp_path / "seed-0" / "sft" / "ce-anchor-1-depth-2" / "entropyfloor.json"
+    assert "ce-onset_anchor-1-depth-2" in capsys.readouterr().out
+    record = tmp_path / "seed-0" / "sft" / "ce-onset_anchor-1-depth-2" / "entropyfloor.json"
     assert json.loads(record.read_text())["floor"]["settings"]["floor"] == 1.0
 
 

@@ -22,7 +22,7 @@ from ..screening.rewards import RewardFunction, reward_by_name
 from .entropy_floor import EntropyFloor, FloorCallback
 from .floor_options import FloorOptions
 from .rollout_probe import RolloutProbe, prompts_of
-from .run_record import read_record
+from .run_record import read_record, write_run_record
 
 logger = get_logger(__name__)
 
@@ -59,11 +59,11 @@ def probe_prompts_of(
     probe_prompts: Sequence[Prompt | dict[str, Any]] | None,
     *datasets: Any,
 ) -> PromptSet | None:
-    """Prompts of the probe: those given, else of the first dataset that has any; or None."""
+    """The first prompts of those given, else of the first dataset that has any; or None."""
     count = args.floor_probe_prompts
     if args.entropy_floor is None or not count:
         return None
-    rows = [p if isinstance(p, dict) else {"prompt": p} for p in probe_prompts or []]
+    rows = [p if isinstance(p, dict) else {"prompt": p} for p in (probe_prompts or [])[:count]]
     if rows:
         return PromptSet(tuple(rows), "probe_prompts")
     return next((p for data in datasets if (p := prompts_of(data, count)) is not None), None)
@@ -145,8 +145,25 @@ def restore_floor(floor: EntropyFloor, checkpoint: str | Path) -> None:
     floor.restore(record["floor"], checkpoint)
 
 
-def add_to_card(trainer: Any, floor: EntropyFloor | None) -> None:
-    """Append the entropy of rollouts that the model was last measured with to its card."""
-    card = Path(trainer.args.output_dir) / "README.md"
-    if floor is not None and floor.probes and trainer.is_world_process_zero():
-        card.write_text(f"{card.read_text()}\n{floor.card()}")
+class FlooredTrainer:
+    """What a trainer with a loss head writes beside trl's files; comes before trl's class."""
+
+    args: Any
+    floor: EntropyFloor | None = None
+    _head: LossHead
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of trl, and the entropy of rollouts the model was last measured with."""
+        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+        if self.floor is not None and self.floor.probes and self.is_world_process_zero():  # type: ignore[attr-defined]
+            card = Path(self.args.output_dir) / "README.md"
+            card.write_text(f"{card.read_text()}\n{self.floor.card()}")
+
+    # Checkpoints and final models alike go through `_save`.
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        directory = Path(output_dir or self.args.output_dir)
+        floor = None if self.floor is None else self.floor.save(directory)
+        write_run_record(directory, self._head.loss, floor)

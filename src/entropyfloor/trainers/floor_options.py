@@ -21,18 +21,18 @@ class FloorOptions:
     Args:
         entropy_floor: keep the entropy of rollouts above this, nats (0.18 is the rank-inversion
             paper's threshold); composes with any loss. None: no floor.
-        floor_place: where the entropy goes: "anchor" (KL from the base model, KL(base || model)),
-            "reverse_anchor" (KL(model || base)), "onset_anchor" (KL from the model in
-            training as it was when its entropy came near the floor), "uniform", "hinge",
-            "selective" or "support"; see `entropyfloor_losses.EntropyTerm`.
+        floor_place: where the entropy goes: "onset_anchor" (KL from the model in training as it
+            was when its entropy came near the floor), "anchor" (KL from the model that training
+            started from, KL(base || model)), "reverse_anchor" (KL(model || base)), "uniform",
+            "hinge", "selective" or "support"; see `entropyfloor_losses.EntropyTerm`.
         floor_margin: aim at ``entropy_floor * (1 + floor_margin)``.
         floor_max_weight: largest weight of the term.
         on_violation: "constrain": a controller moves the weight so that the floor holds; "stop":
             the plain loss, and training ends at the first probe below the floor and restores the
             last checkpoint above it; "warn": the plain loss, measured.
-        floor_probe_prompts: prompts of the probe (0: no probe, the floor holds teacher-forced).
-            They come from the trainer's ``probe_prompts``, else from the evaluation set, else from
-            the training set.
+        floor_probe_prompts: how many prompts are probed at most (0: no probe, the floor holds
+            teacher-forced). They are the first of the trainer's ``probe_prompts``, else of the
+            evaluation set, else of the training set.
         floor_probe_steps: steps between probes; None chooses so that they take 5 % of the time at
             most. A probe is also taken before every checkpoint.
         floor_probe_tokens: length limit of a probe's rollouts.
@@ -43,9 +43,9 @@ class FloorOptions:
         default=None, metadata={"help": "Keep the entropy of rollouts above this, nats."}
     )
     floor_place: str = field(
-        default="anchor",
+        default="onset_anchor",
         metadata={
-            "help": "Where the entropy goes: anchor, reverse_anchor, onset_anchor, uniform, hinge, "
+            "help": "Where the entropy goes: onset_anchor, anchor, reverse_anchor, uniform, hinge, "
             "selective or support."
         },
     )
@@ -59,7 +59,7 @@ class FloorOptions:
         default="constrain", metadata={"help": "Entropy floor: constrain, stop or warn."}
     )
     floor_probe_prompts: int = field(
-        default=16, metadata={"help": "Prompts whose rollouts are probed; 0 for no probe."}
+        default=16, metadata={"help": "Prompts that are probed, at most; 0 for no probe."}
     )
     floor_probe_steps: int | None = field(
         default=None, metadata={"help": "Steps between probes; default: 5 %% of the time."}

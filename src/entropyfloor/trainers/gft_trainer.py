@@ -30,9 +30,8 @@ from trl.trainer.utils import get_config_model_id
 from ..models.loss_head import LossHeadOutput, attach_loss_head
 from ..screening.prompts import Prompt
 from ..screening.rewards import RewardFunction
-from .entropy_floor import EntropyFloor
 from .floor_in_training import (
-    add_to_card,
+    FlooredTrainer,
     attach_floor,
     base_of_term,
     probe_prompts_of,
@@ -55,10 +54,9 @@ from .gft_rows import (
     reward_columns,
 )
 from .gft_step import make_step
-from .run_record import write_run_record
 
 
-class GFTTrainer(GroupRowsTrainer):
+class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
     """Group fine-tuning: imitation weighted by group advantages (GFT, arXiv:2604.14258).
 
     Args:
@@ -145,7 +143,6 @@ class GFTTrainer(GroupRowsTrainer):
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         frozen = base_of_term(self, args)
         self._head = attach_loss_head(base, args.build_loss())
-        self.floor: EntropyFloor | None = None
         if args.entropy_floor is not None:
             self.floor = attach_floor(
                 self,
@@ -304,20 +301,6 @@ class GFTTrainer(GroupRowsTrainer):
         if isinstance(checkpoint, str | Path) and self.floor is not None:
             restore_floor(self.floor, checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card of trl, and the entropy of rollouts the model was last measured with."""
-        super().create_model_card(*args, **kwargs)
-        add_to_card(self, self.floor)
-
-    # Checkpoints and final models alike go through `_save`.
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        super()._save(output_dir, state_dict)
-        directory = Path(output_dir or self.args.output_dir)
-        floor = None if self.floor is None else self.floor.save(directory)
-        write_run_record(directory, self._head.loss, floor)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:

@@ -22,6 +22,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
@@ -34,15 +35,14 @@ from ..models.base_states import LiveBase
 from ..models.loss_head import LossHeadOutput, attach_loss_head
 from ..screening.prompts import Prompt
 from ..screening.rewards import RewardFunction
-from .entropy_floor import EntropyFloor
 from .floor_in_training import (
-    add_to_card,
+    FlooredTrainer,
     attach_floor,
     base_of_term,
     probe_prompts_of,
     restore_floor,
 )
-from .run_record import read_recorded_loss, write_run_record
+from .run_record import read_recorded_loss
 from .sed_config import SEDConfig
 
 logger = get_logger(__name__)
@@ -50,7 +50,7 @@ logger = get_logger(__name__)
 Loss = Callable[[TokenStatistics], Tensor]
 
 
-class SEDTrainer(SFTTrainer):
+class SEDTrainer(FlooredTrainer, SFTTrainer):
     """`trl.SFTTrainer` with the loss of your choice, on a head that never builds the logits.
 
     Args:
@@ -103,7 +103,6 @@ class SEDTrainer(SFTTrainer):
                 "SEDTrainer(loss=...), a callable on TokenStatistics, or use trl's SFTTrainer"
             )
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
-        self.floor: EntropyFloor | None = None
         # SFTTrainer replaces the datasets by tokenised ones. They are its positional arguments
         # after the collator.
         train_data, eval_data = ([*sft_args[1:3], None, None][:2]) if sft_args else (None, None)
@@ -189,7 +188,11 @@ class SEDTrainer(SFTTrainer):
                     return live(batch["labels"], **inputs, use_cache=False).hidden
 
             logger.info(f"caching the base model's {k} most likely tokens in {folder}")
-            loader = self.get_test_dataloader(self.train_dataset)
+            loader = tqdm(
+                self.get_test_dataloader(self.train_dataset),
+                desc=f"base model's {k} most likely tokens",
+                disable=args.disable_tqdm or not self.is_world_process_zero(),
+            )
             with torch.random.fork_rng(), torch.no_grad():
                 write_cache(
                     folder,
@@ -313,20 +316,6 @@ class SEDTrainer(SFTTrainer):
             )
         else:
             self._head.loss = recorded
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card of trl, and the entropy of rollouts the model was last measured with."""
-        super().create_model_card(*args, **kwargs)
-        add_to_card(self, self.floor)
-
-    # Checkpoints and final models alike go through `_save`.
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        super()._save(output_dir, state_dict)
-        directory = Path(output_dir or self.args.output_dir)
-        floor = None if self.floor is None else self.floor.save(directory)
-        write_run_record(directory, self.loss, floor)
 
 
 def _choose_loss(args: SEDConfig, loss: str | Loss | None) -> Loss:

@@ -68,7 +68,11 @@ def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
     }[kind]
     base = tiny_model()
     trainer = floored(
-        tmp_path, trainer={"peft_config": lora} if lora else None, max_steps=12, entropy_floor=5.0
+        tmp_path,
+        trainer={"peft_config": lora} if lora else None,
+        max_steps=12,
+        entropy_floor=5.0,
+        floor_place="anchor",
     )
     trainer.train()
     trainer.model.eval()
@@ -268,6 +272,12 @@ def test_without_prompts_it_says_that_only_teacher_forced_entropy_is_held(tmp_pa
     assert len(given.floor.probe.prompts) == 1
 
 
+def test_no_more_prompts_are_probed_than_asked_for(tmp_path):
+    given = {"probe_prompts": [f"row {i}: " for i in range(9)]}
+    trainer = floored(tmp_path, trainer=given, floor_probe_prompts=6)
+    assert trainer.floor.probe.prompts.prompts == given["probe_prompts"][:6]
+
+
 def test_probe_prompts_come_from_the_evaluation_set_first(tmp_path):
     held_out = prompt_completion_rows(30).select(range(24, 30))
     trainer = floored(tmp_path, trainer={"eval_dataset": held_out})
@@ -323,7 +333,12 @@ def test_record_without_floor_is_as_before(tmp_path):
     assert "floor" not in read_record(tmp_path / "checkpoint-4")
 
 
-CACHED = {"entropy_floor": 5.0, "max_steps": 12, "floor_probe_prompts": 0}
+CACHED = {
+    "entropy_floor": 5.0,
+    "floor_place": "anchor",
+    "max_steps": 12,
+    "floor_probe_prompts": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -411,4 +426,4 @@ def test_a_cache_of_other_data_or_another_base_is_refused(tmp_path):
             floor_base_cache=folder,
         ).train()
     with pytest.raises(ValueError, match="nothing would use it"):
-        floored(tmp_path, floor_base_cache=folder, floor_place="uniform")
+        floored(tmp_path, floor_base_cache=folder)

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import torch
 
+# A target above what is possible: the weight rises from the first step.
+FLOOR = {
+    "loss": "ce",
+    "entropy_floor": 5.5,
+    "floor_probe_steps": 2,
+    "floor_probe_prompts": 3,
+    "floor_probe_tokens": 4,
+}
 CASES = {
     "ce": {"loss": "ce"},
     "auto": {"loss": "sed", "lam": 2.0, "tau": "auto", "calibration_rows": 16},
-    # A target above what is possible: the anchor's weight rises from the first step.
-    "floor": {
-        "loss": "ce",
-        "entropy_floor": 5.5,
-        "floor_probe_steps": 2,
-        "floor_probe_prompts": 3,
-        "floor_probe_tokens": 4,
-    },
+    "floor": {**FLOOR, "floor_place": "anchor"},
+    # The base is the model after the first step, where the KL is 0 but for rounding.
+    "floor-onset": {**FLOOR, "floor_place": "onset_anchor", "learning_rate": 1e-2},
     "accumulated": {"loss": "gem", "gradient_accumulation_steps": 2},
 }
 GLOBAL_BATCH = 4

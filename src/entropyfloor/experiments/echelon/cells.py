@@ -74,17 +74,22 @@ class Cells:
 
     def _sft_facts(self, loss: str, seed: int) -> dict[str, Any]:
         found: Sources = self.sources(seed)
-        return {
+        facts = {
             "entropyfloor": __version__,
             "model": found.model_facts,
             "rows": digest(list(found.rows)),
             "options": self.recipe.sft_options(loss),
-            "probe prompts": digest(found.probe_prompts),
             "peft": self.recipe.peft,
             "depths": list(self.recipe.depths),
             "seed": seed,
             "threads": self.recipe.threads,
         }
+        if self._has_floor(loss):
+            facts["probe prompts"] = digest(found.probe_prompts)
+        return facts
+
+    def _has_floor(self, loss: str) -> bool:
+        return self.recipe.sft_options(loss).get("entropy_floor") is not None
 
     def _screening_facts(self, start: Any, seed: int, *, after_rl: bool) -> dict[str, Any]:
         return {
@@ -251,7 +256,7 @@ class Cells:
                 name=loss,
                 options={"disable_tqdm": not self.progress, **options},
                 peft_config=lora_config(self.recipe),
-                probe_prompts=found.probe_prompts if "entropy_floor" in options else None,
+                probe_prompts=found.probe_prompts if self._has_floor(loss) else None,
             )
         save_json(folder / "record.json", run_facts(facts, seed=seed, seconds=seconds()))
 

@@ -5,7 +5,7 @@
     data: {task: small_sums}                         # or worked_sums, or files
     losses:                                          # fields of SEDConfig; the keys are names
       ce: {loss: ce}
-      floor-anchor: {loss: ce, entropy_floor: 0.8}
+      floor: {loss: ce, entropy_floor: 0.8}
     depths: [2, 6, 20, 60]                           # epochs; fractions are allowed
     seeds: [0, 1, 2]
     sft: {learning_rate: 1.0e-3, per_device_train_batch_size: 32}

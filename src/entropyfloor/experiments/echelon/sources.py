@@ -4,7 +4,8 @@ Three tasks, named by ``data: {task: ...}``:
 
     small_sums    sums mod 100 for the model ``small``; options of ``small_task``
     worked_sums   the demo's three-term sums with worked solutions, for a chat model; options
-                  train_problems, solutions_per_problem, held_out_problems, rl_problems
+                  train_problems, solutions_per_problem, held_out_problems, rl_problems, and
+                  digits (1 or 2) and subtraction (whether terms may be subtracted) of the terms
     files         rows of your own: ``train`` (prompt and completion, or messages), ``held_out`` and
                   ``rl`` (prompt and the reward's columns) as JSON Lines or ``save_to_disk``
                   folders, and ``reward``: a name or module:function
@@ -43,6 +44,8 @@ _WORKED = {
     "solutions_per_problem": 2,
     "held_out_problems": 16,
     "rl_problems": 64,
+    "digits": 2,
+    "subtraction": False,
 }
 _FILES: dict[str, Any] = {"train": None, "held_out": None, "rl": None, "reward": None}
 _TASKS: dict[str, dict[str, Any]] = {"small_sums": _SMALL, "worked_sums": _WORKED, "files": _FILES}
@@ -188,8 +191,8 @@ def _worked(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
     drawn = sum_task(
         train_problems=count + options["rl_problems"],
         held_out_problems=options["held_out_problems"],
-        digits=2,
-        subtraction=False,
+        digits=options["digits"],
+        subtraction=options["subtraction"],
         seed=seed,
     )
     rl = [{"prompt": problem.prompt, "entry": problem.entry} for problem in drawn.train[count:]]
