@@ -100,7 +100,7 @@ def train_depths(
         folder: receives the checkpoints; made if missing.
         name: what the checkpoints are called; ``loss`` when left out.
         options: further fields of ``SEDConfig``, such as the loss's options; they come before what
-            is set here.
+            is set here. ``model_init_kwargs`` go to ``from_pretrained``; weights are fp32 always.
         peft_config: train an adapter; the checkpoints are adapter directories then.
         probe_prompts: ``SEDTrainer``'s, for an entropy floor.
 
@@ -115,13 +115,18 @@ def train_depths(
 
     from entropyfloor import SEDConfig, SEDTrainer
 
+    settings = {"loss": loss, **(options or {})}
+    loading = settings.pop("model_init_kwargs", None) or {}
+
     def make(work: Path, save: TrainerCallback) -> Any:
         # fp32 whatever the checkpoint's dtype: small updates vanish in the rounding of bf16
         # weights.
-        model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_directory, **{**loading, "dtype": torch.float32}
+        )
         return SEDTrainer(
             model=model,
-            args=SEDConfig(**{**_settings(training, work), "loss": loss, **(options or {})}),
+            args=SEDConfig(**{**_settings(training, work), **settings}),
             train_dataset=Dataset.from_list(list(rows)),
             processing_class=AutoTokenizer.from_pretrained(model_directory),
             callbacks=[save],

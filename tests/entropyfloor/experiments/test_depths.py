@@ -1,4 +1,5 @@
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from entropyfloor.experiments import depths as depths_module
@@ -120,3 +121,21 @@ def test_a_checkpoint_name_says_its_loss_and_depth():
     assert depth_of("entropy_bonus-depth-12") == ("entropy_bonus", 12)
     assert depth_of("ce-depth-1.9") == ("ce", 1.9)
     assert depth_of("base") == ("base", 0)
+
+
+def test_how_the_model_is_loaded_can_be_said(base, rows, undisturbed, tmp_path):
+    def train(**loading):
+        return train_depths(
+            base,
+            rows,
+            loss="sed",
+            training=TRAINING,
+            folder=tmp_path / loading["attn_implementation"],
+            options={"model_init_kwargs": loading},
+        )
+
+    with pytest.raises(ValueError, match="attn_implementation"):
+        train(attn_implementation="none-of-them")
+    for one, other in zip(train(attn_implementation="eager"), undisturbed, strict=True):
+        one, other = weights(one), weights(other)
+        assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)

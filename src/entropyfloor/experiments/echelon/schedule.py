@@ -99,7 +99,7 @@ def missing_stages(cells: Cells) -> list[Stage]:
     for seed in recipe.seeds:
         for loss in recipe.losses:
             # Deepest first: should the run be stopped early, the ends of the ladder are there.
-            for depth in cells.unfinished_depths(loss, seed):
+            for depth in reversed(cells.unfinished_depths(loss, seed)):
                 found.append(Stage("rung", seed, loss, depth))
     return found
 
