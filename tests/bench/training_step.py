@@ -97,8 +97,11 @@ def groups(folder: str) -> dict[str, dict[str, dict[str, Any]]]:
     """What is compared with what: the keyword arguments of `build`, a group's peer first."""
     lora = {"peft_config": LoraConfig(r=16, target_modules="all-linear")}
     floor = {"loss": "ce", "entropy_floor": 9.0, "floor_probe_prompts": 0}
-    uniform, anchor = ({**floor, "floor_place": place} for place in ("uniform", "anchor"))
+    uniform, anchor, onset = (
+        {**floor, "floor_place": place} for place in ("uniform", "anchor", "onset_anchor")
+    )
     caches = [{**anchor, "floor_base_cache": f"{folder}/{name}"} for name in ("full", "lora")]
+    onset_caches = [{**onset, "floor_base_cache": f"{folder}/onset-{n}"} for n in ("full", "lora")]
     return {
         "losses": {
             "trl SFTTrainer": {"trainer_class": SFTTrainer},
@@ -111,11 +114,15 @@ def groups(folder: str) -> dict[str, dict[str, dict[str, Any]]]:
             "floor, uniform": {"config": uniform},
             "floor, anchor, disk cache": {"config": caches[0]},
             "floor, anchor, frozen copy": {"config": anchor},
+            "floor, onset anchor, disk cache": {"config": onset_caches[0]},
+            "floor, onset anchor, copy": {"config": onset},
         },
         "LoRA": {
             "LoRA, CE": {"loss": "ce", **lora},
             "LoRA, floor, anchor, disk cache": {"config": caches[1], **lora},
             "LoRA, floor, anchor, adapters off": {"config": anchor, **lora},
+            "LoRA, floor, onset anchor, disk cache": {"config": onset_caches[1], **lora},
+            "LoRA, floor, onset anchor, copy": {"config": onset, **lora},
         },
     }
 
@@ -143,7 +150,7 @@ def measure(rows: dict[str, dict[str, Any]], rounds: int, *shape: Any) -> None:
         ratio, low, high = statistics.median(ratios), min(ratios), max(ratios)
         note = f"  cache of the set: {cached[name]:.1f} s" if name in cached else ""
         print(
-            f"{name:<36}{statistics.median(values):>9.3f}{ratio:>8.2f} ({low:.2f}-{high:.2f})"
+            f"{name:<38}{statistics.median(values):>9.3f}{ratio:>8.2f} ({low:.2f}-{high:.2f})"
             f"  to {peer}{note}",
             flush=True,
         )
@@ -158,7 +165,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows whose name holds one of these words")
     options = parser.parse_args()
     print(f"\ntraining step, SmolLM2-135M, {options.rows} x {options.length} tokens, fp32")
-    print(f"{'trainer':<36}{'seconds':>9}{'ratio':>8} (lowest-highest)")
+    print(f"{'trainer':<38}{'seconds':>9}{'ratio':>8} (lowest-highest)")
     with tempfile.TemporaryDirectory() as folder:
         for rows in groups(folder).values():
             peer, *others = rows

@@ -33,6 +33,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 TRAINING_STATE = (
     "optimizer.pt",
     "floor_base.safetensors",
+    "floor_base.json",
     "scheduler.pt",
     "rng_state.pth",
     "scaler.pt",

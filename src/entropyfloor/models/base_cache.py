@@ -1,8 +1,9 @@
 """The base model on disk: its k most likely tokens at every scored position of the training set.
 
-Computed once, before the first step, when the model in training still is the base: afterwards an
-anchor to the base costs neither a second model nor a second forward pass. What is kept is exact for
-the k tokens; the rest is one bucket (`entropyfloor_losses.BaseTopK`), so the KL is a little low.
+Computed once, while the model in training still is the base (before the first step, or at the onset
+of a floor): afterwards an anchor costs neither a second model nor a second forward pass. What is
+kept is exact for the k tokens; the rest is one bucket (`entropyfloor_losses.BaseTopK`), so the KL
+is a little low.
 
     cache/meta.json          k, fingerprint of the base, how many shards
     cache/keys-R.json        digest of a document's tokens and labels -> [first row, rows]
@@ -31,11 +32,17 @@ _META = "meta.json"
 _ARRAYS = ("indices", "log_probs")
 
 
-def fingerprint(model: Any) -> str:
-    """16 hex digits that differ between models whose parameters differ; adapters do not count."""
+def fingerprint(model: Any, *, adapters: bool = False) -> str:
+    """16 hex digits that differ between models whose parameters differ.
+
+    Args:
+        model: with or without adapters.
+        adapters: whether they count.
+
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.named_parameters()):
-        if ".lora_" in name or ".modules_to_save." in name:
+        if not adapters and (".lora_" in name or ".modules_to_save." in name):
             continue
         plain = name.replace(".base_layer", "").replace(".original_module", "")
         flat = value.detach().double()
@@ -49,7 +56,7 @@ class CachedBase:
 
     Args:
         folder: a complete cache.
-        base: fingerprint of the model that training starts from.
+        base: fingerprint of the base.
         k: tokens kept per position.
 
     Raises:
@@ -111,7 +118,7 @@ def write_cache(
     """Compute the base's k most likely tokens at every scored position of ``batches``.
 
     Args:
-        folder: made if missing; complete once meta.json is there.
+        folder: made if missing; complete once meta.json is there. A cache in it is replaced.
         batches: collated inputs with ``labels``; on several processes, this one's share.
         hidden_of: last hidden states ``[batch, length, H]`` for a batch, without gradient.
         model: the base; only its head is used here.
@@ -123,6 +130,7 @@ def write_cache(
 
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _META).unlink(missing_ok=True)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in _ARRAYS}
     keys: dict[str, list[int]] = {}
     written = 0

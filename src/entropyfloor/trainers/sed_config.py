@@ -16,6 +16,7 @@ from entropyfloor_losses import loss_by_name, loss_name_and_options
 
 from .floor_options import FloorOptions
 
+_CACHED_PLACES = ("onset_anchor", "anchor")
 LOSS_OPTIONS = ("lam", "top_k", "tau", "quantile", "beta", "smoothing")
 
 
@@ -36,8 +37,9 @@ class SEDConfig(FloorOptions, SFTConfig):
         smoothing: label smoothing of cross-entropy, in [0, 1).
         calibration_rows: for tau="auto": rows of the training set that are measured, spread evenly.
         floor_base_cache: folder for the base's most likely tokens at every scored position of the
-            training set, computed before the first step: the anchor then costs neither a second
-            model nor a second forward pass. For floor_place="anchor".
+            training set, computed before the first step ("anchor") or at the onset
+            ("onset_anchor"): the anchor then costs neither a second model nor a second forward
+            pass. An onset's cache is of one run.
         floor_base_top_k: how many tokens per position it keeps.
 
     The entropy floor's further fields are those of `FloorOptions`.
@@ -82,7 +84,7 @@ class SEDConfig(FloorOptions, SFTConfig):
 
     floor_base_cache: str | None = field(
         default=None,
-        metadata={"help": "Anchor: folder that caches the base model's most likely tokens."},
+        metadata={"help": "Anchors: folder that caches the base model's most likely tokens."},
     )
     floor_base_top_k: int = field(
         default=32, metadata={"help": "Tokens per position in floor_base_cache."}
@@ -124,10 +126,10 @@ class SEDConfig(FloorOptions, SFTConfig):
         super().check_floor()
         if self.entropy_floor is None:
             return
-        if self.floor_base_cache is not None and self.floor_place != "anchor":
+        if self.floor_base_cache is not None and self.floor_place not in _CACHED_PLACES:
             raise ValueError(
-                "floor_base_cache keeps what floor_place='anchor' needs; with "
-                f"floor_place={self.floor_place!r} nothing would use it"
+                f"floor_base_cache keeps what floor_place={' or '.join(map(repr, _CACHED_PLACES))} "
+                f"needs; with floor_place={self.floor_place!r} nothing would use it"
             )
         if self.floor_base_top_k < 1:
             raise ValueError(f"floor_base_top_k is {self.floor_base_top_k}; it must be >= 1")

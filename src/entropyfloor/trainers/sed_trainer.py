@@ -14,6 +14,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
@@ -30,11 +30,13 @@ from trl.trainer.utils import get_config_model_id
 
 from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
 
-from ..models.base_cache import CachedBase, fingerprint, write_cache
+from ..models.base_cache import CachedBase, fingerprint
 from ..models.base_states import LiveBase
 from ..models.loss_head import LossHeadOutput, attach_loss_head
+from ..models.onset_base import CachedOnset, OnsetBase
 from ..screening.prompts import Prompt
 from ..screening.rewards import RewardFunction
+from .base_cache_pass import write_base_cache
 from .floor_in_training import (
     FlooredTrainer,
     attach_floor,
@@ -118,6 +120,13 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._chosen_loss = chosen
         frozen = base_of_term(self, args, cached=args.floor_base_cache is not None)
+        if args.floor_base_cache is not None and isinstance(frozen, OnsetBase):
+            frozen = CachedOnset(
+                self.model,
+                Path(args.floor_base_cache),
+                k=args.floor_base_top_k,
+                write=partial(write_base_cache, self),
+            )
         self._head = attach_loss_head(base, chosen)
         if args.entropy_floor is not None:
             self.floor = attach_floor(
@@ -139,7 +148,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
-        self._use_base_cache()
+        self._use_base_cache(resumed=bool(checkpoint))
         if isinstance(checkpoint, str | Path) and self.floor is not None:
             restore_floor(self.floor, checkpoint)
         # The loss as chosen: an evaluation before may have calibrated it, on another model.
@@ -167,45 +176,28 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         self._add_to_sums(outputs[0])
         return result
 
-    def _use_base_cache(self) -> None:
-        """Compute the cache of the base, if it is not there, and use it from now on."""
-        args, head = self.args, self._head
-        if args.floor_base_cache is None or not isinstance(head.base, LiveBase):
+    def _use_base_cache(self, *, resumed: bool = False) -> None:
+        """Use the cache of the base from now on; made if it is missing, an onset's at the onset."""
+        args, live = self.args, self._head.base
+        if args.floor_base_cache is None or not isinstance(live, LiveBase):
             return
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError(
-                "floor_base_cache reads the training set before the first step, and a streamed set "
-                "can be read once; load it whole, or leave floor_base_cache out"
+                "floor_base_cache reads the whole training set at once, and a streamed set can be "
+                "read once; load it whole, or leave floor_base_cache out"
             )
-        folder, k = Path(args.floor_base_cache), args.floor_base_top_k
-        live = head.base
+        folder = Path(args.floor_base_cache)
+        if isinstance(live, CachedOnset):
+            if CachedBase.complete(folder) and not resumed and not live.taken:
+                raise ValueError(
+                    f"floor_base_cache {folder} holds the cache of another run, and an onset's is "
+                    "of one run; remove it, give another folder, or resume that run"
+                )
+            return
         base = fingerprint(live.model)
         if not CachedBase.complete(folder):
-
-            def hidden_of(batch: dict[str, Any]) -> Tensor:
-                inputs = {name: value for name, value in batch.items() if name != "labels"}
-                with self.compute_loss_context_manager():
-                    return live(batch["labels"], **inputs, use_cache=False).hidden
-
-            logger.info(f"caching the base model's {k} most likely tokens in {folder}")
-            loader = tqdm(
-                self.get_test_dataloader(self.train_dataset),
-                desc=f"base model's {k} most likely tokens",
-                disable=args.disable_tqdm or not self.is_world_process_zero(),
-            )
-            with torch.random.fork_rng(), torch.no_grad():
-                write_cache(
-                    folder,
-                    (self._prepare_inputs(batch) for batch in loader),
-                    hidden_of=hidden_of,
-                    model=live.model,
-                    base=base,
-                    k=k,
-                    rank=self.accelerator.process_index,
-                    ranks=self.accelerator.num_processes,
-                    wait=self.accelerator.wait_for_everyone,
-                )
-        head.base = CachedBase(folder, base=base, k=k)
+            write_base_cache(self, live, base)
+        self._head.base = CachedBase(folder, base=base, k=args.floor_base_top_k)
 
     def calibrate(self, model: Any | None = None) -> None:
         """Replace tau="auto" by a number: a quantile of the current model's top-k mass.

@@ -195,6 +195,7 @@ def test_best_is_the_highest_pass_at_1_above_the_floor(tmp_path):
         max_steps=40,
         save_strategy="steps",
         save_steps=10,
+        floor_probe_prompts=10,
         floor_probe_steps=100,
     )
     trainer.train()
@@ -382,7 +383,7 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
     def computed(*_, **__):
         raise AssertionError("the cache was computed again")
 
-    monkeypatch.setattr("entropyfloor.trainers.sed_trainer.write_cache", computed)
+    monkeypatch.setattr("entropyfloor.trainers.base_cache_pass.write_cache", computed)
     again = Run.of(
         floored(
             tmp_path / "c",
@@ -395,6 +396,52 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
     assert again.series("loss") == few.series("loss")
     with pytest.raises(ValueError, match="caches k 64 and this run has 8"):
         floored(tmp_path / "d", **CACHED, floor_base_cache=folder, floor_base_top_k=8).train()
+
+
+ONSET = {
+    "entropy_floor": 3.0,
+    "floor_place": "onset_anchor",
+    "max_steps": 40,
+    "floor_probe_prompts": 0,
+}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_cache_of_the_whole_vocabulary_is_the_model_of_the_onset(tmp_path, lora):
+    """Written in the middle of training, it does not disturb it."""
+
+    def run(folder, **config):
+        adapters = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+        extra = {"peft_config": adapters} if lora else None
+        return Run.of(floored(tmp_path / folder, trainer=extra, **ONSET, **config))
+
+    held = run("held")
+    cached = run("cached", floor_base_cache=str(tmp_path / "base"), floor_base_top_k=261)
+    assert held.series("floor_weight")[0] == 0 < held.series("floor_weight")[-1]
+    assert max(held.series("base_kl")) > 0.01
+    for name in ("loss", "base_kl", "floor_weight"):
+        assert cached.series(name) == pytest.approx(held.series(name), rel=1e-3, abs=1e-4)
+
+
+def test_an_onset_cache_is_of_one_run_and_resumes_with_it(tmp_path):
+    settings = {**ONSET, "save_strategy": "steps", "save_steps": 5}
+    cached = {"floor_base_cache": str(tmp_path / "base")}
+    whole = Run.of(floored(tmp_path / "whole", **settings, **cached))
+    weights = whole.series("floor_weight")
+    onset = next(step for step, weight in enumerate(weights, start=1) if weight > 0)
+    assert 6 < onset < 35
+    for step in (5, 35):  # before it, from where it is written again; and after it
+        half = floored(tmp_path / f"from-{step}", **settings, **cached)
+        half.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        again = [entry["loss"] for entry in half.state.log_history if "loss" in entry]
+        assert again == whole.series("loss")
+        for name, value in half.model.state_dict().items():
+            assert value.equal(whole.weights[name])
+    with pytest.raises(ValueError, match="an onset's is of one run"):
+        floored(tmp_path / "other", **settings, **cached).train()
+    elsewhere = floored(tmp_path / "b", **settings, floor_base_cache=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="has no cache"):
+        elsewhere.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-35"))
 
 
 def test_evaluation_is_of_the_loss_alone(tmp_path):
@@ -426,4 +473,4 @@ def test_a_cache_of_other_data_or_another_base_is_refused(tmp_path):
             floor_base_cache=folder,
         ).train()
     with pytest.raises(ValueError, match="nothing would use it"):
-        floored(tmp_path, floor_base_cache=folder)
+        floored(tmp_path, floor_base_cache=folder, floor_place="uniform")
