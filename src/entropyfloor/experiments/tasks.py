@@ -65,8 +65,18 @@ class SumTask:
         shared = {p.key for p in self.train} & {p.key for p in self.held_out}
         assert not shared, f"{len(shared)} held-out problems are also trained on"
 
-    def train_rows(self, *, solutions_per_problem: int, seed: int) -> list[dict[str, Any]]:
-        """So many different worked solutions of each training problem, or all that it has."""
+    def train_rows(
+        self, *, solutions_per_problem: int, seed: int, ways: int | None = None
+    ) -> list[dict[str, Any]]:
+        """So many different worked solutions of each training problem, or all that it has.
+
+        Args:
+            solutions_per_problem: rows per problem.
+            seed: of the choice.
+            ways: choose among the first so many of a problem's solutions, which are in the same
+                order for all: with 1 every problem is worked in the same way.
+
+        """
         rng = random.Random(f"{seed}:rows")
         return [
             {
@@ -74,7 +84,7 @@ class SumTask:
                 "completion": [{"role": "assistant", "content": solution}],
             }
             for problem in self.train
-            for solution in _sample(worked_solutions(problem), solutions_per_problem, rng)
+            for solution in _sample(worked_solutions(problem)[:ways], solutions_per_problem, rng)
         ]
 
     def held_out_rows(self) -> list[dict[str, Any]]:

@@ -53,6 +53,14 @@ def test_solutions_are_several_and_distinct_and_end_alike(task):
         }
 
 
+def test_problems_may_all_be_worked_in_the_same_way(task):
+    rows = task.train_rows(solutions_per_problem=1, seed=0, ways=1)
+    found = [row["completion"][0]["content"] for row in rows]
+    assert found == [worked_solutions(problem)[0] for problem in task.train]
+    two = task.train_rows(solutions_per_problem=3, seed=0, ways=2)
+    assert len(two) == 2 * len(task.train)
+
+
 def test_training_and_held_out_problems_share_no_sum_in_any_order(task):
     train = {tuple(sorted(problem.terms)) for problem in task.train}
     held_out = {tuple(sorted(problem.terms)) for problem in task.held_out}

@@ -4,8 +4,9 @@ Three tasks, named by ``data: {task: ...}``:
 
     small_sums    sums mod 100 for the model ``small``; options of ``small_task``
     worked_sums   the demo's three-term sums with worked solutions, for a chat model; options
-                  train_problems, solutions_per_problem, held_out_problems, rl_problems, and
-                  digits (1 or 2) and subtraction (whether terms may be subtracted) of the terms
+                  train_problems, solutions_per_problem, held_out_problems, rl_problems, digits
+                  (of a term, 1 or 2), subtraction (whether terms may be subtracted) and ways (in
+                  how many ways problems are worked, 1 to 5; all when left out)
     files         rows of your own: ``train`` (prompt and completion, or messages), ``held_out`` and
                   ``rl`` (prompt and the reward's columns) as JSON Lines or ``save_to_disk``
                   folders, and ``reward``: a name or module:function
@@ -46,6 +47,7 @@ _WORKED = {
     "rl_problems": 64,
     "digits": 2,
     "subtraction": False,
+    "ways": None,
 }
 _FILES: dict[str, Any] = {"train": None, "held_out": None, "rl": None, "reward": None}
 _TASKS: dict[str, dict[str, Any]] = {"small_sums": _SMALL, "worked_sums": _WORKED, "files": _FILES}
@@ -187,7 +189,12 @@ def _small(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
 
 
 def _worked(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
-    count = options["train_problems"]
+    count, ways = options["train_problems"], options["ways"]
+    if ways is not None and ways < options["solutions_per_problem"]:
+        raise ValueError(
+            f"data: ways is {ways}; a problem has {options['solutions_per_problem']} solutions "
+            "(solutions_per_problem), each worked in another way"
+        )
     drawn = sum_task(
         train_problems=count + options["rl_problems"],
         held_out_problems=options["held_out_problems"],
@@ -199,7 +206,7 @@ def _worked(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
     train = replace(drawn, train=drawn.train[:count])
     # One worked solution each, which only the held-out loss reads.
     solved = replace(drawn, train=drawn.held_out, held_out=()).train_rows(
-        solutions_per_problem=1, seed=seed
+        solutions_per_problem=1, seed=seed, ways=ways
     )
     test = [
         {**row, "completion": worked["completion"]}
@@ -209,7 +216,9 @@ def _worked(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
         recipe,
         seed,
         rows=tuple(
-            train.train_rows(solutions_per_problem=options["solutions_per_problem"], seed=seed)
+            train.train_rows(
+                solutions_per_problem=options["solutions_per_problem"], seed=seed, ways=ways
+            )
         ),
         test=PromptSet(tuple(test), "held-out three-term sums"),
         rl=tuple(rl),

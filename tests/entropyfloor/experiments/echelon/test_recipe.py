@@ -83,6 +83,7 @@ def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
         ({"data": {"task": "small_sums", "tests": 3}}, "no option tests"),
         ({"model": "smollm2"}, "use both or neither"),
         ({"model": "smollm2", "data": {"task": "worked_sums", "digits": 3}}, "digits must be 1"),
+        ({"model": "smollm2", "data": {"task": "worked_sums", "ways": 0}}, "ways is 0"),
         ({"model": {"name": "small", "steps": 3}}, "no option steps"),
         ({"model": {"pretraining_steps": 3}}, "name is missing"),
         ({"model": "some/model", "data": {"task": "files"}}, "files needs train"),
