@@ -46,10 +46,11 @@ def test_floor(results, case):
     """Weight, target and probes: one value on both ranks, and that of one process."""
     names = ("floor_weight", "floor_target", "floor_entropy", "base_kl")
     one, first, second = (results[key][case]["steps"] for key in ((1, 0), (2, 0), (2, 1)))
+    rounding = 1e-12 if case == "floor" else 1e-7  # a KL of the model to itself, at the onset
     for alone, mine, other in zip(one, first, second, strict=True):
         for name in names:
             assert mine[name] == other[name], name
-            assert mine[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-7), name
+            assert mine[name] == pytest.approx(alone[name], rel=1e-5, abs=rounding), name
     assert first[-1]["floor_weight"] > 0.05
     assert first[-1]["base_kl"] > 1e-5
     assert first[1]["probe_entropy"] == second[1]["probe_entropy"]

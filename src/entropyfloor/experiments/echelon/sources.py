@@ -6,7 +6,7 @@ Three tasks, named by ``data: {task: ...}``:
     worked_sums   the demo's three-term sums with worked solutions, for a chat model; options
                   train_problems, solutions_per_problem, held_out_problems, rl_problems, digits
                   (of a term, 1 or 2), subtraction (whether terms may be subtracted) and ways (in
-                  how many ways problems are worked, 1 to 5; all when left out)
+                  how many ways problems are worked, 1 to 6; all when left out)
     files         rows of your own: ``train`` (prompt and completion, or messages), ``held_out`` and
                   ``rl`` (prompt and the reward's columns) as JSON Lines or ``save_to_disk``
                   folders, and ``reward``: a name or module:function
