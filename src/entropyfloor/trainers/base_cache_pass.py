@@ -1,7 +1,8 @@
-"""A pass over a trainer's training set that writes the cache of its model as it is."""
+"""The cache of a trainer's base: a pass over its training set, before it or at the onset."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,19 @@ from tqdm.auto import tqdm
 
 from ..models.base_cache import write_cache
 from ..models.base_states import LiveBase
+from ..models.onset_base import CachedOnset
 
 logger = get_logger(__name__)
+
+
+def cached_onset(trainer: Any) -> CachedOnset:
+    """The base of an onset anchor that is written to ``floor_base_cache`` when it is taken."""
+    return CachedOnset(
+        trainer.model,
+        Path(trainer.args.floor_base_cache),
+        k=trainer.args.floor_base_top_k,
+        write=partial(write_base_cache, trainer),
+    )
 
 
 def write_base_cache(trainer: Any, live: LiveBase, base: str) -> None:

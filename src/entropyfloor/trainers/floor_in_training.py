@@ -19,6 +19,7 @@ from ..models.loss_head import LossHead
 from ..models.onset_base import OnsetBase
 from ..screening.prompts import Prompt, PromptSet
 from ..screening.rewards import RewardFunction, reward_by_name
+from .base_cache_pass import cached_onset
 from .entropy_floor import EntropyFloor, FloorCallback
 from .floor_options import FloorOptions
 from .rollout_probe import RolloutProbe, prompts_of
@@ -35,7 +36,7 @@ def base_of_term(
     Args:
         trainer: with its model.
         args: its settings.
-        cached: a cache of the base will be made before the first step: no copy of the model.
+        cached: the base is to be read from ``floor_base_cache``: no copy of the model.
 
     """
     constrained = args.entropy_floor is not None and args.on_violation == "constrain"
@@ -48,7 +49,7 @@ def base_of_term(
             "or 'support'"
         )
     if args.floor_place == "onset_anchor":
-        return OnsetBase(trainer.model)
+        return cached_onset(trainer) if cached else OnsetBase(trainer.model)
     if isinstance(trainer.model, PeftModel):
         return AdapterFreeBase(trainer.model)
     return LiveBase(trainer.model) if cached else FrozenBase(trainer.model)

@@ -14,7 +14,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
 from ..models.base_cache import CachedBase, fingerprint
 from ..models.base_states import LiveBase
 from ..models.loss_head import LossHeadOutput, attach_loss_head
-from ..models.onset_base import CachedOnset, OnsetBase
+from ..models.onset_base import CachedOnset
 from ..screening.prompts import Prompt
 from ..screening.rewards import RewardFunction
 from .base_cache_pass import write_base_cache
@@ -120,13 +119,6 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._chosen_loss = chosen
         frozen = base_of_term(self, args, cached=args.floor_base_cache is not None)
-        if args.floor_base_cache is not None and isinstance(frozen, OnsetBase):
-            frozen = CachedOnset(
-                self.model,
-                Path(args.floor_base_cache),
-                k=args.floor_base_top_k,
-                write=partial(write_base_cache, self),
-            )
         self._head = attach_loss_head(base, chosen)
         if args.entropy_floor is not None:
             self.floor = attach_floor(
