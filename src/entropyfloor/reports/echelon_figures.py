@@ -30,23 +30,23 @@ from entropyfloor.reports.svg import (
 
 COLOURS = 8
 _SHAPES = (0, 1, 2, 3, 4, 5, 1, 3)  # of ``marker``; the last two hollow
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, WIDTH - 14, 12, 236
-_HEIGHT = _BOTTOM + 44
+LEFT, RIGHT, TOP, BOTTOM = 40, WIDTH - 14, 12, 236
+_HEIGHT = BOTTOM + 44
 
 
 class DepthAxis:
     """Where depths stand; the base has a place of its own at the left, where there is room."""
 
     def __init__(self, comparison: EchelonComparison, *, room_for_base: bool) -> None:
-        depths, self.base = comparison.plan.depths, _LEFT + 14.0
+        depths, self.base = comparison.plan.depths, LEFT + 14.0
         self.log = logarithmic(depths)
-        start = _LEFT + (62.0 if room_for_base else 22.0)
+        start = LEFT + (62.0 if room_for_base else 22.0)
         one = len(depths) == 1
         self._scale = Scale(
             depths[0] / 2 if one else depths[0],
             2 * depths[0] if one else depths[-1],
             start,
-            _RIGHT - 12,
+            RIGHT - 12,
             log=self.log,
         )
         self.depths = depths
@@ -59,32 +59,32 @@ class DepthAxis:
     def drawn(self) -> list[Markup]:
         """Ticks and caption."""
         shown = apart(self.depths, self._scale)
-        parts = [label(self(d), _BOTTOM + 17, f"{d:g}", anchor="middle") for d in shown]
-        return [*parts, label(WIDTH / 2, _BOTTOM + 36, self.caption, anchor="middle")]
+        parts = [label(self(d), BOTTOM + 17, f"{d:g}", anchor="middle") for d in shown]
+        return [*parts, label(WIDTH / 2, BOTTOM + 36, self.caption, anchor="middle")]
 
 
 def ladder_figure(comparison: EchelonComparison, panel: Panel) -> Markup:
     """One measure against depth: a curve through the means of each loss, whiskers over seeds."""
     x = DepthAxis(comparison, room_for_base=bool(comparison.base))
     y = _share_scale(comparison, panel.measure)
-    parts = [*_grid(y), *x.drawn()]
+    parts = [*grid(y), *x.drawn()]
     said = []
     if panel.measure == "entropy_nats":
         tau_h = comparison.plan.tau_h
         if y.low <= tau_h <= y.high:
             words = f"tau_H = {tau_h:g} nats"
-            parts.append(group([line(_LEFT, y(tau_h), _RIGHT, y(tau_h), "threshold")], words))
+            parts.append(group([line(LEFT, y(tau_h), RIGHT, y(tau_h), "threshold")], words))
     if (base := base_spread(comparison, panel)) is not None:
         words = f"base: {_words(base)}"
         said.append(words)
         parts.append(group([_cross(x.base, y(base.mean))], words))
-        parts.append(label(x.base, _BOTTOM + 17, "base", anchor="middle"))
+        parts.append(label(x.base, BOTTOM + 17, "base", anchor="middle"))
     count = len(comparison.plan.losses)
     for place, loss in enumerate(comparison.plan.losses):
         found = ladder(comparison, loss, panel)
         shift = 2.6 * (place - (count - 1) / 2)  # beside each other, not over each other
         points = [(x(depth) + shift, y(spread.mean)) for depth, spread in found]
-        drawn = [_curve(points, f"curve {colour(place)}")]
+        drawn = [curve(points, f"curve {colour(place)}")]
         for (depth, spread), (px, py) in zip(found, points, strict=True):
             words = f"{rung_name(loss, depth)}: {_words(spread)}"
             said.append(words)
@@ -97,8 +97,8 @@ def ladder_figure(comparison: EchelonComparison, panel: Panel) -> Markup:
 def loss_figure(comparison: EchelonComparison, loss: str) -> Markup:
     """One loss: pass@1 and pass@k before RL, pass@k after it, a dot per seed."""
     plan = comparison.plan
-    x, y = DepthAxis(comparison, room_for_base=False), Scale(0.0, 1.0, _BOTTOM, _TOP)
-    parts = [*_grid(y), *x.drawn()]
+    x, y = DepthAxis(comparison, room_for_base=False), Scale(0.0, 1.0, BOTTOM, TOP)
+    parts = [*grid(y), *x.drawn()]
     before = [f"pass_at_{plan.outcome_k}"] if plan.outcome_k > 1 else []
     curves = [
         (Panel("pass_at_1", None, "pass@1 before RL"), "s1 dashed", 2),
@@ -109,7 +109,7 @@ def loss_figure(comparison: EchelonComparison, loss: str) -> Markup:
     for panel, style, shape in curves:
         found = ladder(comparison, loss, panel)
         points = [(x(depth), y(spread.mean)) for depth, spread in found]
-        drawn = [_curve(points, f"curve {style}")]
+        drawn = [curve(points, f"curve {style}")]
         for depth, spread in found:
             words = f"{panel.heading}, {rung_name(loss, depth)}: {_words(spread)}"
             said.append(words)
@@ -134,15 +134,15 @@ def predictor_figure(comparison: EchelonComparison, predictor: str) -> Markup | 
     values = [found for _, found in rungs]
     outcomes = [r.outcomes[plan.outcome].value for r, _ in rungs]
     if predictor == "entropy_nats":
-        x = entropy_scale(values, _LEFT + 6, _RIGHT)
+        x = entropy_scale(values, LEFT + 6, RIGHT)
     else:
-        x = Scale(*rounded_range(values), _LEFT + 6, _RIGHT)
-    y = Scale(*rounded_range(outcomes), _BOTTOM, _TOP)
+        x = Scale(*rounded_range(values), LEFT + 6, RIGHT)
+    y = Scale(*rounded_range(outcomes), BOTTOM, TOP)
     ticks = apart(x.ticks(), x)
-    parts = _grid(y)
-    parts += [label(x(t), _BOTTOM + 17, short_number(t), anchor="middle") for t in ticks]
+    parts = grid(y)
+    parts += [label(x(t), BOTTOM + 17, short_number(t), anchor="middle") for t in ticks]
     caption = f"{title(predictor)} before RL{' (nats)' if predictor == 'entropy_nats' else ''}"
-    parts.append(label(WIDTH / 2, _BOTTOM + 36, caption, anchor="middle"))
+    parts.append(label(WIDTH / 2, BOTTOM + 36, caption, anchor="middle"))
     for rung, found in rungs:
         place, got = plan.losses.index(rung.loss), rung.outcomes[plan.outcome].value
         words = (
@@ -168,7 +168,7 @@ def regret_figure(comparison: EchelonComparison, scope: str | None) -> Markup | 
     known = [pick.regret(plan.outcome) or 0.0 for r, _ in rules for pick in r.by_seed.values()]
     row, left, top = 38, 8, 8
     bottom = top + row * len(rules)
-    x = Scale(0.0, max([*known, 0.01]) * 1.08, left, _RIGHT)
+    x = Scale(0.0, max([*known, 0.01]) * 1.08, left, RIGHT)
     parts = [line(x(t), top, x(t), bottom, "grid") for t in x.ticks()]
     parts += [
         label(x(t), bottom + 17, short_number(t), anchor="middle") for t in apart(x.ticks(), x, 34)
@@ -234,21 +234,23 @@ def _share_scale(comparison: EchelonComparison, measure: str) -> Scale:
     spreads = all_spreads(comparison, measure)
     values = [end for spread in spreads for end in (spread.low, spread.high)]
     if measure == "entropy_nats":
-        return entropy_scale([*values, comparison.plan.tau_h], _BOTTOM, _TOP)
-    return Scale(*rounded_range(values), _BOTTOM, _TOP)
+        return entropy_scale([*values, comparison.plan.tau_h], BOTTOM, TOP)
+    return Scale(*rounded_range(values), BOTTOM, TOP)
 
 
-def _grid(y: Scale) -> list[Markup]:
+def grid(y: Scale) -> list[Markup]:
+    """Lines and numbers of a vertical axis."""
     ticks = y.ticks()
-    parts = [line(_LEFT, y(t), _RIGHT, y(t), "grid") for t in ticks]
+    parts = [line(LEFT, y(t), RIGHT, y(t), "grid") for t in ticks]
     kept: list[float] = []
     for tick in ticks:  # from the bottom up
         if not kept or y(kept[-1]) - y(tick) >= 15:
             kept.append(tick)
-    return parts + [label(_LEFT - 6, y(t) + 4, short_number(t), anchor="end") for t in kept]
+    return parts + [label(LEFT - 6, y(t) + 4, short_number(t), anchor="end") for t in kept]
 
 
-def _curve(points: Sequence[tuple[float, float]], class_: str) -> Markup:
+def curve(points: Sequence[tuple[float, float]], class_: str) -> Markup:
+    """A line through points."""
     path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
     return element("polyline", points=path, class_=class_)
 

@@ -19,6 +19,7 @@ from entropyfloor.reports.echelon_answer import (
     missing_words,
     seeds_of,
 )
+from entropyfloor.reports.echelon_frontier import frontier_findings
 from entropyfloor.reports.echelon_measures import (
     count,
     outcome_words,
@@ -38,6 +39,7 @@ def details(comparison: EchelonComparison) -> list[str]:
     return [
         *_inversions(comparison),
         *_through_rl(comparison),
+        *frontier_findings(comparison),
         *_losses(comparison),
         *_predictors(comparison),
         *_rules(comparison),

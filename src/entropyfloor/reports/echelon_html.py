@@ -8,6 +8,7 @@ from entropyfloor.reports import echelon_figures as figures
 from entropyfloor.reports.echelon_answer import answer, missing_words
 from entropyfloor.reports.echelon_axes import panels
 from entropyfloor.reports.echelon_findings import details
+from entropyfloor.reports.echelon_frontier import frontier_figures
 from entropyfloor.reports.echelon_measures import outcome_words, title
 from entropyfloor.reports.echelon_tables import tables
 from entropyfloor.reports.page import flat_settings, page_environment, style_sheet
@@ -55,6 +56,9 @@ def echelon_html(comparison: EchelonComparison) -> str:
                 (loss, figures.loss_figure(comparison, loss))
                 for loss in plan.losses
                 if any(row.loss == loss for row in comparison.course)
+            ],
+            frontier=[
+                (_capital(title(name)), chart) for name, chart in frontier_figures(comparison)
             ],
             scatter=[
                 (title(name), chart)

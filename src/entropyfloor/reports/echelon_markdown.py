@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
 from entropyfloor.reports.echelon_answer import answer
 from entropyfloor.reports.echelon_findings import details
-from entropyfloor.reports.echelon_tables import Table, tables
+from entropyfloor.reports.echelon_tables import tables
+from entropyfloor.reports.text_table import Table
 
 
 def echelon_markdown(comparison: EchelonComparison) -> str:

@@ -1,9 +1,9 @@
 """The tables of an echelon, once, as text: for Markdown, the terminal and the page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from entropyfloor.experiments.echelon.comparison import EchelonComparison
+from entropyfloor.experiments.echelon.frontier import Beater
 from entropyfloor.experiments.echelon.ladder_course import (
     Spread,
     measure_names,
@@ -12,53 +12,16 @@ from entropyfloor.experiments.echelon.ladder_course import (
 from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank
 from entropyfloor.experiments.echelon.rungs import rung_name
 from entropyfloor.experiments.echelon.selection_rules import RANDOM, RECOMMENDED, Pick
+from entropyfloor.reports.echelon_frontier import frontier_words
 from entropyfloor.reports.echelon_measures import (
+    count,
     outcome_words,
     p_text,
     seed_words,
     short_outcome,
     title,
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number and what stands below it or, in one line, in brackets."""
-
-    main: str
-    small: str = ""
-
-    @property
-    def text(self) -> str:
-        """Both in one line."""
-        return f"{self.main} ({self.small})" if self.small else self.main
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table; the first ``names`` columns are words and stand left.
-
-    Attributes:
-        key: stable name, an anchor on the page.
-        title: heading.
-        headers: one per column.
-        rows: cells.
-        note: a sentence on how to read it.
-        names: columns of words.
-
-    """
-
-    key: str
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str
-    names: int = 1
-
-    @property
-    def width(self) -> int:
-        """Columns."""
-        return len(self.headers)
+from entropyfloor.reports.text_table import Cell, Table
 
 
 def tables(comparison: EchelonComparison) -> list[Table]:
@@ -88,16 +51,30 @@ def before_table(comparison: EchelonComparison) -> Table:
         for name in measure_names(comparison.plan)
         if any(name in row.before for row in comparison.course)
     ]
+    found = {(rung.loss, rung.depth): rung.beaten_by for rung in comparison.frontier}
+    note = (
+        f"{_means(comparison)} Degenerate: groups of {comparison.plan.group_size} rollouts whose "
+        "rewards all agree."
+    )
+    if found:
+        note += (
+            f" Beaten by: a rung with {frontier_words(comparison)}, in the mean of the seeds; in "
+            "brackets in how many of them by itself. A dash: none, it is on the frontier."
+        )
     return Table(
         "before",
         "Before RL",
-        ("loss", "epochs", *map(title, names)),
+        ("loss", "epochs", *map(title, names), *(["beaten by"] if found else [])),
         tuple(
-            (Cell(row.loss), Cell(f"{row.depth:g}"), *_spreads(row.before, names, seeds))
+            (
+                Cell(row.loss),
+                Cell(f"{row.depth:g}"),
+                *_spreads(row.before, names, seeds),
+                *([_beaten(found.get((row.loss, row.depth)))] if found else []),
+            )
             for row in comparison.course
         ),
-        f"{_means(comparison)} Degenerate: groups of {comparison.plan.group_size} rollouts whose "
-        "rewards all agree.",
+        note,
     )
 
 
@@ -278,6 +255,15 @@ def _spreads(found: Mapping[str, Spread], names: Sequence[str], seeds: Sequence[
         else Cell(f"{spread.mean:.3f}", seed_words(spread.by_seed.get(seed) for seed in seeds))
         for name in names
     ]
+
+
+def _beaten(beaters: Sequence[Beater] | None) -> Cell:
+    if not beaters:
+        return Cell("" if beaters is None else "–")  # the base does not take part
+    first = beaters[0]
+    more = f"; {len(beaters) - 1} more" if len(beaters) > 1 else ""
+    where = f"{first.ahead} of {count(first.seeds, 'seed')}{more}"
+    return Cell(f"{first.loss}, {first.depth:g} ep.", where)
 
 
 def _by_seed(rank: PredictorRank, seeds: Sequence[int]) -> str:

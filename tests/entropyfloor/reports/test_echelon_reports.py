@@ -123,6 +123,23 @@ def test_what_is_missing_is_said():
     assert before.rows[1][2].small.split()[0] == "–"  # seed 0 has its place
 
 
+def test_the_frontier():
+    found = echelon(("ce", "sed"), steps=())
+    on = [(r.loss, r.depth) for r in found.frontier if not r.beaten_by]
+    words = next(words for words in details(found) if "frontier" in words)
+    assert words.startswith(f"Before RL {len(on)} of {len(found.frontier)} rungs are on the ")
+    table = next(table for table in tables(found) if table.key == "before")
+    shown = {(row[0].main, float(row[1].main)): row[-1].main for row in table.rows}
+    for rung in found.frontier:
+        first = rung.beaten_by and f"{rung.beaten_by[0].loss}, {rung.beaten_by[0].depth:g} ep."
+        assert shown[rung.loss, rung.depth] == (first or "–")
+    page = echelon_html(found)
+    assert page.count("by entropy</strong>") == 3  # pass@1, pass@10, degenerate fraction
+    assert page.count("on the frontier</title>") == 3 * len(on)
+    alone = echelon(("ce",), steps=())
+    assert "on the frontier" not in " ".join(details(alone)) + echelon_html(alone)
+
+
 def test_without_rl():
     found = echelon(("ce", "sed"), steps=())
     first, second = answer(found)

@@ -1,6 +1,7 @@
 """An echelon's cells, compared: courses along depth, predictors, rank inversion, selection rules.
 
     cells, base, settings ─► rungs ─► course            every measure against depth, by loss
+                                  ├─► frontier          rungs that nothing beats before RL
                                   ├─► predictor ranks   Spearman with the outcome after RL
                                   ├─► rank inversion    pass@1 against the outcome, pair by pair
                                   └─► rules             what each would have picked, and its regret
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.experiments.cell_measures import MEASURES
+from entropyfloor.experiments.echelon.frontier import FrontierRung, frontier
 from entropyfloor.experiments.echelon.ladder_course import BASE, CourseRow, Spread, course
 from entropyfloor.experiments.echelon.predictor_ranks import PredictorRank, predictor_ranks
 from entropyfloor.experiments.echelon.rank_inversion import RankInversion, rank_inversions
@@ -44,6 +46,7 @@ class EchelonComparison:
         base: seed -> measures of the model before SFT; empty if it was not screened.
         missing: cells of the plan without an outcome, and why.
         course: measures against depth.
+        frontier: what beats each rung before RL; empty without two losses.
         ranks: predictors against outcomes; empty without outcomes.
         inversions: pass@1 against outcomes; empty without outcomes.
         rules: selection rules; empty without outcomes.
@@ -56,6 +59,7 @@ class EchelonComparison:
     base: Mapping[int, Measures]
     missing: tuple[Missing, ...]
     course: tuple[CourseRow, ...]
+    frontier: tuple[FrontierRung, ...]
     ranks: tuple[PredictorRank, ...]
     inversions: tuple[RankInversion, ...]
     rules: tuple[RuleResult, ...]
@@ -102,6 +106,7 @@ class EchelonComparison:
             "missing": [asdict(cell) for cell in self.missing],
             "rows": list(self._rows()),
             "course": [_course_document(row) for row in self.course],
+            "frontier": [asdict(rung) for rung in self.frontier],
             "predictors": [{**asdict(rank), "aim": rank.aim} for rank in self.ranks],
             "rank_inversion": [asdict(found) for found in self.inversions],
             "rules": [_rule_document(rule, self.plan) for rule in self.rules],
@@ -158,13 +163,15 @@ def compare(
         )
     rungs, missing = read_rungs(cells, plan)
     measured = {int(seed): measures for seed, measures in base.items()}
+    rows = tuple(course(rungs, measured, plan))
     return EchelonComparison(
         settings=dict(settings),
         plan=plan,
         rungs=rungs,
         base=dict(sorted(measured.items())),
         missing=missing,
-        course=tuple(course(rungs, measured, plan)),
+        course=rows,
+        frontier=frontier(rows, plan) if len(plan.losses) > 1 else (),
         ranks=tuple(predictor_ranks(rungs, plan)),
         inversions=tuple(rank_inversions(rungs, plan)),
         rules=tuple(rule_results(rungs, plan)),
