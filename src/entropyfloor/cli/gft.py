@@ -6,7 +6,8 @@
 they have the columns ``prompt`` and ``responses``. --reward and --reward_funcs are those of
 ``entropyfloor grpo``; responses that were scored before are not scored again, and with --num_self 0
 no reward is needed where all of them were. Weights are loaded from safetensors only, and an unknown
-flag is an error. Flags of ``accelerate launch`` start it there.
+flag is an error. --monitor watches the own samples, as in ``entropyfloor grpo``; it is off unless
+asked for. Flags of ``accelerate launch`` start it there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from typing import Any
 from trl.scripts.grpo import GRPOScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
+from entropyfloor.cli.monitor_flags import (
+    MonitorArguments,
+    monitor_field,
+    monitor_of,
+    say_verdict,
+)
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import (
@@ -31,7 +38,7 @@ from entropyfloor.cli.training_rewards import (
 
 
 @dataclass
-class GFTArguments(GRPOScriptArguments):
+class GFTArguments(MonitorArguments, GRPOScriptArguments):
     """trl's script arguments and ours."""
 
     groups: str | None = field(
@@ -45,6 +52,7 @@ class GFTArguments(GRPOScriptArguments):
         default=None,
         metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
     )
+    monitor: str = monitor_field("off")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,6 +78,9 @@ def _train(arguments: Arguments) -> int:
     from entropyfloor import GFTTrainer
 
     script, training, model = arguments.script, arguments.training, arguments.model
+    if script.monitor != "off" and not training.num_self:
+        raise ValueError("--monitor watches own samples and --num_self 0 draws none; leave one out")
+    monitor = monitor_of(script, threshold=training.success_threshold)
     training.model_init_kwargs = model_init_kwargs(training, model)
     rewards = _rewards(script, training)
     train_rows, test_rows = _rows(arguments, rewards)
@@ -82,8 +93,10 @@ def _train(arguments: Arguments) -> int:
             eval_dataset=test_rows,
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
+            callbacks=[] if monitor is None else [monitor],
         )
     train_and_save(trainer, arguments)
+    say_verdict(monitor, trainer.accelerator.print)
     trainer.accelerator.print(
         "Before paying for RL, measure what it would start from:\n"
         f"  entropyfloor screen {training.output_dir} --prompts PROMPTS.jsonl "

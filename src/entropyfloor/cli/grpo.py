@@ -21,6 +21,12 @@ from typing import Any
 from trl.scripts.grpo import GRPOScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
+from entropyfloor.cli.monitor_flags import (
+    MonitorArguments,
+    monitor_field,
+    monitor_of,
+    say_verdict,
+)
 from entropyfloor.cli.options import console_for_tables
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
@@ -33,11 +39,9 @@ from entropyfloor.cli.training_rewards import (
 )
 from entropyfloor.rl.dapo import DAPOConfig
 
-_POLICIES = {"warn": "warn", "stop": "stop", "restore": "stop-and-restore"}
-
 
 @dataclass
-class GRPOArguments(GRPOScriptArguments):
+class GRPOArguments(MonitorArguments, GRPOScriptArguments):
     """trl's script arguments and ours."""
 
     prompts: str | None = field(
@@ -56,24 +60,7 @@ class GRPOArguments(GRPOScriptArguments):
         default=False,
         metadata={"help": "LoRA with r = alpha = 128 on all linear layers and the embeddings."},
     )
-    monitor: str = field(
-        default="stop",
-        metadata={
-            "help": "When the entropy collapses: warn, stop, restore (stop with the last "
-            "checkpoint from before) or off.",
-            "choices": [*_POLICIES, "off"],
-        },
-    )
-    monitor_tau_2: float = field(
-        default=0.5, metadata={"help": "Relative entropy drop that is a collapse."}
-    )
-    monitor_early_step: int | None = field(
-        default=None, metadata={"help": "First step compared (default: 10 of 400, scaled)."}
-    )
-    monitor_late_step: int | None = field(
-        default=None, metadata={"help": "Second step compared (default: 150 of 400, scaled)."}
-    )
-    monitor_window: int = field(default=1, metadata={"help": "Steps averaged for each of the two."})
+    monitor: str = monitor_field("stop")
     success_threshold: float = field(
         default=1.0, metadata={"help": "A rollout passes if its reward is at least this."}
     )
@@ -113,7 +100,7 @@ def _train(arguments: Arguments) -> int:
     script, training, model = arguments.script, arguments.training, arguments.model
     if script.paper_lora and model.use_peft:
         raise ValueError("--paper_lora and --use_peft are two adapters; give one of them")
-    monitor = _monitor(script)
+    monitor = monitor_of(script, threshold=script.success_threshold, reward=script.success_reward)
     training.model_init_kwargs = model_init_kwargs(training, model)
     rewards = chosen_rewards(script)
     train_rows, test_rows = _rows(arguments, rewards)
@@ -136,8 +123,7 @@ def _train(arguments: Arguments) -> int:
         )
     train_and_save(trainer, arguments)
     say = trainer.accelerator.print
-    if monitor is not None and monitor.message:
-        say(f"Monitor: {monitor.message}")
+    say_verdict(monitor, say)
     push(trainer, arguments)
     if script.screen_prompts is None:
         say(
@@ -163,22 +149,6 @@ def _release(trainer: Any) -> None:
     gc.collect()
     if cuda.is_available():
         cuda.empty_cache()
-
-
-def _monitor(script: GRPOArguments) -> Any:
-    if script.monitor == "off":
-        return None
-    from entropyfloor.rl.collapse_monitor import CollapseMonitor
-
-    return CollapseMonitor(
-        _POLICIES[script.monitor],
-        tau_2=script.monitor_tau_2,
-        early_step=script.monitor_early_step,
-        late_step=script.monitor_late_step,
-        window=script.monitor_window,
-        success_threshold=script.success_threshold,
-        success_reward=script.success_reward,
-    )
 
 
 def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:

@@ -159,6 +159,11 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         self.memory.sample_at(getattr(args, "temperature", None), say=main)
         trainer = self._trainer if self._trainer is not None else find_trainer(state)
         if can_probe(trainer):
+            if not trainer.num_generations:  # type: ignore[union-attr]
+                raise ValueError(
+                    "CollapseMonitor watches what the model in training samples, and this run "
+                    "samples nothing (num_self=0); leave it out, or set num_self"
+                )
             self._probe = GRPOProbe(
                 trainer,
                 success_threshold=self.success_threshold,

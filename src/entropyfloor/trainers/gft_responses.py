@@ -118,9 +118,9 @@ def collate(
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels`` (-100 where not scored) ``[n, length]`` int64,
-        ``advantages`` ``[n, length]``, weighted, and ``sources`` ``[n]``, index in `SOURCES`.
-        Right-padded. With nothing to train on, one row without labels: every process must run its
-        forward pass.
+        ``advantages`` ``[n, length]``, weighted, ``completion_mask`` ``[n, length]`` bool, scored
+        tokens of own samples as in trl, and ``sources`` ``[n]``, index in `SOURCES`. Right-padded.
+        With nothing to train on, one row without labels: every process must run its forward pass.
 
     """
     taken = [response for response in responses if response.taken and len(response.ids)]
@@ -143,11 +143,13 @@ def collate(
             ids = ids.masked_fill(~torch.tensor(response.scored, dtype=torch.bool), IGNORE_INDEX)
         labels[number, start:end] = ids
         advantages[number, start:end] = response.advantage * weights[response.source]
+    own = torch.tensor([response.source == "self" for response in taken])
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "labels": labels,
         "advantages": advantages,
+        "completion_mask": (labels != IGNORE_INDEX) & own[:, None],
         "sources": torch.tensor([SOURCES.index(response.source) for response in taken]),
     }
 

@@ -271,6 +271,8 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         local = token_vector(output, inputs["sources"], inputs["labels"], tau)
         sums = dict(zip(TOKEN_SUMS, self._sum_over_processes(local).tolist(), strict=True))
         self._add(mode, sums)
+        if own := sums["self/tokens"]:  # what trl logs of it, and a CollapseMonitor reads
+            self._metrics[mode]["entropy"].append(sums["self/entropy"] / own)
         if self.floor is not None and mode == "train":
             self.floor.observe(*entropy_and_tokens(sums))
         return loss

@@ -11,6 +11,7 @@ from trl import DatasetMixtureConfig, ModelConfig
 from entropyfloor import GFTConfig
 from entropyfloor.cli import gft
 from entropyfloor.cli.main import main
+from entropyfloor.rl.monitor_log import read_log
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "gft.yaml"
 
@@ -102,6 +103,14 @@ def test_trains_saves_and_scores_what_was_not_scored(flags, tmp_path, capsys):
     assert first["self/tokens"] > 0
 
 
+def test_the_monitor_says_what_it_saw(flags, tmp_path, capsys):
+    watched = {"monitor": "warn", "monitor_early_step": 1, "monitor_late_step": 2}
+    assert main(["gft", *flags(**watched)]) == 0
+    assert "Monitor: Step 2 of 2, " in capsys.readouterr().out
+    verdict = read_log(tmp_path / "out")[-1]
+    assert verdict["event"] == "verdict" and verdict["relative_drop"] is not None
+
+
 def test_groups_of_the_builder(flags, save_checkpoint, write_jsonl, tmp_path):
     rows = [{k: v for k, v in row.items() if k != "responses"} for row in ROWS]
     for row in rows:
@@ -150,6 +159,7 @@ def test_example(flags, tmp_path):
         ({"dataset_name": "groups.jsonl"}, "--groups and --dataset_name"),
         ({"groups": "nowhere.jsonl"}, "no prompts at 'nowhere.jsonl'"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "--groups has no test split"),
+        ({"monitor": "stop", "num_self": 0}, "--num_self 0 draws none"),
         ({"num_expert": -1}, "num_expert is -1"),
         ({"taw": 1}, "unknown argument --taw. Did you mean --tau?"),
     ],

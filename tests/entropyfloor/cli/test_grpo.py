@@ -9,6 +9,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from entropyfloor.cli import grpo
 from entropyfloor.cli.main import main
+from entropyfloor.cli.monitor_flags import monitor_of
 from entropyfloor.cli.training_rewards import as_dataset, chosen_rewards
 from entropyfloor.rl.monitor_log import read_log
 from entropyfloor.screening.prompts import PromptSet
@@ -87,7 +88,7 @@ def test_monitor_off_and_policies(flags, tmp_path):
     chosen = grpo._parse(
         flags(monitor="restore", monitor_tau_2=0.3, monitor_late_step=7, monitor_window=2)
     )
-    monitor = grpo._monitor(chosen.script)
+    monitor = monitor_of(chosen.script, threshold=1.0)
     assert monitor.policy == "stop-and-restore"
     assert (monitor.tau_2, monitor.late_step, monitor.window) == (0.3, 7, 2)
 

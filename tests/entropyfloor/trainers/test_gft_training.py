@@ -7,6 +7,7 @@ from datasets import Dataset
 from gft_runs import gft, group_rows, ids_of, logged
 from peft import LoraConfig
 
+from entropyfloor import CollapseMonitor
 from entropyfloor.trainers.entropy_floor import measured
 from entropyfloor.trainers.run_record import read_record
 from tiny_models import tiny_model
@@ -51,6 +52,27 @@ def test_the_model_learns_what_is_rewarded(tmp_path, lora):
         assert steps[0]["expert/rectified"] == 1.0 > steps[-1]["expert/rectified"]
     for name, value in frozen.items():
         assert torch.equal(value, trainer.model.get_parameter(name))
+
+
+def test_the_collapse_monitor_reads_own_samples(tmp_path):
+    monitor = CollapseMonitor("warn", early_step=1, late_step=3, tau_h=None)
+    trainer = gft(tmp_path, max_steps=4, trainer={"callbacks": [monitor]})
+    trainer.train()
+    steps = logged(trainer)
+    own = [step["self/entropy"] for step in steps]
+    assert own != [step["expert/entropy"] for step in steps]
+    assert [step["entropy"] for step in steps] == pytest.approx(own, rel=1e-2)  # by micro-batch
+    # The monitor weighs micro-batches by their tokens, as the log of the source does.
+    assert [h for _, h in monitor.memory.readings] == pytest.approx(own[:3], rel=1e-6)
+    assert monitor.decision.verdict == "healthy" and monitor.counts.rollouts == 4 * 4 * 4
+
+
+def test_the_collapse_monitor_needs_samples(tmp_path):
+    trainer = gft(
+        tmp_path, num_self=0, group_of_one="skip", trainer={"callbacks": [CollapseMonitor()]}
+    )
+    with pytest.raises(ValueError, match="samples nothing"):
+        trainer.train()
 
 
 def test_an_entropy_floor_beside_it(tmp_path):
