@@ -32,17 +32,18 @@ class Panel:
 
 
 def panels(comparison: EchelonComparison) -> list[Panel]:
-    """Entropy, pass@1 and pass@k before RL, each with its counterpart after RL, if there is any."""
+    """Entropy, pass@1, pass@k, degenerate groups before RL, each with its counterpart after RL."""
     plan = comparison.plan
     through = any(row.outcomes for row in comparison.course)
     found = []
-    for measure in dict.fromkeys(("entropy_nats", "pass_at_1", f"pass_at_{plan.outcome_k}")):
+    names = ("entropy_nats", "pass_at_1", f"pass_at_{plan.outcome_k}", "degenerate_fraction")
+    for measure in dict.fromkeys(names):
         name = "entropy (nats)" if measure == "entropy_nats" else title(measure)
         found.append(Panel(measure, None, f"{name} before RL"))
-        if through and measure == "entropy_nats":
-            found.append(Panel(measure, measure, f"{name} after the last step of RL"))
-        elif through:
+        if through and measure.startswith("pass_at_"):
             found.append(Panel(measure, f"peak_{measure}", f"peak {name} after RL"))
+        elif through:
+            found.append(Panel(measure, measure, f"{name} after the last step of RL"))
     return [panel for panel in found if any(panel.spread(row) for row in comparison.course)]
 
 

@@ -1,4 +1,4 @@
-"""Entropy, pass@1 and pass@k against depth, loss by loss, before and after RL, as a picture."""
+"""Entropy, pass@1, pass@k and degenerate groups against depth, before and after RL: a picture."""
 
 from pathlib import Path
 
