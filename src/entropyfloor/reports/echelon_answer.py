@@ -24,7 +24,7 @@ def answer(comparison: EchelonComparison) -> list[str]:
         first = "No seed has two rungs through RL yet, so their outcomes cannot be compared."
     else:
         first = "No RL was run, so what is said here is about SFT alone."
-    return [first, *_course_of_sft(comparison)]
+    return [first, *_course_of_sft(comparison), *_above_tau(comparison)]
 
 
 def missing_words(comparison: EchelonComparison) -> str:
@@ -108,6 +108,24 @@ def _course_of_sft(comparison: EchelonComparison) -> Iterator[str]:
             f"With {comparison.plan.reference}, from {epochs(rows[0].depth)} of SFT to "
             f"{rows[-1].depth:g}: {', '.join(dict.fromkeys(said))}."
         )
+
+
+def _above_tau(comparison: EchelonComparison) -> Iterator[str]:
+    """Which losses keep the deepest rung above tau_H, by seed."""
+    plan = comparison.plan
+    kinds: dict[str, list[str]] = {"in every seed": [], "in some seeds": [], "in none": []}
+    for loss in plan.losses:
+        row = comparison.row(loss, plan.depths[-1])
+        if row is None or "entropy_nats" not in row.before:
+            continue
+        entropies = row.before["entropy_nats"].by_seed.values()
+        above = sum(entropy >= plan.tau_h for entropy in entropies)
+        kind = list(kinds)[0 if above == len(entropies) else 2 if not above else 1]
+        kinds[kind].append(loss)
+    said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    if said and len(plan.losses) > 1:
+        where = f"at {epochs(plan.depths[-1])} with at least tau_H = {plan.tau_h:g} nats"
+        yield f"Checkpoints {where}, {said}."
 
 
 def _rules_in_short(comparison: EchelonComparison) -> Iterator[str]:

@@ -123,6 +123,21 @@ def test_what_is_missing_is_said():
     assert before.rows[1][2].small.split()[0] == "–"  # seed 0 has its place
 
 
+def test_who_stays_above_tau_h_without_rl():
+    def rungs(loss, *entropies):
+        return [
+            {"loss": loss, "seed": seed, "depth": 4.0, "before": measures(entropy, 0.3, 0.5)}
+            for seed, entropy in enumerate(entropies)
+        ]
+
+    cells = rungs("ce", 0.1, 0.1) + rungs("gem", 0.17, 0.19) + rungs("floor", 0.18, 0.3)
+    said = answer(compare(cells, {}, SETTINGS))[-1]
+    assert said == (
+        "Checkpoints at 4 epochs with at least tau_H = 0.18 nats, in every seed: floor; in some "
+        "seeds: gem; in none: ce."
+    )
+
+
 def test_the_frontier():
     found = echelon(("ce", "sed"), steps=())
     on = [(r.loss, r.depth) for r in found.frontier if not r.beaten_by]
@@ -142,11 +157,12 @@ def test_the_frontier():
 
 def test_without_rl():
     found = echelon(("ce", "sed"), steps=())
-    first, second = answer(found)
+    first, second, third = answer(found)
     assert first == "No RL was run, so what is said here is about SFT alone."
     assert re.match(
         r"With ce, from 2 epochs of SFT to 60: pass@1 rose .*, entropy fell from 0.675 to", second
     )
+    assert third.startswith("Checkpoints at 60 epochs with at least tau_H = 0.18 nats, in ")
     assert [table.key for table in tables(found)] == ["before"]
 
 
