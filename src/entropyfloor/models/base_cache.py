@@ -5,13 +5,11 @@ of a floor): afterwards an anchor costs neither a second model nor a second forw
 kept is exact for the k tokens; the rest is one bucket (`entropyfloor_losses.BaseTopK`), so the KL
 is a little low.
 
-    cache/meta.json          k, fingerprint of the base, how many shards
-    cache/keys-R.json        digest of a document's tokens and labels -> [first row, rows]
-    cache/indices-R.npy      int32   [rows, k]      one row per scored token
-    cache/log_probs-R.npy    float32 [rows, k]
+    cache/meta.json   k, fingerprint of the base, how many parts; there once the cache is complete
+    cache/*-R.*       what process R wrote (`base_cache_files`)
 
 A document is a row of a padded batch, or what `position_ids` mark in a padding-free one. Its next
-tokens must not depend on its neighbours in the batch; R is the process that wrote it.
+tokens must not depend on its neighbours in the batch.
 """
 
 import hashlib
@@ -24,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from entropyfloor.models.base_cache_files import CachePart
 from entropyfloor.models.logit_transform import final_logits
+from entropyfloor.whole_files import save_json
 from entropyfloor_losses import IGNORE_INDEX, BaseTopK
 
 _CHUNK_BYTES = 64 * 2**20  # logits of one chunk
 _META = "meta.json"
-_ARRAYS = ("indices", "log_probs")
 
 
 def fingerprint(model: Any, *, adapters: bool = False) -> str:
@@ -73,12 +72,11 @@ class CachedBase:
                     "another floor_base_cache, or remove this one"
                 )
         self._folder, self._k = folder, k
-        self._shards, self._places = [], {}
-        for rank in range(meta["shards"]):
-            arrays = [np.load(folder / f"{n}-{rank}.npy", mmap_mode="r") for n in _ARRAYS]
-            self._shards.append(arrays)
-            keys = json.loads((folder / f"keys-{rank}.json").read_text())
-            self._places.update({key: (rank, *place) for key, place in keys.items()})
+        self._arrays, self._places = [], {}
+        for rank in range(meta["parts"]):
+            part = CachePart(folder, rank, base=base, k=k)
+            self._arrays.append(part.arrays())
+            self._places.update({key: (rank, *place) for key, place in part.places.items()})
 
     @staticmethod
     def complete(folder: Path) -> bool:
@@ -97,7 +95,7 @@ class CachedBase:
                 )
             rank, first, count = place
             row, columns = document.row, document.scored
-            for array, stored in zip(found, self._shards[rank], strict=True):
+            for array, stored in zip(found, self._arrays[rank], strict=True):
                 array[row, columns] = stored[first : first + count]
         indices, log_probs = (torch.from_numpy(array).to(targets.device) for array in found)
         return BaseTopK(indices.long(), log_probs)
@@ -117,8 +115,11 @@ def write_cache(
 ) -> None:
     """Compute the base's k most likely tokens at every scored position of ``batches``.
 
+    Written as it goes: after an interruption only what is missing is computed. What is there of
+    another base, or another k, is replaced.
+
     Args:
-        folder: made if missing; complete once meta.json is there. A cache in it is replaced.
+        folder: made if missing; complete once meta.json is there.
         batches: collated inputs with ``labels``; on several processes, this one's share.
         hidden_of: last hidden states ``[batch, length, H]`` for a batch, without gradient.
         model: the base; only its head is used here.
@@ -131,30 +132,18 @@ def write_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _META).unlink(missing_ok=True)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in _ARRAYS}
-    keys: dict[str, list[int]] = {}
-    written = 0
+    part = CachePart(folder, rank, base=base, k=k)
+    part.open()
     for batch in batches:
-        targets = batch["labels"][:, 1:]
-        documents = [d for d in _documents(targets, batch) if d.key not in keys]
-        if not documents:
-            continue
-        hidden = hidden_of(batch)[:, :-1]
-        for document in documents:
-            if document.key in keys:
-                continue
-            states = hidden[document.row, document.scored.to(hidden.device)]
-            keys[document.key] = [written, len(states)]
-            written += len(states)
-            for name, values in zip(_ARRAYS, _most_likely(model, states, k), strict=True):
-                rows[name].append(values)
-    for name, dtype in zip(_ARRAYS, (np.int32, np.float32), strict=True):
-        empty = np.zeros((0, k), dtype)
-        np.save(folder / f"{name}-{rank}.npy", np.concatenate([empty, *rows[name]]).astype(dtype))
-    (folder / f"keys-{rank}.json").write_text(json.dumps(keys))
+        documents = {d.key: d for d in _documents(batch["labels"][:, 1:], batch)}
+        missing = [d for key, d in documents.items() if key not in part.places]
+        if missing:
+            hidden = hidden_of(batch)[:, :-1]
+            states = {d.key: hidden[d.row, d.scored.to(hidden.device)] for d in missing}
+            part.append({key: _most_likely(model, at, k) for key, at in states.items()})
     wait()
     if rank == 0:
-        (folder / _META).write_text(json.dumps({"base": base, "k": k, "shards": ranks}))
+        save_json(folder / _META, {"base": base, "k": k, "parts": ranks})
     wait()
 
 
@@ -165,7 +154,7 @@ def _most_likely(model: Any, states: Tensor, k: int) -> tuple[np.ndarray, np.nda
         for start in range(0, len(states), chunk)
     ]
     return (
-        torch.cat([p.indices for p in parts]).cpu().numpy().astype(np.int32),
+        torch.cat([p.indices for p in parts]).cpu().numpy(),
         torch.cat([p.values for p in parts]).cpu().numpy(),
     )
 
