@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from entropyfloor.models.loss_head import LossHead
 from entropyfloor.models.onset_base import OnsetBase
 from entropyfloor.trainers.floor_controller import FloorController
-from entropyfloor.trainers.rollout_probe import ProbeResult, RolloutProbe
+from entropyfloor.trainers.rollout_probe import ProbeResult, RolloutProbe, slowest
 from entropyfloor.trainers.run_record import read_record
 
 logger = get_logger(__name__)
@@ -108,14 +108,24 @@ class EntropyFloor:
         """Whether a probe is due between checkpoints."""
         return self.probe is not None and step % self._interval == 0
 
-    def take(self, result: ProbeResult) -> None:
-        """Take a probe: move the target, choose the next interval, see a violation."""
+    @property
+    def training_seconds(self) -> float:
+        """Time since `begin` without that of probes, on this process."""
+        return max(time.perf_counter() - self._started - self._probe_seconds, 1e-9)
+
+    def take(self, result: ProbeResult, training_seconds: float) -> None:
+        """Take a probe: move the target, choose the next interval, see a violation.
+
+        Args:
+            result: the same on all processes.
+            training_seconds: likewise; processes that probe at different steps wait forever.
+
+        """
         self.probes.append(result)
         self._probe_seconds += result.seconds
         self.controller.correct(result.entropy)
         if self.probe_steps is None and self._steps_here:
-            training = max(time.perf_counter() - self._started - self._probe_seconds, 1e-9)
-            per_step = training / self._steps_here
+            per_step = training_seconds / self._steps_here
             least = math.ceil(result.seconds * (1 - self.probe_share) / self.probe_share / per_step)
             self._interval = max(_FIRST_PROBE, least)
         if result.entropy < self.controller.floor:
@@ -240,14 +250,14 @@ class FloorCallback(TrainerCallback):
         taken = floor.probes[-1].step if floor.probes else None
         if floor.probe is None or taken == state.global_step:
             return
-        floor.take(
-            floor.probe.measure(
-                trainer.accelerator.unwrap_model(trainer.model),
-                trainer.accelerator,
-                step=state.global_step,
-                teacher_forced=floor.controller.entropy,
-            )
+        training_seconds = slowest(trainer.accelerator, floor.training_seconds)
+        result = floor.probe.measure(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.accelerator,
+            step=state.global_step,
+            teacher_forced=floor.controller.entropy,
         )
+        floor.take(result, training_seconds)
         if floor.violated and floor.on_violation != "constrain":
             logger.warning(floor.violated)
             if floor.on_violation == "stop":

@@ -89,14 +89,12 @@ class RolloutProbe:
                     rewards = score_rollouts(self.reward, self.prompts, rollouts)
                     scored += sum(value is not None for value in rewards)
                     passed += sum(value is not None and value >= 1.0 for value in rewards)
-        seconds = time.perf_counter() - started
+        seconds = slowest(accelerator, time.perf_counter() - started)
         if ranks > 1:
             local = torch.tensor([entropy, tokens, scored, passed], dtype=torch.float64)
             sums = accelerator.reduce(local.to(accelerator.device), reduction="sum")
             entropy, tokens = float(sums[0]), int(sums[1])
             scored, passed = int(sums[2]), int(sums[3])
-            slowest = torch.tensor([seconds], device=accelerator.device)
-            seconds = float(accelerator.gather(slowest).max())
         return ProbeResult(
             step=step,
             entropy=entropy / max(tokens, 1),
@@ -105,6 +103,14 @@ class RolloutProbe:
             seconds=seconds,
             pass_at_1=passed / scored if scored else None,
         )
+
+
+def slowest(accelerator: Accelerator, seconds: float) -> float:
+    """``seconds`` of the slowest process, on all: what they decide from clocks is one thing."""
+    if accelerator.num_processes == 1:
+        return seconds
+    local = torch.tensor([seconds], device=accelerator.device)
+    return float(accelerator.gather(local).max())
 
 
 def prompts_of(dataset: Any, count: int) -> PromptSet | None:

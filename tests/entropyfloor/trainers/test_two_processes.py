@@ -74,3 +74,9 @@ def test_tau(results):
     assert first == second
     assert first == pytest.approx(results[1, 0]["auto"]["tau"], rel=1e-6)
     assert 0.1 < results[2, 0]["auto"]["steps"][0]["selected_fraction"] < 0.6
+
+
+def test_when_to_probe_is_agreed_upon(results):
+    """The clock of the second process runs five times as fast."""
+    first, second = (results[2, rank]["floor-timed"]["probe_interval"] for rank in (0, 1))
+    assert first == second > 10

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ CASES = {
     "floor": {**FLOOR, "floor_place": "anchor"},
     # The base is the model after the first step, where the KL is 0 but for rounding.
     "floor-onset": {**FLOOR, "floor_place": "onset_anchor", "learning_rate": 1e-2},
+    # Probes as often as their cost allows, which processes with other clocks have to agree on.
+    "floor-timed": {**FLOOR, "floor_place": "uniform", "floor_probe_steps": None},
     "accumulated": {"loss": "gem", "gradient_accumulation_steps": 2},
 }
 GLOBAL_BATCH = 4
@@ -34,6 +37,7 @@ def run_all(folder: Path) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     torch.set_num_threads(1)
+    clock = time.perf_counter
     for name, config in [*CASES.items(), ("sft", None)]:
         settings = {
             "max_steps": 3,
@@ -47,10 +51,16 @@ def run_all(folder: Path) -> None:
             trainer = build(SFTTrainer, arguments(folder / name, **settings), **data)
         else:
             trainer = sed_trainer(folder / name, trainer=data, **settings, **config)
+        floor = getattr(trainer, "floor", None)
+        if name == "floor-timed":
+            floor.probe_share = 1e-4  # what probes cost decides, and not the shortest interval
+            time.perf_counter = lambda: (5 if rank else 1) * clock()
         run = Run.of(trainer)
+        time.perf_counter = clock
         record = {
             "steps": run.steps,
             "evaluations": run.evaluations,
+            "probe_interval": None if floor is None else floor.record()["state"]["interval"],
             "tau": getattr(getattr(trainer, "loss", None), "tau", None),
             "weight": float(sum(w.double().abs().sum() for w in run.weights.values())),
         }
