@@ -14,6 +14,7 @@ step takes (a permutation by seed and epoch) and counts them without asking. The
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -114,11 +115,9 @@ class JointGRPOTrainer(GRPOTrainer):
         return [rows[start : start + size] for start in starts], tokens
 
     def _row(self, position: int) -> Completion:
-        epoch, index = divmod(position, len(self._demonstrations))
-        order = np.random.default_rng((self.args.seed, epoch)).permutation(
-            len(self._demonstrations)
-        )
-        return self._demonstrations[int(order[index])]
+        rows = len(self._demonstrations)
+        epoch, index = divmod(position, rows)
+        return self._demonstrations[int(_order(self.args.seed, epoch, rows)[index])]
 
     def _nats(self, model: Any, rows: Sequence[Completion]) -> Tensor:
         """Sum of ``-log p`` over the completions' tokens."""
@@ -138,3 +137,8 @@ class JointGRPOTrainer(GRPOTrainer):
             )
         # Ignored positions are exactly 0 in trl's head.
         return -outputs.log_probs.float().sum()
+
+
+@lru_cache(maxsize=2)  # a step can end one epoch and begin the next
+def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(rows)
