@@ -297,11 +297,12 @@ def test_the_probe_leaves_the_run_alone(tmp_path):
 
 def test_the_interval_is_chosen_by_cost(tmp_path):
     trainer = floored(tmp_path, floor_probe_steps=None, max_steps=60)
+    trainer.floor.probe_share = 1e-4  # far below what a probe of this toy takes of ten steps
     trainer.train()
     logged = [e["probe_share"] for e in trainer.state.log_history if "probe_share" in e]
     assert logged and all(0 < share < 1 for share in logged)
-    # On this toy a probe costs more than ten steps: after the first the interval must grow.
-    assert trainer.floor._interval > 10
+    assert trainer.floor._interval > 100
+    assert [probe.step for probe in trainer.floor.probes] == [10, 60]  # the last step is always one
 
 
 @pytest.mark.parametrize(
