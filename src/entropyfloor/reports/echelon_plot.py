@@ -18,9 +18,10 @@ from entropyfloor.reports.echelon_axes import (
     rounded_range,
 )
 
-# Okabe and Ito's colours and two more, with markers, so that losses stay apart without colour too.
+# Okabe and Ito's colours and two more, with markers, so that losses stay apart without colour too;
+# these are one more: a ninth loss has the first one's colour and not its marker.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#946200", "#4f5660", "#6a3fb5", "#7d2a1e")
-_MARKERS = "os^DvXP*"
+_MARKERS = "os^DvXP*<"
 _GREY = "#7f7f7f"
 
 

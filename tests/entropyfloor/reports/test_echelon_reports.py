@@ -5,6 +5,7 @@ import re
 
 import pytest
 from chromium_page import CHROMIUM, ChromiumPage
+from matplotlib.figure import Figure
 from rich.console import Console
 from sample_reports import HOSTILE
 from test_screening_html import OUTSIDE, SMALLEST_TEXT, Page
@@ -231,6 +232,18 @@ def test_names_are_only_text():
 def test_the_plot(tmp_path, shape, options):
     path = write_echelon_plot(echelon(*shape, **options), tmp_path / "new" / "echelon.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_eleven_losses_can_be_told_apart_in_the_plot(tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(Figure, "savefig", lambda picture, *_: pictures.append(picture))
+    losses = ["ce", *(f"loss-{number}" for number in range(10))]
+    write_echelon_plot(echelon(losses, (2, 4), (0,), steps=()), tmp_path / "echelon.png")
+    marks = {
+        (container.lines[0].get_color(), container.lines[0].get_marker())
+        for container in pictures[0].axes[0].containers
+    }
+    assert len(marks) == len(losses)
 
 
 @pytest.mark.parametrize(("shape", "options"), SHAPES)
