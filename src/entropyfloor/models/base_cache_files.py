@@ -54,10 +54,11 @@ class CachePart:
 
     def open(self) -> None:
         """Make the files, or drop what a killed process left of a batch in them."""
+        # First the index: it never names what is not there, also if this is where the kill comes.
+        write_whole(self._index, f"{self._header}\n{_lines(self.places)}")
         for path, dtype in self._files:
             with path.open("ab") as file:
                 file.truncate(self._rows * self._k * dtype.itemsize)
-        write_whole(self._index, f"{self._header}\n{_lines(self.places)}")
 
     def append(self, documents: Mapping[str, Sequence[np.ndarray]]) -> None:
         """Add a batch: a document's digest -> its indices and log-probabilities ``[rows, k]``."""
