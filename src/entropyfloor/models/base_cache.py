@@ -139,8 +139,12 @@ def write_cache(
         missing = [d for key, d in documents.items() if key not in part.places]
         if missing:
             hidden = hidden_of(batch)[:, :-1]
-            states = {d.key: hidden[d.row, d.scored.to(hidden.device)] for d in missing}
-            part.append({key: _most_likely(model, at, k) for key, at in states.items()})
+            part.append(
+                {
+                    d.key: _most_likely(model, hidden[d.row, d.scored.to(hidden.device)], k)
+                    for d in missing
+                }
+            )
     wait()
     if rank == 0:
         save_json(folder / _META, {"base": base, "k": k, "parts": ranks})

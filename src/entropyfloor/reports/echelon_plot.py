@@ -18,10 +18,9 @@ from entropyfloor.reports.echelon_axes import (
     rounded_range,
 )
 
-# Okabe and Ito's colours and two more, with markers, so that losses stay apart without colour too;
-# these are one more: a ninth loss has the first one's colour and not its marker.
+# Okabe and Ito's colours and two more, with markers, so that losses stay apart without colour too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#946200", "#4f5660", "#6a3fb5", "#7d2a1e")
-_MARKERS = "os^DvXP*<"
+_MARKERS = "os^DvXP*"
 _GREY = "#7f7f7f"
 
 
@@ -64,7 +63,8 @@ def _draw(axes: Axes, panel: Panel, comparison: EchelonComparison) -> None:
                 [max(0.0, s.high - s.mean) for _, s in found],
             ],
             color=_COLOURS[place % len(_COLOURS)],
-            marker=_MARKERS[place % len(_MARKERS)],
+            # Moved on by one when colours begin anew, as on the page: the ninth is not the first.
+            marker=_MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)],
             markersize=4.5,
             linewidth=1.4,
             elinewidth=0.8,
