@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from entropyfloor import CollapseMonitor, calibration_band, dapo_config, screen
-from entropyfloor.experiments.demo import MAX_NEW_TOKENS
-from entropyfloor.experiments.tasks import sum_task
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rewards import reasoning_gym
+from entropyfloor.echelon.demo import MAX_NEW_TOKENS
+from entropyfloor.echelon.tasks import sum_task
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import reasoning_gym
 
 
 def main(arguments: list[str] | None = None) -> None:

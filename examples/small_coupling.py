@@ -20,14 +20,14 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from entropyfloor import CouplingReport, JointGRPOTrainer, SFTLossProbe, measure_coupling
-from entropyfloor.experiments.depths import DepthTraining, train_depths
-from entropyfloor.experiments.small_grpo import GRPOTraining
-from entropyfloor.experiments.small_run import SmallRun, SmallSettings
-from entropyfloor.experiments.small_task import MAX_NEW_TOKENS
-from entropyfloor.reports.coupling_findings import findings
+from entropyfloor.coupling.findings import findings
+from entropyfloor.echelon.depths import DepthTraining, train_depths
+from entropyfloor.echelon.small_grpo import GRPOTraining
+from entropyfloor.echelon.small_run import SmallRun, SmallSettings
+from entropyfloor.echelon.small_task import MAX_NEW_TOKENS
 from entropyfloor.rl.dapo import dapo_config
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rewards import exact_match
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import exact_match
 
 
 def main(arguments: list[str] | None = None) -> None:

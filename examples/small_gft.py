@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from entropyfloor.experiments.small_gft import GFTSettings, SmallGFT
-from entropyfloor.experiments.small_grpo import GRPOTraining
-from entropyfloor.experiments.small_run import SmallRun, SmallSettings
+from entropyfloor.echelon.small_gft import GFTSettings, SmallGFT
+from entropyfloor.echelon.small_grpo import GRPOTraining
+from entropyfloor.echelon.small_run import SmallRun, SmallSettings
 from entropyfloor.whole_files import save_json
 
 SFT_ARMS = ("ce", "dft")

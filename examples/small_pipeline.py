@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from entropyfloor import CollapseMonitor
-from entropyfloor.experiments.small_grpo import GRPOTraining
-from entropyfloor.experiments.small_run import SmallRun, SmallSettings
-from entropyfloor.experiments.small_task import MAX_NEW_TOKENS
+from entropyfloor.echelon.small_grpo import GRPOTraining
+from entropyfloor.echelon.small_run import SmallRun, SmallSettings
+from entropyfloor.echelon.small_task import MAX_NEW_TOKENS
 
 BEFORE = ("entropy", "pass@1", "pass@10", "degenerate", "verdict")
 AFTER = ("pass@1 after", "pass@10 after", "stage 2")

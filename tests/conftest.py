@@ -11,7 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+# Helpers beside the tests (sft_runs.py, cases.py, ...) are imported by name from every folder.
+for folder in sorted({file.parent for file in Path(__file__).parent.rglob("*.py")}):
+    sys.path.insert(0, str(folder))
 
 
 @pytest.fixture(autouse=True)

@@ -12,17 +12,17 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CollapseMonitor": "entropyfloor.rl.collapse_monitor",
     "CouplingReport": "entropyfloor.coupling.report",
-    "GFTConfig": "entropyfloor.trainers.gft_config",
-    "GFTTrainer": "entropyfloor.trainers.gft_trainer",
+    "GFTConfig": "entropyfloor.gft.config",
+    "GFTTrainer": "entropyfloor.gft.trainer",
     "JointGRPOTrainer": "entropyfloor.coupling.joint_trainer",
-    "SEDConfig": "entropyfloor.trainers.sed_config",
-    "SEDTrainer": "entropyfloor.trainers.sed_trainer",
+    "SEDConfig": "entropyfloor.sft.sed_config",
+    "SEDTrainer": "entropyfloor.sft.sed_trainer",
     "SFTLossProbe": "entropyfloor.coupling.sft_loss_probe",
     "ScreeningReport": "entropyfloor.screening.report",
     "calibration_band": "entropyfloor.rl.band",
     "dapo_config": "entropyfloor.rl.dapo",
     "measure_coupling": "entropyfloor.coupling.couple",
-    "p_star": "entropyfloor.measures.groups",
+    "p_star": "entropyfloor.stats.groups",
     "screen": "entropyfloor.screening.screen",
 }
 

@@ -24,7 +24,7 @@ from training_step import SMOLLM2
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening.rollouts import SamplingSettings, generate_rollouts
+from entropyfloor.rollouts.rollouts import SamplingSettings, generate_rollouts
 
 Prompts = list[list[int]]
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from entropyfloor.coupling.divergence import pair_sums
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening.teacher_forced import Completion
+from entropyfloor.rollouts.teacher_forced import Completion
 
 VOCABULARIES = [8192, 32768, 65536, 151936]
 METHODS = ["full logits", "ours"]

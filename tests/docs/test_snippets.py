@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from entropyfloor.cli.main import main
-from entropyfloor.screening.rewards import NAMED_REWARDS
+from entropyfloor.rollouts.rewards import NAMED_REWARDS
 from entropyfloor_losses import LOSS_NAMES, loss_options
 from tiny_models import tiny_model, tiny_tokenizer
 

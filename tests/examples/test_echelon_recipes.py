@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from entropyfloor.experiments.echelon.recipe import load_recipe
-from entropyfloor.experiments.echelon.sources import sources
+from entropyfloor.echelon.recipe import load_recipe
+from entropyfloor.echelon.sources import sources
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples").glob("echelon_*.yaml"))
 

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     from entropyfloor.rl.band import calibration_band
-    from entropyfloor.screening.processes import join_processes
+    from entropyfloor.rollouts.processes import join_processes
 
     prompts = chosen_prompts(arguments)
     processes = join_processes()

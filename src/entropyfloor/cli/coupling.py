@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.coupling.couple import measure_coupling
-    from entropyfloor.reports.coupling_findings import findings
-    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.coupling.findings import findings
+    from entropyfloor.rollouts.prompts import load_prompts
 
     prompts, demonstrations = chosen_prompts(arguments), load_prompts(arguments.demos)
     if arguments.chat:

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
-    from entropyfloor.experiments.demo import DemoSettings, run_demo
+    from entropyfloor.echelon.demo import DemoSettings, run_demo
 
     given = {
         "model": arguments.model,

@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
-    from entropyfloor.experiments.echelon.recipe import load_recipe
-    from entropyfloor.experiments.echelon.run import run_echelon
+    from entropyfloor.echelon.recipe import load_recipe
+    from entropyfloor.echelon.run import run_echelon
 
     overrides: dict[str, Any] = {}
     if arguments.seeds is not None:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         progress=not arguments.no_progress,
     )
     if result.comparison is not None:
-        from entropyfloor.reports.echelon_terminal import echelon_terminal
+        from entropyfloor.echelon.terminal import echelon_terminal
 
         for part in echelon_terminal(result.comparison):
             console.print(part)
@@ -83,7 +83,7 @@ def _status(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     from rich.table import Table
 
-    from entropyfloor.experiments.echelon.run import echelon_status
+    from entropyfloor.echelon.run import echelon_status
 
     status = echelon_status(arguments.folder)
     failed = FAILED if status["failures"] else 0

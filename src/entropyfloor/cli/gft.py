@@ -115,7 +115,7 @@ def _rewards(script: GFTArguments, training: Any) -> list[Any]:
 
 def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
     """Groups to train and to evaluate on; the columns that our rewards need are there."""
-    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.rollouts.prompts import load_prompts
 
     script = arguments.script
     if script.groups is None:

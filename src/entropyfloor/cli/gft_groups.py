@@ -18,7 +18,7 @@ from entropyfloor.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from entropyfloor.rl.response_groups import ResponseGroups
+    from entropyfloor.gft.response_groups import ResponseGroups
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
 
     import json
 
-    from entropyfloor.rl.response_groups import build_response_groups
-    from entropyfloor.screening.processes import join_processes
-    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.gft.response_groups import build_response_groups
+    from entropyfloor.rollouts.processes import join_processes
+    from entropyfloor.rollouts.prompts import load_prompts
 
     if arguments.json is not None:
         if Path(arguments.json).is_dir():

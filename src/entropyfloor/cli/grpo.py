@@ -153,7 +153,7 @@ def _release(trainer: Any) -> None:
 
 def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
     """Rows to train and to evaluate on; the columns that our rewards need are there."""
-    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.rollouts.prompts import load_prompts
 
     script = arguments.script
     if script.prompts is None:
@@ -172,8 +172,8 @@ def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
 
 def _check_screening(arguments: Arguments, reward: Any) -> None:
     """Raise now what would raise after training."""
+    from entropyfloor.rollouts.rewards import check_reward_columns
     from entropyfloor.screening.preparation import check_samples
-    from entropyfloor.screening.rewards import check_reward_columns
 
     script, training = arguments.script, arguments.training
     if script.screen_prompts is None:
@@ -190,7 +190,7 @@ def _check_screening(arguments: Arguments, reward: Any) -> None:
 
 
 def _screening_prompts(script: GRPOArguments) -> Any:
-    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.rollouts.prompts import load_prompts
 
     prompts = load_prompts(str(script.screen_prompts))
     return prompts.as_chat(system=script.system) if script.chat else prompts
@@ -198,9 +198,9 @@ def _screening_prompts(script: GRPOArguments) -> Any:
 
 def _screen(arguments: Arguments, reward: Any) -> None:
     """Screen the start and every checkpoint as before RL, with RL's group size and sampling."""
-    from entropyfloor.reports.screening_table import remarks
-    from entropyfloor.screening.processes import join_processes
+    from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.screen import screen
+    from entropyfloor.screening.table import remarks
 
     script, training = arguments.script, arguments.training
     processes = join_processes()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from entropyfloor.screening.prompts import PromptSet
+    from entropyfloor.rollouts.prompts import PromptSet
 
 Target = Any  # an ArgumentParser or one of its groups
 
@@ -34,7 +34,7 @@ def check_chat(arguments: argparse.Namespace) -> None:
 
 def chosen_prompts(arguments: argparse.Namespace) -> "PromptSet":
     """The prompts that :func:`add_prompts`' options name."""
-    from entropyfloor.screening.prompts import load_prompts
+    from entropyfloor.rollouts.prompts import load_prompts
 
     check_chat(arguments)
     prompts = load_prompts(arguments.prompts)

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from entropyfloor.measures.groups import p_star
+from entropyfloor.stats.groups import p_star
 
 
 def main(argv: Sequence[str]) -> int:

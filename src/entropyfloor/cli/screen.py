@@ -19,7 +19,7 @@ from entropyfloor.cli.options import (
 from entropyfloor.screening.verdict import AT_RISK, COLLAPSED, TAU_H, UNDECIDED
 
 if TYPE_CHECKING:
-    from entropyfloor.screening.processes import Processes
+    from entropyfloor.rollouts.processes import Processes
     from entropyfloor.screening.records import Calibration
     from entropyfloor.screening.report import ScreeningReport
 
@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
-    from entropyfloor.reports.screening_table import advice_words, remarks
+    from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
-    from entropyfloor.screening.processes import join_processes
+    from entropyfloor.screening.table import advice_words, remarks
 
     check_chat(arguments)
     for target in (arguments.json, arguments.plot, arguments.markdown):
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.html is not None:
         report.write_html(arguments.html)
     if arguments.plot is not None:
-        from entropyfloor.reports.screening_plot import write_screening_plot
+        from entropyfloor.screening.plot import write_screening_plot
 
         write_screening_plot(report, arguments.plot)
     failing = {_FAIL_ON[word] for word in arguments.fail_on}
@@ -85,8 +85,8 @@ def _report(
     arguments: argparse.Namespace, processes: "Processes", *, outcomes_alone: bool
 ) -> "ScreeningReport | None":
     """Screen, or read rollouts; None where outcomes bring their own measures."""
+    from entropyfloor.rollouts.prompts import load_prompts
     from entropyfloor.screening.from_rollouts import screen_from_rollouts
-    from entropyfloor.screening.prompts import load_prompts
     from entropyfloor.screening.screen import screen
 
     if arguments.from_rollouts is not None:

@@ -11,7 +11,7 @@ from entropyfloor.cli.launching import Arguments
 from entropyfloor.cli.training_inputs import load_rows, split_of
 
 if TYPE_CHECKING:
-    from entropyfloor.screening.prompts import PromptSet
+    from entropyfloor.rollouts.prompts import PromptSet
 
 
 def chosen_rewards(script: Any) -> list[Any]:
@@ -20,7 +20,7 @@ def chosen_rewards(script: Any) -> list[Any]:
 
     from trl import rewards as of_trl
 
-    from entropyfloor.screening.rewards import reward_by_name
+    from entropyfloor.rollouts.rewards import reward_by_name
 
     found = [reward_by_name(name) for name in script.reward or []]
     for name in script.reward_funcs or []:
@@ -55,7 +55,7 @@ def chosen_rewards(script: Any) -> list[Any]:
 
 def dataset_rows(arguments: Arguments, rewards: Sequence[Any]) -> tuple[Any, Any]:
     """What --dataset_name or a mixture names, to train and to evaluate on; None without."""
-    from entropyfloor.screening.prompts import PromptSet
+    from entropyfloor.rollouts.prompts import PromptSet
 
     script, training = arguments.script, arguments.training
     dataset = load_rows(script, arguments.mixture)
@@ -81,7 +81,7 @@ def check_only_rows(arguments: Arguments, flag: str, *, instead: str) -> None:
 
 def check_columns(rewards: Sequence[Any], prompts: PromptSet) -> None:
     """Raise ValueError if a row lacks what a reward of ours needs."""
-    from entropyfloor.screening.rewards import check_reward_columns
+    from entropyfloor.rollouts.rewards import check_reward_columns
 
     for reward in rewards:
         if callable(reward):

@@ -24,17 +24,17 @@ from entropyfloor.coupling.store import CouplingStore
 from entropyfloor.coupling.summary import summarise
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, resolve_dtype
-from entropyfloor.screening.progress import progress_bars, quiet_loading
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.reference import Lazily
-from entropyfloor.screening.rewards import (
+from entropyfloor.rollouts.progress import progress_bars, quiet_loading
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import (
     RewardFunction,
     check_reward_columns,
     reward_by_name,
     reward_name,
 )
-from entropyfloor.screening.rollout_store import source_digest
-from entropyfloor.screening.rollouts import SamplingSettings
+from entropyfloor.rollouts.rollout_store import source_digest
+from entropyfloor.rollouts.rollouts import SamplingSettings
+from entropyfloor.screening.reference import Lazily
 
 
 def measure_coupling(
@@ -177,7 +177,7 @@ def measure_coupling(
         },
     )
     if folder is not None:
-        from entropyfloor.reports.coupling_plot import write_coupling_plot
+        from entropyfloor.coupling.plot import write_coupling_plot
 
         report.write_json(folder / "coupling.json")
         (folder / "coupling.md").write_text(report.to_markdown(), encoding="utf-8")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening.teacher_forced import (
+from entropyfloor.rollouts.teacher_forced import (
     Completion,
     chunk_tokens,
     completion_hidden,

@@ -33,7 +33,7 @@ from entropyfloor.coupling.durations import (
     check_weight,
     percentile_interval,
 )
-from entropyfloor.measures.intervals import RESAMPLES
+from entropyfloor.stats.intervals import RESAMPLES
 
 FEWEST_STEPS = 4  # J has three unknowns; with three points every curve fits
 _GRID = 240

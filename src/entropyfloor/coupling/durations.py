@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from entropyfloor.measures.intervals import RESAMPLES, Interval
+from entropyfloor.stats.intervals import RESAMPLES, Interval
 
 _TAILS = (0.025, 0.975)
 

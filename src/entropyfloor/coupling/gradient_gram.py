@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from entropyfloor.measures.intervals import Interval
+from entropyfloor.stats.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening.rollouts import Rollout
-from entropyfloor.screening.teacher_forced import (
+from entropyfloor.rollouts.rollouts import Rollout
+from entropyfloor.rollouts.teacher_forced import (
     Completion,
     chunk_tokens,
     completion_hidden,

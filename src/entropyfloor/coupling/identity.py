@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from entropyfloor.measures.intervals import Interval, bootstrap_interval
+from entropyfloor.stats.intervals import Interval, bootstrap_interval
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rollouts import encode_prompts
-from entropyfloor.screening.teacher_forced import Completion, check_held_out, encode_held_out
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, encode_held_out
 
 
 class JointGRPOTrainer(GRPOTrainer):

@@ -19,14 +19,14 @@ from entropyfloor.coupling.report import alignment_from_dict
 from entropyfloor.coupling.store import CouplingStore
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
+from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings, generate_rollouts
+from entropyfloor.rollouts.scoring import score_rollouts
+from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss
 from entropyfloor.screening.estimates import scored_groups
-from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.records import plain
-from entropyfloor.screening.rewards import RewardFunction
-from entropyfloor.screening.rollout_store import RolloutStore, checkpoint_digest
-from entropyfloor.screening.rollouts import Rollout, SamplingSettings, generate_rollouts
-from entropyfloor.screening.scoring import score_rollouts
-from entropyfloor.screening.teacher_forced import Completion, held_out_loss
 
 Load = Callable[[], LoadedCheckpoint]
 Advance = Callable[[int], None]

@@ -10,8 +10,8 @@ from entropyfloor.coupling.durations import Duration
 from entropyfloor.coupling.gradient_gram import GradientAgreement
 from entropyfloor.coupling.identity import Identity
 from entropyfloor.coupling.pl_constant import PLEstimate
-from entropyfloor.measures.intervals import Interval
 from entropyfloor.screening.records import plain, restore, write_strict_json
+from entropyfloor.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,19 +150,19 @@ class CouplingReport:
 
     def to_markdown(self) -> str:
         """Write table and findings as GitHub-flavoured Markdown."""
-        from entropyfloor.reports.coupling_table import coupling_markdown
+        from entropyfloor.coupling.table import coupling_markdown
 
         return coupling_markdown(self)
 
     def write_html(self, path: str | Path) -> Path:
         """Write one HTML page with the curves, tables and settings; it needs nothing else."""
-        from entropyfloor.reports.coupling_html import write_coupling_html
+        from entropyfloor.coupling.page import write_coupling_html
 
         return write_coupling_html(self, path)
 
     def table(self) -> "Table":
         """Build the table for a terminal."""
-        from entropyfloor.reports.coupling_table import coupling_table
+        from entropyfloor.coupling.table import coupling_table
 
         return coupling_table(self)
 

@@ -33,9 +33,9 @@ from entropyfloor.coupling.durations import check_weight
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rl.grpo_probe import find_trainer
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rollouts import encode_prompts
-from entropyfloor.screening.teacher_forced import (
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.teacher_forced import (
     Completion,
     check_held_out,
     encode_held_out,

@@ -16,7 +16,7 @@ from typing import Any
 
 from entropyfloor.claimed_folder import check_same_settings
 from entropyfloor.models.checkpoint_sources import CheckpointSource
-from entropyfloor.screening.rollout_store import RolloutStore, checkpoint_digest
+from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.whole_files import save_json, write_whole
 
 SCHEMA = "entropyfloor.coupling.settings"

@@ -18,7 +18,7 @@ from entropyfloor.coupling.measuring import Alone, Pair, by_prompt
 from entropyfloor.coupling.pl_constant import PLEstimate, estimate_pl
 from entropyfloor.coupling.preparation import Run
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
-from entropyfloor.measures.intervals import Interval, bootstrap_interval
+from entropyfloor.stats.intervals import Interval, bootstrap_interval
 
 Measured = Sequence[tuple[Alone, Pair | None, float]]
 

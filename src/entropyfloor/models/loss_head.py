@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
+from entropyfloor.models.logit_transform import head_options
 from entropyfloor_losses import (
     IGNORE_INDEX,
     BaseHead,
@@ -34,8 +35,6 @@ from entropyfloor_losses import (
     TokenStatistics,
     linear_loss,
 )
-
-from .logit_transform import head_options
 
 
 @dataclass

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from entropyfloor.screening.processes import Processes
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rewards import RewardFunction, reward_by_name
-from entropyfloor.screening.rollout_blocks import RolloutBlocks
-from entropyfloor.screening.rollouts import SamplingSettings
+from entropyfloor.rollouts.processes import Processes
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
+from entropyfloor.rollouts.rollout_blocks import RolloutBlocks
+from entropyfloor.rollouts.rollouts import SamplingSettings
 from entropyfloor.whole_files import save_json, write_whole
 
 NUM_SAMPLES = 16
@@ -161,7 +161,7 @@ def calibration_band(
         dtype: see ``entropyfloor.screening.screen``.
         device: CUDA if there is one, else CPU, when left out.
         trust_remote_code: run model code that travels with the checkpoint.
-        engine: see ``entropyfloor.screening.engines``.
+        engine: see ``entropyfloor.rollouts.engines``.
         progress: show a progress bar on standard error.
         processes: from ``join_processes()`` where several draw together.
 

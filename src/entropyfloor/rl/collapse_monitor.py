@@ -238,7 +238,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
     ) -> None:
         """Plot the run, and give the trainer its methods back."""
         if state.is_world_process_zero and self._log_file.is_file():
-            from entropyfloor.reports.monitor_plot import write_monitor_plot
+            from entropyfloor.rl.monitor_plot import write_monitor_plot
 
             write_monitor_plot(read_log(self._log_file), self._log_file.with_suffix(".png"))
         if self._probe is not None:

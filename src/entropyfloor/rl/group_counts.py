@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from entropyfloor.measures.groups import (
+from entropyfloor.stats.groups import (
     estimate_within_group_variance,
     expected_within_group_variance,
     p_star,

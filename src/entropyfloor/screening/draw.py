@@ -3,7 +3,7 @@
 Look by look (``until_decided``): prompts are taken in a random order that depends on the seed only,
 the same for every checkpoint, each with all its rollouts, so that groups are whole whenever it
 stops. After 20, 40, 60, 80 and 100 % of the prompts the mean entropy is compared with tau_H at
-bounds that keep the rate of wrong decisions over all looks (``measures/group_sequential.py``).
+bounds that keep the rate of wrong decisions over all looks (``stats/group_sequential.py``).
 Looks at fewer than eight prompts are left out: a spread estimated from fewer says little.
 """
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from entropyfloor.measures.group_sequential import bounds, look
-from entropyfloor.screening.engines import Engine
-from entropyfloor.screening.processes import Processes
-from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.rollouts.engines import Engine
+from entropyfloor.rollouts.processes import Processes
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.rollouts.rollout_store import RolloutStore
+from entropyfloor.rollouts.rollouts import SamplingSettings
+from entropyfloor.rollouts.scoring import score_rollouts
 from entropyfloor.screening.records import SequentialRecord
-from entropyfloor.screening.rewards import RewardFunction
-from entropyfloor.screening.rollout_store import RolloutStore
-from entropyfloor.screening.rollouts import SamplingSettings
-from entropyfloor.screening.scoring import score_rollouts
+from entropyfloor.stats.group_sequential import bounds, look
 
 # Below the 5 % that is promised: entropies are skewed, which costs up to 2 points at few prompts.
 ERROR_RATE = 0.03

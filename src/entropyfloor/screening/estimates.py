@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from entropyfloor.measures.groups import (
+from entropyfloor.stats.groups import (
     degenerate_fraction,
     estimate_degenerate_fraction,
     estimate_within_group_variance,
     p_star,
 )
-from entropyfloor.measures.intervals import Interval, bootstrap_interval, quantile_interval
-from entropyfloor.measures.pass_at_k import pass_at_k
+from entropyfloor.stats.intervals import Interval, bootstrap_interval, quantile_interval
+from entropyfloor.stats.pass_at_k import pass_at_k
 
 _SHARE = Interval(0.0, 1.0)
 

@@ -8,17 +8,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.measures.groups import p_star
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollout_store import RolloutStore, read_folder
+from entropyfloor.rollouts.rollouts import SamplingSettings
 from entropyfloor.screening.draw import Drawing, replay
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
 from entropyfloor.screening.preparation import check_samples
-from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.screening.report import ScreeningReport
-from entropyfloor.screening.rollout_store import RolloutStore, read_folder
-from entropyfloor.screening.rollouts import SamplingSettings
 from entropyfloor.screening.verdict import check_tau_h
+from entropyfloor.stats.groups import p_star
 
 
 def screen_from_rollouts(

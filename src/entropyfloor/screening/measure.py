@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from entropyfloor.measures.diversity import repetition, self_bleu, unique_fraction
+from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening.estimates import Estimates, scored_groups, scored_measures
 from entropyfloor.screening.records import ExampleRollout, Histogram, SequentialRecord
 from entropyfloor.screening.report import CheckpointScreening
-from entropyfloor.screening.rollouts import Rollout
 from entropyfloor.screening.verdict import judge
+from entropyfloor.stats.diversity import repetition, self_bleu, unique_fraction
 
 _EXAMPLE_PROMPTS, _EXAMPLE_SAMPLES = 3, 2
 _HISTOGRAM_EDGES = tuple(np.linspace(0.0, 6.0, 31).round(10).tolist())  # the last bin is open

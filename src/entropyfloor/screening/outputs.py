@@ -7,7 +7,7 @@ from entropyfloor.screening.report import ScreeningReport
 
 def write_report(report: ScreeningReport, folder: Path) -> None:
     """Write screening.json, screening.md, screening.html and screening.png."""
-    from entropyfloor.reports.screening_plot import write_screening_plot
+    from entropyfloor.screening.plot import write_screening_plot
 
     report.write_json(folder / "screening.json")
     (folder / "screening.md").write_text(report.to_markdown(), encoding="utf-8")

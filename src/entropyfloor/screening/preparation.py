@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.measures.pass_at_k import default_ks
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import context_length, load_tokenizer, tokenizer_directory
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rollouts import check_lengths, encode_prompts
-from entropyfloor.screening.teacher_forced import Completion, encode_held_out
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollouts import check_lengths, encode_prompts
+from entropyfloor.rollouts.teacher_forced import Completion, encode_held_out
+from entropyfloor.stats.pass_at_k import default_ks
 
 # Files of a checkpoint that cannot belong to its tokenizer, and are large.
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".gguf", ".h5", ".msgpack"}

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.measures.intervals import Interval
 from entropyfloor.screening.peak import Peak, find_peaks
 from entropyfloor.screening.records import (
     Calibration,
@@ -17,6 +16,7 @@ from entropyfloor.screening.records import (
     restore,
     write_strict_json,
 )
+from entropyfloor.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -250,19 +250,19 @@ class ScreeningReport:
 
     def to_markdown(self) -> str:
         """Write the table and the reasons as GitHub-flavoured Markdown."""
-        from entropyfloor.reports.screening_table import screening_markdown
+        from entropyfloor.screening.table import screening_markdown
 
         return screening_markdown(self)
 
     def write_html(self, path: str | Path) -> Path:
         """Write one HTML page with figures, table, rollouts and glossary; it needs nothing else."""
-        from entropyfloor.reports.screening_html import write_screening_html
+        from entropyfloor.screening.page import write_screening_html
 
         return write_screening_html(self, path)
 
     def table(self, width: int | None = None) -> "Table":
         """Build the table for a terminal of ``width`` columns; None leaves no measure out."""
-        from entropyfloor.reports.screening_table import screening_table
+        from entropyfloor.screening.table import screening_table
 
         return screening_table(self, width)
 

@@ -15,10 +15,10 @@ from typing import Any
 from entropyfloor.claimed_folder import check_same_settings
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.interpolation import check_same_shapes, write_interpolated
-from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import reward_by_name, reward_name
+from entropyfloor.rollouts.rollout_store import checkpoint_digest, source_digest
 from entropyfloor.screening.report import CheckpointScreening
-from entropyfloor.screening.rewards import reward_by_name, reward_name
-from entropyfloor.screening.rollout_store import checkpoint_digest, source_digest
 from entropyfloor.screening.screen import screen
 from entropyfloor.whole_files import save_json
 

@@ -17,7 +17,6 @@ import torch
 import transformers
 
 from entropyfloor import __version__
-from entropyfloor.measures.groups import p_star
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import (
     LoadedCheckpoint,
@@ -26,32 +25,33 @@ from entropyfloor.models.checkpoints import (
     resolve_device,
     resolve_dtype,
 )
-from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
-from entropyfloor.screening.engines import Engine, TransformersEngine, choose_engine
-from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
-from entropyfloor.screening.outputs import write_report
-from entropyfloor.screening.preparation import Task, check_samples, prepare
-from entropyfloor.screening.processes import Processes
-from entropyfloor.screening.progress import progress_bars, quiet_loading
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.recommend import recommend
-from entropyfloor.screening.reference import Lazily, Reference, find_held_out
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
-from entropyfloor.screening.rewards import (
+from entropyfloor.rollouts.engines import Engine, TransformersEngine, choose_engine
+from entropyfloor.rollouts.processes import Processes
+from entropyfloor.rollouts.progress import progress_bars, quiet_loading
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import (
     RewardFunction,
     check_reward_columns,
     reward_by_name,
     reward_name,
 )
-from entropyfloor.screening.rollout_store import (
+from entropyfloor.rollouts.rollout_store import (
     RolloutStore,
     checkpoint_digest,
     open_folder,
     what_determines,
 )
-from entropyfloor.screening.rollouts import SamplingSettings
-from entropyfloor.screening.teacher_forced import check_held_out
+from entropyfloor.rollouts.rollouts import SamplingSettings
+from entropyfloor.rollouts.teacher_forced import check_held_out
+from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
+from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
+from entropyfloor.screening.outputs import write_report
+from entropyfloor.screening.preparation import Task, check_samples, prepare
+from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.reference import Lazily, Reference, find_held_out
+from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
+from entropyfloor.stats.groups import p_star
 
 
 def screen(
@@ -86,7 +86,7 @@ def screen(
 
     Args:
         checkpoints: model or PEFT adapter directories, hub ids, or trainer output folders.
-        prompts: see ``entropyfloor.screening.prompts.load_prompts``.
+        prompts: see ``entropyfloor.rollouts.prompts.load_prompts``.
         reward: a function in trl's signature, or a name; without one only entropy is judged.
         num_samples: rollouts per prompt; at least ``group_size`` with a reward.
         group_size: rollouts per prompt that RL will use.
@@ -113,7 +113,7 @@ def screen(
             batch by batch. Screening into it again goes on where a killed run was.
         progress: show a progress bar on standard error.
         engine: what draws: ``transformers``, ``vllm``, or ``auto``, see
-            ``entropyfloor.screening.engines``.
+            ``entropyfloor.rollouts.engines``.
         processes: from ``join_processes()`` where several processes, started by
             ``accelerate launch``, screen together; the numbers are those of one. The main one
             writes, and all return the report.
@@ -291,7 +291,7 @@ def ready_engine(
     """Make the engine that :func:`choose_engine` chose ready to draw from one checkpoint."""
     if name == "transformers":
         return TransformersEngine(checkpoint())
-    from entropyfloor.screening.vllm_engine import VLLMEngine
+    from entropyfloor.rollouts.vllm_engine import VLLMEngine
 
     return VLLMEngine(
         task.source,

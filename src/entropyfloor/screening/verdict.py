@@ -27,8 +27,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from entropyfloor.measures.intervals import Interval
 from entropyfloor.screening.records import SequentialRecord
+from entropyfloor.stats.intervals import Interval
 
 TAU_H = 0.18
 READY, AT_RISK, COLLAPSED, UNDECIDED = VERDICTS = ("ready", "at risk", "collapsed", "undecided")

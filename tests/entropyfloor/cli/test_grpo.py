@@ -12,7 +12,7 @@ from entropyfloor.cli.main import main
 from entropyfloor.cli.monitor_flags import monitor_of
 from entropyfloor.cli.training_rewards import as_dataset, chosen_rewards
 from entropyfloor.rl.monitor_log import read_log
-from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.rollouts.prompts import PromptSet
 
 ROWS = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(8)]
 

@@ -3,7 +3,7 @@
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.rollouts.prompts import PromptSet
 from tiny_models import tiny_model, tiny_tokenizer
 
 DEMOS = PromptSet(

@@ -12,11 +12,11 @@ from peft import LoraConfig, get_peft_model
 from entropyfloor.coupling import couple
 from entropyfloor.coupling.couple import measure_coupling
 from entropyfloor.coupling.report import CouplingReport
-from entropyfloor.measures.intervals import bootstrap_interval
 from entropyfloor.models.checkpoints import load_checkpoint
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rollouts import encode_prompts
-from entropyfloor.screening.teacher_forced import encode_held_out
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.teacher_forced import encode_held_out
+from entropyfloor.stats.intervals import bootstrap_interval
 from tiny_models import tiny_model, tiny_tokenizer
 
 DEMOS = PromptSet(

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from entropyfloor.coupling import divergence
 from entropyfloor.coupling.divergence import both_divergences, pair_sums
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening import teacher_forced
-from entropyfloor.screening.teacher_forced import Completion
+from entropyfloor.rollouts import teacher_forced
+from entropyfloor.rollouts.teacher_forced import Completion
 from tiny_models import tiny_model, tiny_tokenizer
 
 

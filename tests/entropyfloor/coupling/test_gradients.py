@@ -15,9 +15,9 @@ from entropyfloor.coupling.gradients import (
     sft_blocks,
 )
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening import teacher_forced
-from entropyfloor.screening.rollouts import Rollout
-from entropyfloor.screening.teacher_forced import Completion
+from entropyfloor.rollouts import teacher_forced
+from entropyfloor.rollouts.rollouts import Rollout
+from entropyfloor.rollouts.teacher_forced import Completion
 from tiny_models import tiny_model, tiny_tokenizer
 
 PLENTY = 2**33

@@ -7,8 +7,8 @@ from joint_runs import DEMOS, grpo
 from entropyfloor.coupling.joint_trainer import JointGRPOTrainer
 from entropyfloor.coupling.sft_loss_probe import SFTLossProbe
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening.rollouts import encode_prompts
-from entropyfloor.screening.teacher_forced import encode_held_out, held_out_loss
+from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.teacher_forced import encode_held_out, held_out_loss
 from tiny_models import tiny_model, tiny_tokenizer
 
 

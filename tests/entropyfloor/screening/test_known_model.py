@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from entropyfloor.measures.groups import p_star
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings, generate_rollouts
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
-from entropyfloor.screening.rollouts import Rollout, SamplingSettings, generate_rollouts
+from entropyfloor.stats.groups import p_star
 
 VOCABULARY, END, LENGTH = 6, 1, 3
 PROMPTS = [list(p) for p in itertools.product(range(VOCABULARY), repeat=3)]  # 216: the population

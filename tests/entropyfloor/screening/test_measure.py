@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from entropyfloor.measures.groups import p_star
+from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening.measure import MeasureSettings, TokenSums, measure_checkpoint
-from entropyfloor.screening.rollouts import Rollout
+from entropyfloor.stats.groups import p_star
 
 SETTINGS = MeasureSettings(
     group_size=2, ks=(1, 2, 3), success_threshold=1.0, tau_h=0.18, temperature=1.0, seed=0

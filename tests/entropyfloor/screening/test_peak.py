@@ -2,9 +2,9 @@
 
 import pytest
 
-from entropyfloor.measures.intervals import Interval
 from entropyfloor.screening.peak import find_peaks, peak_words
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.stats.intervals import Interval
 
 
 def checkpoint(path, pass_at_1=None, pass_at_8=None):

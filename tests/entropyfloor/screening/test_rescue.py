@@ -11,7 +11,7 @@ from entropyfloor.cli.main import main
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import load_checkpoint
 from entropyfloor.models.interpolation import write_interpolated
-from entropyfloor.screening.prompts import PromptSet
+from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.screening.rescue import rescue
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -96,7 +96,7 @@ def test_a_rerun_screens_nothing_again(tmp_path, base, collapsed, monkeypatch):
 
     screening = {**SCREENING, "group_size": 4}
     first = rescue(collapsed, **arguments, reward=reward(), **screening)
-    from entropyfloor.screening import rollouts
+    from entropyfloor.rollouts import rollouts
 
     def generated(*_, **__):
         raise AssertionError("rollouts were generated again")

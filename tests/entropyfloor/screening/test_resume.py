@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollout_store import RolloutStore
+from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rollout_store import RolloutStore
-from entropyfloor.screening.rollouts import Rollout
 from entropyfloor.screening.screen import screen
 
 PROMPTS = PromptSet(

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from entropyfloor import ScreeningReport, p_star, screen
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollouts import encode_prompts
 from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.preparation import prepare
-from entropyfloor.screening.prompts import PromptSet
-from entropyfloor.screening.rollouts import encode_prompts
 
 ROWS = tuple({"prompt": f"{a}+{a}=", "answer": str(2 * a), "topic": f"t{a}"} for a in range(1, 7))
 PROMPTS = PromptSet(ROWS, "sums")
@@ -56,7 +56,7 @@ def test_report(save_checkpoint, tmp_path):
 
     document = json.loads((tmp_path / "out/deep/screening.json").read_text())
     assert document == report.to_dict()
-    schema = files("entropyfloor.reports") / "screening.schema.json"
+    schema = files("entropyfloor.screening") / "screening.schema.json"
     jsonschema.validate(document, json.loads(schema.read_text()))
     assert document["settings"]["dtype"] == "auto (half precision computed in float32)"
     assert document["settings"]["engine"] == "transformers"

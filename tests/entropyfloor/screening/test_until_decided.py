@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
-from entropyfloor.screening.prompts import PromptSet
 from entropyfloor.screening.screen import screen
 
 PROMPTS = PromptSet(

@@ -1,12 +1,12 @@
 import pytest
 
-from entropyfloor.measures.groups import p_star
-from entropyfloor.measures.intervals import Interval
-from entropyfloor.measures.rank_correlation import spearman
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.verdict import judge
+from entropyfloor.stats.groups import p_star
+from entropyfloor.stats.intervals import Interval
+from entropyfloor.stats.rank_correlation import spearman
 
 # arXiv 2606.18487, Qwen2.5-Coder-3B: epochs, entropy, pass@1, peak pass@10 of GRPO.
 PAPER = [

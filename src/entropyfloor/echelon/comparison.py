@@ -1,0 +1,209 @@
+"""An echelon's cells, compared: courses along depth, predictors, rank inversion, selection rules.
+
+    cells, base, settings ─► rungs ─► course            every measure against depth, by loss
+                                  ├─► frontier          rungs that nothing beats before RL
+                                  ├─► predictor ranks   Spearman with the outcome after RL
+                                  ├─► rank inversion    pass@1 against the outcome, pair by pair
+                                  └─► rules             what each would have picked, and its regret
+
+Only numbers that were handed in are used, in double precision, and the same cells give the same
+comparison whatever order they come in. Cells that are missing are named and nothing breaks.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from entropyfloor.echelon.cell_measures import MEASURES
+from entropyfloor.echelon.frontier import FrontierRung, frontier
+from entropyfloor.echelon.ladder_course import BASE, CourseRow, Spread, course
+from entropyfloor.echelon.predictor_ranks import PredictorRank, predictor_ranks
+from entropyfloor.echelon.rank_inversion import RankInversion, rank_inversions
+from entropyfloor.echelon.rungs import (
+    Measures,
+    Missing,
+    Plan,
+    Rung,
+    make_plan,
+    read_rungs,
+)
+from entropyfloor.echelon.selection_rules import RuleResult, rule_results
+from entropyfloor.screening.records import plain, write_strict_json
+
+SCHEMA = "entropyfloor.echelon"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EchelonComparison:
+    """What an echelon found.
+
+    Attributes:
+        settings: as handed in.
+        plan: the settings, completed by what the cells show.
+        rungs: cells that were at least screened, by loss, depth and seed.
+        base: seed -> measures of the model before SFT; empty if it was not screened.
+        missing: cells of the plan without an outcome, and why.
+        course: measures against depth.
+        frontier: what beats each rung before RL; empty without two losses.
+        ranks: predictors against outcomes; empty without outcomes.
+        inversions: pass@1 against outcomes; empty without outcomes.
+        rules: selection rules; empty without outcomes.
+
+    """
+
+    settings: Mapping[str, Any]
+    plan: Plan
+    rungs: tuple[Rung, ...]
+    base: Mapping[int, Measures]
+    missing: tuple[Missing, ...]
+    course: tuple[CourseRow, ...]
+    frontier: tuple[FrontierRung, ...]
+    ranks: tuple[PredictorRank, ...]
+    inversions: tuple[RankInversion, ...]
+    rules: tuple[RuleResult, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """That all cells took together; None where no cell says."""
+        known = [rung.seconds for rung in self.rungs if rung.seconds is not None]
+        return sum(known) if known else None
+
+    def inversion(self, outcome: str, scope: str | None) -> RankInversion | None:
+        """pass@1 against one outcome, over one loss or all (None)."""
+        found = (i for i in self.inversions if (i.outcome, i.scope) == (outcome, scope))
+        return next(found, None)
+
+    def ranks_of(self, outcome: str, scope: str | None) -> list[PredictorRank]:
+        """Every predictor of one outcome, over one loss or all (None)."""
+        return [r for r in self.ranks if (r.outcome, r.scope) == (outcome, scope)]
+
+    def rules_of(self, scope: str | None) -> list[RuleResult]:
+        """Every rule, over one loss or all (None)."""
+        return [r for r in self.rules if r.scope == scope]
+
+    def row(self, loss: str, depth: float) -> CourseRow | None:
+        """A loss at a depth over all seeds."""
+        return next((r for r in self.course if (r.loss, r.depth) == (loss, depth)), None)
+
+    @property
+    def scopes(self) -> tuple[str | None, ...]:
+        """None for all losses, then each; the only loss where there is one."""
+        losses = self.plan.losses
+        return (None, *losses) if len(losses) > 1 else losses
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON. ``rows`` is flat, a line of a CSV file each."""
+        from entropyfloor.echelon.findings import findings
+
+        document = {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "settings": dict(self.settings),
+            "plan": asdict(self.plan),
+            "findings": findings(self),
+            "missing": [asdict(cell) for cell in self.missing],
+            "rows": list(self._rows()),
+            "course": [_course_document(row) for row in self.course],
+            "frontier": [asdict(rung) for rung in self.frontier],
+            "predictors": [{**asdict(rank), "aim": rank.aim} for rank in self.ranks],
+            "rank_inversion": [asdict(found) for found in self.inversions],
+            "rules": [_rule_document(rule, self.plan) for rule in self.rules],
+            "seconds": self.seconds,
+        }
+        found: dict[str, Any] = plain(document)
+        return found
+
+    def write_json(self, path: str | Path) -> Path:
+        """Write :meth:`to_dict` as strict JSON (no NaN); missing parent directories are made."""
+        return write_strict_json(self.to_dict(), path)
+
+    def to_markdown(self) -> str:
+        """Write findings and tables as GitHub-flavoured Markdown."""
+        from entropyfloor.echelon.markdown import echelon_markdown
+
+        return echelon_markdown(self)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for seed, measures in sorted(self.base.items()):
+            yield _flat(BASE, seed, 0.0, None, measures)
+        for rung in self.rungs:
+            yield _flat(rung.loss, rung.seed, rung.depth, None, rung.before)
+            for step, measures in rung.after.items():
+                yield _flat(rung.loss, rung.seed, rung.depth, step, measures)
+
+
+def compare(
+    cells: Sequence[Mapping[str, Any]],
+    base: Mapping[int, Measures],
+    settings: Mapping[str, Any],
+) -> EchelonComparison:
+    """Compare the cells of an echelon.
+
+    Args:
+        cells: ``{"loss", "seed", "depth", "before", "after": {step: measures}}`` each, as
+            ``experiments.small_run.measures`` gives them; ``failed`` (why) and ``seconds`` (a
+            number, or one per stage) may be there.
+        base: seed -> measures of the model before SFT.
+        settings: ``outcome_k`` and ``group_size``; ``tau_h``, ``floor``, ``reference``,
+            ``losses``, ``depths``, ``seeds`` and ``grpo_steps`` where the plan is larger than the
+            cells there are (see :class:`~entropyfloor.echelon.rungs.Plan`). All else
+            is shown in the report and has no effect on it.
+
+    Raises:
+        ValueError: no cells and no planned losses, or settings and cells that do not fit together.
+
+    """
+    plan = make_plan(cells, settings)
+    if not (plan.losses and plan.depths and plan.seeds):
+        raise ValueError(
+            "nothing to compare: no cells, and no plan; name losses, depths and seeds in settings "
+            "to get a report of what is missing"
+        )
+    rungs, missing = read_rungs(cells, plan)
+    measured = {int(seed): measures for seed, measures in base.items()}
+    rows = tuple(course(rungs, measured, plan))
+    return EchelonComparison(
+        settings=dict(settings),
+        plan=plan,
+        rungs=rungs,
+        base=dict(sorted(measured.items())),
+        missing=missing,
+        course=rows,
+        frontier=frontier(rows, plan) if len(plan.losses) > 1 else (),
+        ranks=tuple(predictor_ranks(rungs, plan)),
+        inversions=tuple(rank_inversions(rungs, plan)),
+        rules=tuple(rule_results(rungs, plan)),
+    )
+
+
+def _flat(
+    loss: str, seed: int, depth: float, step: int | None, measures: Measures
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"loss": loss, "seed": seed, "depth": depth, "grpo_step": step}
+    row |= {name: measures.get(name) for name in MEASURES}
+    return row | {f"pass_at_{k}": v for k, v in measures.get("pass_at_k", {}).items()}
+
+
+def _course_document(row: CourseRow) -> dict[str, Any]:
+    def spreads(found: Mapping[str, Spread]) -> dict[str, Any]:
+        return {
+            name: {"mean": s.mean, "low": s.low, "high": s.high, "by_seed": dict(s.by_seed)}
+            for name, s in found.items()
+        }
+
+    return {
+        "loss": row.loss,
+        "depth": row.depth,
+        "before": spreads(row.before),
+        "after_last_step": spreads(row.after),
+        "outcomes": spreads(row.outcomes),
+    }
+
+
+def _rule_document(rule: RuleResult, plan: Plan) -> dict[str, Any]:
+    document = asdict(rule)
+    document["mean_outcome"] = {name: rule.mean(name) for name in plan.outcomes}
+    document["mean_regret"] = {name: rule.regret(name) for name in plan.outcomes}
+    return document

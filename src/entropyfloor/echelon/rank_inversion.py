@@ -1,0 +1,128 @@
+"""How far pass@1 before RL and the outcome after it disagree, pair of rungs by pair of rungs.
+
+A pair of rungs of one seed is turned when the one with the higher pass@1 has the lower outcome,
+and kept when it has the higher one; a tie on either side is neither. A turned pair is clear when
+the 95 % intervals over prompts are apart on both sides: chance of prompts alone does not turn it.
+Rank inversion in a seed: more pairs turned than kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from entropyfloor.echelon.rungs import Plan, Rung, interval, value
+from entropyfloor.stats.intervals import Interval
+
+
+@dataclass(frozen=True)
+class SeedOrder:
+    """pass@1 against the outcome in one seed.
+
+    Attributes:
+        rungs: how many were compared.
+        kept: pairs that pass@1 orders as the outcome does.
+        turned: pairs that it orders the other way.
+        clear: turned pairs whose intervals are apart in both.
+        picked: the rung of the highest pass@1, ``(loss, depth)``; the shallowest of equals.
+        picked_outcome: what it got.
+        picked_place: its place by outcome, 1 is best; equals share the better place.
+        best: the rung of the best outcome.
+        best_outcome: what that got.
+        apart: whether the outcomes of the two have intervals that are apart.
+
+    """
+
+    rungs: int
+    kept: int
+    turned: int
+    clear: int
+    picked: tuple[str, float]
+    picked_outcome: float
+    picked_place: int
+    best: tuple[str, float]
+    best_outcome: float
+    apart: bool
+
+    @property
+    def inverted(self) -> bool:
+        """More pairs are turned than kept."""
+        return self.turned > self.kept
+
+
+@dataclass(frozen=True)
+class RankInversion:
+    """One outcome over one scope (a loss, or None for all), seed by seed."""
+
+    outcome: str
+    scope: str | None
+    by_seed: Mapping[int, SeedOrder]
+
+    @property
+    def inverted(self) -> tuple[int, ...]:
+        """Seeds where pass@1 ranks in reverse."""
+        return tuple(seed for seed, order in self.by_seed.items() if order.inverted)
+
+
+def rank_inversions(rungs: Sequence[Rung], plan: Plan) -> list[RankInversion]:
+    """Every outcome, over all losses and within each; a seed needs two rungs with an outcome."""
+    scopes: list[str | None] = [None, *plan.losses] if len(plan.losses) > 1 else [plan.losses[0]]
+    found = []
+    for outcome in plan.outcomes:
+        for scope in scopes:
+            inside = [
+                r
+                for r in rungs
+                if r.outcomes
+                and scope in (None, r.loss)
+                and value(r.before, "pass_at_1") is not None
+            ]
+            by_seed = {
+                seed: _order([r for r in inside if r.seed == seed], outcome)
+                for seed in plan.seeds
+                if sum(r.seed == seed for r in inside) >= 2
+            }
+            if by_seed:
+                found.append(RankInversion(outcome, scope, by_seed))
+    return found
+
+
+def _order(rungs: Sequence[Rung], outcome: str) -> SeedOrder:
+    kept = turned = clear = 0
+    for one, other in combinations(rungs, 2):
+        low, high = sorted((one, other), key=_pass_at_1)
+        if _pass_at_1(low) == _pass_at_1(high):
+            continue
+        gain = high.outcomes[outcome].value - low.outcomes[outcome].value
+        kept += gain > 0
+        turned += gain < 0
+        clear += (
+            gain < 0
+            and _apart(interval(low.before, "pass_at_1"), interval(high.before, "pass_at_1"))
+            and _apart(high.outcomes[outcome].interval, low.outcomes[outcome].interval)
+        )
+    shallow = sorted(rungs, key=lambda rung: rung.depth)
+    picked = max(shallow, key=_pass_at_1)
+    best = max(shallow, key=lambda rung: rung.outcomes[outcome].value)
+    got, most = picked.outcomes[outcome], best.outcomes[outcome]
+    return SeedOrder(
+        rungs=len(rungs),
+        kept=kept,
+        turned=turned,
+        clear=clear,
+        picked=(picked.loss, picked.depth),
+        picked_outcome=got.value,
+        picked_place=1 + sum(r.outcomes[outcome].value > got.value for r in rungs),
+        best=(best.loss, best.depth),
+        best_outcome=most.value,
+        apart=_apart(got.interval, most.interval),
+    )
+
+
+def _pass_at_1(rung: Rung) -> float:
+    found = value(rung.before, "pass_at_1")
+    assert found is not None
+    return found
+
+
+def _apart(lower: Interval | None, upper: Interval | None) -> bool:
+    return lower is not None and upper is not None and lower.high < upper.low

@@ -1,0 +1,263 @@
+"""The cells of an echelon as rungs: what was measured before RL, and what came of it.
+
+    rung                 one (loss, seed, depth): a checkpoint of SFT
+    before               its measures as screened
+    after                GRPO step -> measures
+    outcome              peak pass@k: the best over the evaluated steps, which is optimistic, as the
+                         best of several noisy numbers is; last pass@k: at the last step
+
+A rung has an outcome when every step that the plan names was evaluated. A peak over fewer steps
+than the others had would be too low, so a rung that is not through is named as missing and left
+out of whatever compares outcomes.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from entropyfloor.screening.verdict import TAU_H, check_tau_h
+from entropyfloor.stats.intervals import Interval
+
+Measures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pass@k after RL, the GRPO step it is from, and its 95 % interval over prompts."""
+
+    value: float
+    step: int
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One finished or half finished cell.
+
+    Attributes:
+        loss: the arm's name in the recipe.
+        seed: of the run.
+        depth: epochs of SFT.
+        before: measures before RL.
+        after: GRPO step -> measures, by ascending step.
+        outcomes: ``peak_pass_at_K`` and the like; empty while steps are missing.
+        seconds: that it took; None where it was not recorded.
+
+    """
+
+    loss: str
+    seed: int
+    depth: float
+    before: Measures
+    after: Mapping[int, Measures] = field(default_factory=dict)
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """``loss, depth``: what it is called inside its seed."""
+        return rung_name(self.loss, self.depth)
+
+    @property
+    def last(self) -> Measures | None:
+        """Measures at the last evaluated step."""
+        return self.after[max(self.after)] if self.after else None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A cell of the plan that has no outcome, and why."""
+
+    loss: str
+    seed: int
+    depth: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the cells are compared under.
+
+    Attributes:
+        outcome_k: k of the pass@k after RL that counts as the outcome.
+        group_size: rollouts per prompt in RL.
+        tau_h: nats; a rung below it is flagged by its entropy.
+        floor: nats; what "deepest above the floor" asks for. ``tau_h`` when left out.
+        reference: the arm that the others are compared with. ``ce`` if there, else the first.
+        losses: arms in the recipe's order; those of the cells when left out.
+        depths: epochs, ascending; those of the cells when left out.
+        seeds: ascending; those of the cells when left out.
+        grpo_steps: steps after which RL is evaluated; those of the cells when left out.
+        complete: losses, depths and seeds were all named, so every combination is expected.
+
+    """
+
+    outcome_k: int
+    group_size: int
+    tau_h: float
+    floor: float
+    reference: str
+    losses: tuple[str, ...]
+    depths: tuple[float, ...]
+    seeds: tuple[int, ...]
+    grpo_steps: tuple[int, ...]
+    complete: bool
+
+    @property
+    def outcome(self) -> str:
+        """The measure that rungs are judged by."""
+        return f"peak_pass_at_{self.outcome_k}"
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Every outcome, the one that counts first."""
+        names = [f"{when}_pass_at_{k}" for k in (self.outcome_k, 1) for when in ("peak", "last")]
+        return tuple(dict.fromkeys(names))
+
+
+def rung_name(loss: str, depth: float) -> str:
+    """``ce, 2 epochs``."""
+    return f"{loss}, {epochs(depth)}"
+
+
+def epochs(depth: float) -> str:
+    """``1 epoch``, ``2.9 epochs``."""
+    return f"{depth:g} epoch{'' if depth == 1 else 's'}"
+
+
+def value(measures: Measures | None, name: str) -> float | None:
+    """A measure by name, ``pass_at_10`` for k = 10; None where it was not measured."""
+    if measures is None:
+        return None
+    found = measures.get(name)
+    if found is None and name.startswith("pass_at_"):
+        found = measures.get("pass_at_k", {}).get(name.removeprefix("pass_at_"))
+    return None if found is None else float(found)
+
+
+def interval(measures: Measures, name: str) -> Interval | None:
+    """A measure's 95 % interval over prompts."""
+    found = measures.get("intervals", {}).get(name)
+    return None if found is None else Interval(*found)
+
+
+def make_plan(cells: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Plan:
+    """Complete the settings by what the cells show.
+
+    Raises:
+        ValueError: ``outcome_k`` or ``group_size`` is missing, or one is out of range.
+
+    """
+    for key in ("outcome_k", "group_size"):
+        number = settings.get(key)
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(
+                f"settings[{key!r}] must be a whole number from 1 on; got {number!r}: pass the k "
+                "of the pass@k after RL, and the rollouts per prompt in RL"
+            )
+    tau_h = float(settings.get("tau_h", TAU_H))
+    floor = settings.get("floor")
+    check_tau_h(tau_h)
+    losses = tuple(settings.get("losses") or dict.fromkeys(cell["loss"] for cell in cells))
+    reference = settings.get("reference") or ("ce" if "ce" in losses else "")
+    if reference and reference not in losses:
+        raise ValueError(f"reference is {reference!r}, which is none of {', '.join(losses)}")
+    steps = settings.get("grpo_steps") or {s for c in cells for s in c.get("after") or {}}
+    return Plan(
+        outcome_k=settings["outcome_k"],
+        group_size=settings["group_size"],
+        tau_h=tau_h,
+        floor=tau_h if floor is None else float(floor),
+        reference=reference or (losses[0] if losses else ""),
+        losses=losses,
+        depths=_ascending(float, settings.get("depths") or (c["depth"] for c in cells)),
+        seeds=_ascending(int, settings.get("seeds") or (c["seed"] for c in cells)),
+        grpo_steps=_ascending(int, steps),
+        complete=all(settings.get(key) for key in ("losses", "depths", "seeds")),
+    )
+
+
+def read_rungs(
+    cells: Sequence[Mapping[str, Any]], plan: Plan
+) -> tuple[tuple[Rung, ...], tuple[Missing, ...]]:
+    """Rungs by loss, depth and seed in the plan's order, and what is missing of the plan.
+
+    A cell whose ``before`` is None or absent counts as missing; ``failed`` says why.
+
+    Raises:
+        ValueError: a cell twice, one that the plan does not name, or a number that is not finite.
+
+    """
+    rungs: dict[tuple[str, float, int], Rung] = {}
+    why: dict[tuple[str, float, int], str] = {}
+    for cell in cells:
+        key = (cell["loss"], float(cell["depth"]), int(cell["seed"]))
+        where = f"{rung_name(key[0], key[1])}, seed {key[2]}"
+        if key in rungs or key in why:
+            raise ValueError(f"{where} is there twice: hand over one cell of each")
+        if key[0] not in plan.losses or key[1] not in plan.depths or key[2] not in plan.seeds:
+            raise ValueError(f"{where} is not in the plan: name its loss, depth and seed there")
+        failed = cell.get("failed")
+        if not cell.get("before"):
+            why[key] = f"failed: {failed}" if failed else "not screened yet"
+            continue
+        rungs[key] = _rung(cell, plan, where)
+        if plan.grpo_steps and not rungs[key].outcomes:
+            absent = [str(s) for s in plan.grpo_steps if s not in rungs[key].after]
+            words = f"GRPO not evaluated at step {', '.join(absent)}"
+            why[key] = f"failed: {failed}; {words}" if failed else words
+    order = [(a, d, s) for a in plan.losses for d in plan.depths for s in plan.seeds]
+    if plan.complete:
+        why |= {key: "not there yet" for key in order if key not in rungs and key not in why}
+    missing = [Missing(a, s, d, why[a, d, s]) for a, d, s in order if (a, d, s) in why]
+    return tuple(rungs[key] for key in order if key in rungs), tuple(missing)
+
+
+def _rung(cell: Mapping[str, Any], plan: Plan, where: str) -> Rung:
+    after = {int(step): cell["after"][step] for step in cell.get("after") or {}}
+    after = dict(sorted(after.items()))
+    _check(cell["before"], f"{where}, before RL")
+    for step, measures in after.items():
+        _check(measures, f"{where}, GRPO step {step}")
+    seconds = cell.get("seconds")
+    if isinstance(seconds, Mapping):
+        seconds = sum(seconds.values())
+    return Rung(
+        loss=cell["loss"],
+        seed=int(cell["seed"]),
+        depth=float(cell["depth"]),
+        before=cell["before"],
+        after=after,
+        outcomes=_outcomes(after, plan, where),
+        seconds=None if seconds is None else float(seconds),
+    )
+
+
+def _outcomes(after: Mapping[int, Measures], plan: Plan, where: str) -> dict[str, Outcome]:
+    if not plan.grpo_steps or any(step not in after for step in plan.grpo_steps):
+        return {}
+    found: dict[str, Outcome] = {}
+    for name in plan.outcomes:
+        measure = name.split("_", 1)[1]
+        steps = plan.grpo_steps if name.startswith("peak") else plan.grpo_steps[-1:]
+        values = {step: value(after[step], measure) for step in steps}
+        if None in values.values():
+            ks = ", ".join(after[plan.grpo_steps[0]].get("pass_at_k", {})) or "none"
+            raise ValueError(
+                f"{where}: no {measure} after RL (pass@k was measured for k = {ks}): choose "
+                "outcome_k among them, or evaluate with more samples"
+            )
+        best = max(steps, key=lambda step: values[step] or 0.0)  # the first of equals
+        found[name] = Outcome(float(values[best] or 0.0), best, interval(after[best], measure))
+    return found
+
+
+def _check(measures: Measures, where: str) -> None:
+    for name, found in [*measures.items(), *measures.get("pass_at_k", {}).items()]:
+        if isinstance(found, float) and not math.isfinite(found):
+            raise ValueError(f"{where}: {name} is {found}, not a number to compare: measure again")
+
+
+def _ascending(kind: Any, found: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(sorted({kind(item) for item in found}))

@@ -1,0 +1,171 @@
+"""What each rule would have started RL from, what that got, and how much was left on the table.
+
+A rule sees what is known before RL and nothing else. Its regret in a seed is the best outcome of
+the rungs it could choose from, less the outcome of the one it chose. Only rungs with an outcome
+take part, so that the best is known.
+
+Where a rule cannot tell rungs apart, the higher pass@1 decides, then the shallower rung, then the
+order of the losses. "One at random" is the mean over the rungs: what a rule has to beat.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from entropyfloor.echelon.rungs import Plan, Rung, value
+from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.report import CheckpointScreening
+
+RANDOM = "one at random"
+RECOMMENDED = "our recommendation"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What a rule chose in one seed.
+
+    Attributes:
+        loss: None where it chose no single rung.
+        depth: epochs.
+        reason: in words, where the rule gives any.
+        outcomes: what it got; empty where the rule advises against every rung.
+        best: the best there was, by outcome.
+
+    """
+
+    loss: str | None
+    depth: float | None
+    reason: str
+    outcomes: Mapping[str, float]
+    best: Mapping[str, float]
+
+    def regret(self, outcome: str) -> float | None:
+        """The best less what it got."""
+        got = self.outcomes.get(outcome)
+        return None if got is None else self.best[outcome] - got
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """One rule over one scope (a loss, or None for all), seed by seed."""
+
+    rule: str
+    scope: str | None
+    by_seed: Mapping[int, Pick]
+
+    def mean(self, outcome: str) -> float | None:
+        """Mean outcome over the seeds in which it chose."""
+        return _mean([pick.outcomes.get(outcome) for pick in self.by_seed.values()])
+
+    def regret(self, outcome: str) -> float | None:
+        """Mean regret over the seeds in which it chose."""
+        return _mean([pick.regret(outcome) for pick in self.by_seed.values()])
+
+    def chosen(self) -> int:
+        """Seeds in which it chose."""
+        return sum(bool(pick.outcomes) for pick in self.by_seed.values())
+
+
+def rule_results(rungs: Sequence[Rung], plan: Plan) -> list[RuleResult]:
+    """Every rule that has what it needs, over all losses and within each."""
+    scopes: list[str | None] = [None, *plan.losses] if len(plan.losses) > 1 else [plan.losses[0]]
+    found = []
+    for scope in scopes:
+        inside = [r for r in rungs if r.outcomes and scope in (None, r.loss)]
+        inside.sort(key=lambda r: (r.depth, plan.losses.index(r.loss)))
+        seeds = {s: here for s in plan.seeds if (here := [r for r in inside if r.seed == s])}
+        for rule, choose in _rules(plan).items():
+            if not seeds or not all(_usable(rule, here, plan) for here in seeds.values()):
+                continue
+            picks = {seed: _pick(choose(here), here, plan) for seed, here in seeds.items()}
+            found.append(RuleResult(rule, scope, picks))
+        if seeds:
+            by_chance = {seed: _random(here, plan) for seed, here in seeds.items()}
+            found.append(RuleResult(RANDOM, scope, by_chance))
+    return found
+
+
+_Choice = tuple[Rung | None, str]
+
+
+def _rules(plan: Plan) -> dict[str, Callable[[Sequence[Rung]], _Choice]]:
+    """Rule -> a function of the rungs of a seed, shallowest first."""
+    k = plan.outcome_k
+    rules: dict[str, Callable[[Sequence[Rung]], _Choice]] = {
+        RECOMMENDED: _recommended,
+        "highest pass@1": lambda rungs: _most(rungs, "pass_at_1"),
+    }
+    if k > 1:
+        rules[f"highest pass@{k}"] = lambda rungs: _most(rungs, f"pass_at_{k}")
+    rules["lowest degenerate fraction"] = lambda rungs: _most(rungs, "degenerate_fraction", -1.0)
+    rules["highest entropy"] = lambda rungs: _most(rungs, "entropy_nats")
+    rules[f"deepest above {plan.floor:g} nats"] = lambda rungs: _deepest(rungs, plan.floor)
+    rules["lowest held-out loss"] = lambda rungs: _most(rungs, "held_out_loss", -1.0)
+    return rules
+
+
+def _usable(rule: str, rungs: Sequence[Rung], plan: Plan) -> bool:
+    needed = {
+        f"highest pass@{plan.outcome_k}": f"pass_at_{plan.outcome_k}",
+        "highest pass@1": "pass_at_1",
+        "lowest degenerate fraction": "degenerate_fraction",
+        "lowest held-out loss": "held_out_loss",
+    }.get(rule, "entropy_nats")
+    return all(value(rung.before, needed) is not None for rung in rungs)
+
+
+def _most(rungs: Sequence[Rung], measure: str, sign: float = 1.0) -> _Choice:
+    def order(rung: Rung) -> tuple[float, float]:
+        return sign * (value(rung.before, measure) or 0.0), value(rung.before, "pass_at_1") or 0.0
+
+    return max(rungs, key=order), ""
+
+
+def _deepest(rungs: Sequence[Rung], floor: float) -> _Choice:
+    above = [r for r in rungs if (value(r.before, "entropy_nats") or 0.0) >= floor]
+    if not above:
+        return None, f"no rung has {floor:g} nats"
+    deepest = [rung for rung in above if rung.depth == above[-1].depth]
+    return _most(deepest, "pass_at_1")
+
+
+def _recommended(rungs: Sequence[Rung]) -> _Choice:
+    """What screening advises; it may advise against all of them."""
+    named = {rung.name: rung for rung in rungs}
+    advice = recommend([_screened(rung) for rung in rungs])
+    return (None if advice.name is None else named[advice.name]), advice.reason
+
+
+def _screened(rung: Rung) -> CheckpointScreening:
+    """The rung's measures as the record that screening's own rule reads."""
+    counts = {"num_prompts": 0, "num_rollouts": 0, "mean_tokens": 0.0}  # no part of the advice
+    return CheckpointScreening.from_dict(
+        {
+            "unique_fraction": 0.0,
+            "truncated_fraction": 0.0,
+            "intervals": {},
+            **counts,
+            **rung.before,
+            "name": rung.name,
+            "path": rung.name,
+        }
+    )
+
+
+def _pick(choice: _Choice, rungs: Sequence[Rung], plan: Plan) -> Pick:
+    rung, reason = choice
+    best = {o: max(r.outcomes[o].value for r in rungs) for o in plan.outcomes}
+    if rung is None:
+        return Pick(None, None, reason, {}, best)
+    got = {name: outcome.value for name, outcome in rung.outcomes.items()}
+    return Pick(rung.loss, rung.depth, reason, got, best)
+
+
+def _random(rungs: Sequence[Rung], plan: Plan) -> Pick:
+    best = {o: max(r.outcomes[o].value for r in rungs) for o in plan.outcomes}
+    got = {o: sum(r.outcomes[o].value for r in rungs) / len(rungs) for o in plan.outcomes}
+    return Pick(None, None, f"mean of {len(rungs)}", got, best)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [number for number in values if number is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,135 @@
+"""The small task: sums of two-digit numbers mod 100, the answer's digits reversed.
+
+    prompt      "47+85="        completion  "23"         (47 + 85 = 132 ≡ 32, written backwards)
+
+Reversed, the digit that is drawn first needs no carry. Every number has two digits, so that all
+prompts have six characters and all answers two.
+
+The problems are split four ways, disjoint even when the terms are swapped:
+
+    pretraining      what the base model has read, most answers random
+    demonstrations   for SFT, all answers right
+    rl_prompts       for GRPO
+    test             for screening
+
+Rows are plain text in trl's prompt-completion format, with the answer once more in the column
+``answer``, where the reward ``exact_match`` looks for it.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entropyfloor.rollouts.prompts import PromptSet
+
+CHARACTERS = "0123456789+="
+MAX_NEW_TOKENS = 4  # two digits, end of sequence, and one for a checkpoint that rambles
+_NUMBERS = 100
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class SmallTask:
+    """Four disjoint sets of rows with ``prompt``, ``completion`` and ``answer``.
+
+    Attributes:
+        pretraining: the column ``completion`` is random in most rows.
+        demonstrations: the column ``completion`` is the answer, as in the next two.
+        rl_prompts: GRPO's prompts.
+        test: held out from all training.
+
+    """
+
+    pretraining: tuple[Row, ...]
+    demonstrations: tuple[Row, ...]
+    rl_prompts: tuple[Row, ...]
+    test: tuple[Row, ...]
+
+    def demonstration_dataset(self) -> Any:
+        """A ``datasets.Dataset`` of prompt and completion, for SFTTrainer and its subclasses."""
+        return _dataset(self.demonstrations, ("prompt", "completion"))
+
+    def rl_dataset(self) -> Any:
+        """A ``datasets.Dataset`` of prompt and answer, for GRPOTrainer."""
+        return _dataset(self.rl_prompts, ("prompt", "answer"))
+
+    def test_prompts(self, limit: int | None = None) -> PromptSet:
+        """The first ``limit`` test rows, or all; their completions give the held-out loss."""
+        return PromptSet(self.test[:limit], "held-out sums mod 100")
+
+
+def small_task(
+    *,
+    seed: int,
+    pretraining: int = 7000,
+    demonstrations: int = 100,
+    rl_prompts: int = 600,
+    test: int = 400,
+    random_share: float = 0.6,
+) -> SmallTask:
+    """Draw a task.
+
+    The test problems depend on the seed and on ``test`` only, then come the prompts for RL, so that
+    runs with other amounts of data before them are compared on the same problems.
+
+    Args:
+        seed: of the split and of the random answers.
+        pretraining: problems that the base model reads.
+        demonstrations: problems with right answers for SFT.
+        rl_prompts: problems for GRPO.
+        test: held-out problems.
+        random_share: share of pretraining answers that are drawn uniformly from 00 to 99.
+
+    Raises:
+        ValueError: a count below 1, a share outside [0, 1], or more problems than exist.
+
+    """
+    counts = {"test": test, "rl_prompts": rl_prompts, "demonstrations": demonstrations}
+    for name, count in {**counts, "pretraining": pretraining}.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1; got {count}")
+    if not 0.0 <= random_share <= 1.0:
+        raise ValueError(f"random_share must lie in [0, 1]; got {random_share}")
+    rng = random.Random(f"{seed}:small task")
+    pairs = [(a, b) for a in range(_NUMBERS) for b in range(a, _NUMBERS)]
+    rng.shuffle(pairs)
+    taken = sum(counts.values())
+    # Of the pairs that are left, the base model may read both orders.
+    both = [order for a, b in pairs[taken:] for order in dict.fromkeys([(a, b), (b, a)])]
+    if pretraining > len(both):
+        raise ValueError(
+            f"{taken} problems for test, RL and demonstrations leave {len(both)} of the "
+            f"{_NUMBERS**2} sums to pretrain on; {pretraining} were asked for: ask for fewer"
+        )
+    chosen = iter(pairs[:taken])
+    parts = {
+        name: tuple(_row(*rng.sample(next(chosen), 2)) for _ in range(count))
+        for name, count in counts.items()
+    }
+    rng.shuffle(both)
+    noisy = tuple(_noisy(_row(a, b), random_share, rng) for a, b in both[:pretraining])
+    return SmallTask(pretraining=noisy, **parts)
+
+
+def reversed_sum(a: int, b: int) -> str:
+    """``(47, 85)`` -> ``"23"``."""
+    return f"{(a + b) % _NUMBERS:02d}"[::-1]
+
+
+def _row(a: int, b: int) -> Row:
+    answer = reversed_sum(a, b)
+    return {"prompt": f"{a:02d}+{b:02d}=", "completion": answer, "answer": answer}
+
+
+def _noisy(row: Row, share: float, rng: random.Random) -> Row:
+    if rng.random() >= share:
+        return row
+    return {**row, "completion": f"{rng.randrange(_NUMBERS):02d}"}
+
+
+def _dataset(rows: Sequence[Row], columns: tuple[str, ...]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list([{column: row[column] for column in columns} for row in rows])

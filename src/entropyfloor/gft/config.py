@@ -1,0 +1,240 @@
+"""GFTConfig: trl's GRPOConfig for group fine-tuning. What GFT's loss does not have is refused.
+
+A batch is counted in *prompts*: ``per_device_train_batch_size`` prompts, each with its whole group
+of responses, are one micro-batch. trl counts rollouts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from entropyfloor.sft.floor.floor_options import FloorOptions
+from entropyfloor_losses import GroupFineTuningLoss
+
+GIVEN = ("expert", "teacher", "other")
+SOURCES = (*GIVEN, "self")
+GROUP_OF_ONE = ("error", "imitate", "skip")
+UNSCORED = ("error", "leave_out")
+
+_COUNTED = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+)
+_NO_RATIO = "the loss has neither a probability ratio nor clipping: each group is used once"
+_NO_REFERENCE = "the loss has no reference model"
+_FLOOR = "entropy is kept up by the entropy floor"
+# Options of GRPOConfig that change a loss which is not computed here.
+_REFUSED = {
+    "num_iterations": _NO_RATIO,
+    "epsilon": _NO_RATIO,
+    "epsilon_high": _NO_RATIO,
+    "delta": _NO_RATIO,
+    "importance_sampling_level": _NO_RATIO,
+    "off_policy_mask_threshold": _NO_RATIO,
+    "vllm_importance_sampling_correction": _NO_RATIO,
+    "vllm_importance_sampling_mode": _NO_RATIO,
+    "vllm_importance_sampling_clip_max": _NO_RATIO,
+    "vllm_importance_sampling_clip_min": _NO_RATIO,
+    "sapo_temperature_neg": _NO_RATIO,
+    "sapo_temperature_pos": _NO_RATIO,
+    "vespo_k_pos": _NO_RATIO,
+    "vespo_lambda_pos": _NO_RATIO,
+    "vespo_k_neg": _NO_RATIO,
+    "vespo_lambda_neg": _NO_RATIO,
+    "beta": _NO_REFERENCE,
+    "sync_ref_model": _NO_REFERENCE,
+    "use_bias_correction_kl": _NO_REFERENCE,
+    "loss_type": "the loss is GFT's; choose tau, rectification and advantages",
+    "multi_objective_aggregation": "reward functions are summed, then normalised in the group",
+    "top_entropy_quantile": "every token of a response is trained on",
+    "entropy_coef": _FLOOR,
+    "use_adaptive_entropy": _FLOOR,
+    "cast_lm_head_to_fp32": "the fused head accumulates in fp32 already",
+    "use_liger_kernel": "it replaces the forward that the loss is computed in",
+    "label_smoothing_factor": "it belongs to a loss that is not computed",
+    "max_tool_calling_iterations": "responses are single turns",
+    "train_sampling_strategy": "prompts are drawn in a random order, or with shuffle_dataset=False "
+    "in that of the dataset",
+}
+
+
+@dataclass
+class GFTConfig(FloorOptions, GRPOConfig):
+    """Arguments of `GFTTrainer`: every field of ``trl.GRPOConfig`` and the ones below.
+
+    Args:
+        num_expert: expert responses of a row that take part in a step, at most. Of more, a draw
+            that follows from ``seed``, step and row; rows may have fewer.
+        num_teacher: the same for teacher responses.
+        num_other: the same for the rest.
+        num_self: own samples per prompt and step; 0 for none. It is also what ``num_generations``
+            says, which need not be set.
+        tau: DCR threshold; 0 is none, anything above 1 is DFT's weighting. None: the loss's 0.7.
+        rectification: False is tau = 0, the paper's ablation.
+        advantages: False gives every response the advantage 1, the paper's ablation; rewards are
+            then only logged.
+        scale_rewards: what centred rewards are divided by: "group" (the standard deviation of the
+            group), "batch" (of all rewards of the step) or "none".
+        advantage_ddof: of that standard deviation: 0 is the population's, 1 the sample's (trl's).
+        group_of_one: a group with one scored response has nothing to compare it with: "error",
+            "imitate" (a given response gets the advantage 1, an own sample is skipped) or "skip"
+            (it takes no part, its tokens are not counted).
+        on_unscored: a response for which all reward functions return None or NaN: "error", or
+            "leave_out" of its group and of the loss; ``responses/unscored`` counts them.
+        expert_weight: factor on the advantages of expert responses.
+        teacher_weight: the same for teacher responses.
+        other_weight: the same for the rest.
+        self_weight: the same for own samples.
+        success_threshold: a response passed if its reward is at least this; tells all-right from
+            all-wrong groups in the log, nothing else.
+        per_device_train_batch_size: *prompts* per micro-batch and device.
+
+    The entropy floor's fields are those of `FloorOptions`; it is a term beside the loss, on the
+    tokens of all responses.
+
+    Raises:
+        ValueError: a value out of range, or an option of GRPOConfig that GFT's loss does not have.
+
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "An imitation loss's, not RL's."})
+    per_device_train_batch_size: int = field(
+        default=1,
+        metadata={"help": "Prompts, with their whole groups, per micro-batch and device."},
+    )
+    num_generations: int | None = field(
+        default=None, metadata={"help": "The same as num_self, which is the one to set."}
+    )
+    vllm_importance_sampling_correction: bool = field(
+        default=False, metadata={"help": "Has to be off: the loss has no probability ratio."}
+    )
+
+    num_expert: int = field(default=1, metadata={"help": "Expert responses per group, at most."})
+    num_teacher: int = field(default=3, metadata={"help": "Teacher responses per group, at most."})
+    num_other: int = field(default=0, metadata={"help": "Other responses per group, at most."})
+    num_self: int = field(default=4, metadata={"help": "Own samples per group; 0 for none."})
+    tau: float | None = field(
+        default=None,
+        metadata={"help": "DCR threshold on p_y; default 0.7, 0 for none, above 1 for DFT."},
+    )
+    rectification: bool = field(default=True, metadata={"help": "Off: tau = 0 (ablation)."})
+    advantages: bool = field(
+        default=True, metadata={"help": "Off: every response has advantage 1 (ablation)."}
+    )
+    advantage_ddof: int = field(
+        default=0, metadata={"help": "Standard deviation of rewards: 0 population, 1 sample."}
+    )
+    group_of_one: str = field(
+        default="error", metadata={"help": "A single scored response: error, imitate or skip."}
+    )
+    on_unscored: str = field(
+        default="error", metadata={"help": "A response without any reward: error or leave_out."}
+    )
+    expert_weight: float = field(default=1.0, metadata={"help": "Factor on expert advantages."})
+    teacher_weight: float = field(default=1.0, metadata={"help": "Factor on teacher advantages."})
+    other_weight: float = field(default=1.0, metadata={"help": "Factor on other advantages."})
+    self_weight: float = field(default=1.0, metadata={"help": "Factor on own advantages."})
+    success_threshold: float = field(
+        default=1.0, metadata={"help": "Reward from which on a response counts as right (log)."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check_group()
+        given = {name: getattr(self, name) for name in _COUNTED}
+        # GRPOConfig counts rollouts and wants two per prompt: let it check in its own unit.
+        rollouts = max(2, self.num_self)
+        evaluated = self.num_generations_eval or rollouts
+        in_rollouts = {
+            "per_device_train_batch_size": given["per_device_train_batch_size"] * rollouts,
+            "per_device_eval_batch_size": given["per_device_eval_batch_size"] * evaluated,
+            "num_generations": rollouts,
+            "steps_per_generation": None,
+            "generation_batch_size": None,
+        }
+        for name, value in in_rollouts.items():
+            setattr(self, name, value)
+        super().__post_init__()
+        in_prompts = {
+            "per_device_train_batch_size": given["per_device_train_batch_size"],
+            "per_device_eval_batch_size": given["per_device_eval_batch_size"],
+            "num_generations": self.num_self,
+            "steps_per_generation": self.gradient_accumulation_steps,
+            # Own samples of a step: what trl sizes its table of completions by.
+            "generation_batch_size": given["per_device_train_batch_size"]
+            * self.world_size
+            * self.gradient_accumulation_steps
+            * max(1, self.num_self),
+        }
+        for name, value in in_prompts.items():
+            setattr(self, name, value)
+            if given[name] not in (None, value):
+                raise ValueError(
+                    f"{name} is {given[name]}; {_NO_RATIO}, so it is {value} here: own samples are "
+                    "drawn for one optimizer step. Leave it out"
+                )
+        self.check_floor()
+        self._refuse()
+
+    def _check_group(self) -> None:
+        counts = self.response_counts() | {"self": self.num_self}
+        for source, count in counts.items():
+            if count < 0:
+                raise ValueError(f"num_{source} is {count}; it must be >= 0")
+        if not any(counts.values()):
+            raise ValueError(
+                "num_expert, num_teacher, num_other and num_self are all 0: there is nothing to "
+                "train on"
+            )
+        if self.num_generations not in (None, self.num_self):
+            raise ValueError(
+                f"num_generations is {self.num_generations} and num_self {self.num_self}; they are "
+                "the same thing here: set num_self alone"
+            )
+        for source, weight in self.source_weights().items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{source}_weight is {weight!r}; it must be finite and >= 0")
+        for name, allowed in (("group_of_one", GROUP_OF_ONE), ("on_unscored", UNSCORED)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
+                )
+        if self.advantage_ddof not in (0, 1):
+            raise ValueError(f"advantage_ddof is {self.advantage_ddof!r}; it must be 0 or 1")
+        if not self.rectification and self.tau is not None:
+            raise ValueError(
+                f"rectification is off and tau {self.tau}, which would have no effect; "
+                "rectification=False is tau=0"
+            )
+        self.build_loss()
+
+    def _refuse(self) -> None:
+        default = {f.name: f.default for f in fields(self)}
+        for name, why in _REFUSED.items():
+            value = getattr(self, name)
+            if value != default[name]:
+                raise ValueError(
+                    f"{name}={value!r} would have no effect on GFT's loss: {why}. Leave it out, or "
+                    "use trl's GRPOTrainer"
+                )
+
+    def response_counts(self) -> dict[str, int]:
+        """How many given responses of each source take part in a step, at most."""
+        return {source: getattr(self, f"num_{source}") for source in GIVEN}
+
+    def source_weights(self) -> dict[str, float]:
+        """Factor on the advantages of each source, in the order of `SOURCES`."""
+        return {source: getattr(self, f"{source}_weight") for source in SOURCES}
+
+    def build_loss(self) -> GroupFineTuningLoss:
+        """The loss that these settings describe."""
+        if not self.rectification:
+            return GroupFineTuningLoss(tau=0.0)
+        options: dict[str, Any] = {} if self.tau is None else {"tau": self.tau}
+        return GroupFineTuningLoss(**options)

@@ -1,0 +1,114 @@
+"""GroupRowsTrainer: trl's GRPOTrainer on rows that are prompts with given responses.
+
+Each prompt is visited once per epoch, with its whole group on one process (trl repeats prompts and
+spreads them); given responses are scored before the first step. What is done with the groups is not
+known here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from trl import GRPOTrainer
+
+from entropyfloor.gft.reward_file import RewardFile
+from entropyfloor.gft.rows import (
+    GIVEN_REWARDS,
+    OURS,
+    check_rows,
+    encode_given,
+    number_rows,
+    reward_columns,
+)
+from entropyfloor.gft.sampler import EpochSampler
+from entropyfloor.gft.scoring import add_rewards
+
+
+class GroupRowsTrainer(GRPOTrainer):
+    """Data and rewards of `GFTTrainer`."""
+
+    # Set by the classes above, which have no types.
+    train_dataset: Any
+    eval_dataset: Any
+    _signature_columns: Any
+
+    _reward_file: RewardFile | None = None
+    _resumed = False  # whether the run goes on from a checkpoint
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["prompt", *OURS]
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(
+            len(self.train_dataset if dataset is None else dataset),
+            seed=seed if self.shuffle_dataset else None,
+            epoch=lambda: int((self.state.epoch or 0.0) + 1e-6),
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's: micro-batches of ``per_device_train_batch_size`` prompts."""
+        self.train_dataset = self._scored(self.train_dataset, "train_dataset")
+        return super(GRPOTrainer, self).get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Trainer's, on scored rows."""
+        if isinstance(eval_dataset, str):
+            found = self._scored(self.eval_dataset[eval_dataset], f"eval_dataset {eval_dataset!r}")
+            self.eval_dataset[eval_dataset] = found
+        elif eval_dataset is None or eval_dataset is self.eval_dataset:
+            found = self.eval_dataset = self._scored(self.eval_dataset, "eval_dataset")
+        else:
+            own = self.num_generations_eval
+            check_rows(eval_dataset, self.args, num_self=own, name="eval_dataset")
+            found = self._scored(eval_dataset, "eval_dataset")
+        return super(GRPOTrainer, self).get_eval_dataloader(found)
+
+    def _scored(self, dataset: Dataset, name: str) -> Dataset:
+        """The dataset with numbered rows and the rewards of its given responses."""
+        if GIVEN_REWARDS in dataset.column_names:
+            return dataset
+        accelerator = self.accelerator
+        if self._reward_file is None:
+            self._reward_file = RewardFile(
+                self.args.output_dir, resumed=self._resumed, writes=accelerator.is_main_process
+            )
+        return add_rewards(
+            number_rows(dataset),
+            self._score_given,
+            self.args,
+            name=name,
+            file=self._reward_file,
+            ranks=accelerator.num_processes,
+            rank=accelerator.process_index,
+            progress=not self.args.disable_tqdm and accelerator.is_main_process,
+        )
+
+    def _score_given(self, rows: list[dict[str, Any]], completions: list[Any]) -> list[float]:
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids = self._tokenize_prompts(prompts)[0]
+        rewards = super()._calculate_rewards(
+            [reward_columns(row) for row in rows],
+            prompts,
+            completions,
+            encode_given(prompts, prompt_ids, completions, self._tokenizer),
+        )
+        # What reward functions logged is of no step.
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+        found: list[float] = self._total(rewards).tolist()
+        return found
+
+    def _total(self, rewards: Tensor) -> Tensor:
+        """``[n, functions]`` -> ``[n]``: the weighted sum; NaN where no function applied."""
+        total = (rewards.double() * self.reward_weights.to(rewards.device).double()).nansum(dim=1)
+        return total.masked_fill(torch.isnan(rewards).all(dim=1), math.nan).float()

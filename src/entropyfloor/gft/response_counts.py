@@ -1,0 +1,153 @@
+"""A prompt's response group without duplicates, and counts of what was kept and what passed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from entropyfloor.gft.given_responses import SOURCES, Response
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """Responses of one source.
+
+    Attributes:
+        responses: how many there were.
+        duplicates: left out, as the prompt's group held the same already.
+        truncated: left out, as they hit the length limit.
+        empty: left out, as nothing but white space was in them.
+        kept: the rest.
+        kept_passed: of these, how many reached the threshold.
+        scored: of all responses, how many the reward applied to.
+        passed: of these, how many reached the threshold: the source's own pass rate, which that of
+            what is kept is not, as right answers are more often alike.
+        reward_sum: of the scored.
+
+    """
+
+    responses: int = 0
+    duplicates: int = 0
+    truncated: int = 0
+    empty: int = 0
+    kept: int = 0
+    kept_passed: int = 0
+    scored: int = 0
+    passed: int = 0
+    reward_sum: float = 0.0
+
+    @property
+    def pass_rate(self) -> float | None:
+        """Passed of the scored; None if there are none."""
+        return self.passed / self.scored if self.scored else None
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Of the scored; None if there are none."""
+        return self.reward_sum / self.scored if self.scored else None
+
+    def __add__(self, other: SourceCounts) -> SourceCounts:
+        mine, theirs = vars(self), vars(other)
+        return SourceCounts(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass(frozen=True)
+class ResponseCounts:
+    """Counts by source, and over groups.
+
+    Attributes:
+        by_source: one of each source, in the order of ``SOURCES``.
+        without_response: groups that nothing is in.
+        all_passed: groups whose scored responses all pass.
+        none_passed: groups whose scored responses all fail.
+        mixed: groups with both.
+
+    """
+
+    by_source: dict[str, SourceCounts] = field(
+        default_factory=lambda: {source: SourceCounts() for source in SOURCES}
+    )
+    without_response: int = 0
+    all_passed: int = 0
+    none_passed: int = 0
+    mixed: int = 0
+
+    def __add__(self, other: ResponseCounts) -> ResponseCounts:
+        return ResponseCounts(
+            {source: self.by_source[source] + other.by_source[source] for source in SOURCES},
+            self.without_response + other.without_response,
+            self.all_passed + other.all_passed,
+            self.none_passed + other.none_passed,
+            self.mixed + other.mixed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "sources": {
+                source: {
+                    **vars(counts),
+                    "pass_rate": counts.pass_rate,
+                    "mean_reward": counts.mean_reward,
+                }
+                for source, counts in self.by_source.items()
+            },
+            "groups": {
+                "without_response": self.without_response,
+                "all_passed": self.all_passed,
+                "none_passed": self.none_passed,
+                "mixed": self.mixed,
+            },
+        }
+
+
+def count_responses(
+    given: Sequence[Response],
+    drawn: Sequence[tuple[Response, bool]],
+    *,
+    keep_truncated: bool,
+    threshold: float,
+) -> tuple[list[Response], ResponseCounts]:
+    """One prompt's group, the first of responses that say the same, and its counts.
+
+    Args:
+        given: what the data set brings along.
+        drawn: the teacher's responses, and whether each hit the length limit.
+        keep_truncated: keep those that did.
+        threshold: a response passes if its reward is at least this.
+
+    """
+    seen: set[str] = set()
+    group: list[Response] = []
+    by_source = {source: SourceCounts() for source in SOURCES}
+    for response, truncated in [*((each, False) for each in given), *drawn]:
+        reward, key = response.reward, response.key
+        passed = int(reward is not None and reward >= threshold)
+        left_out = truncated and not keep_truncated
+        empty = not left_out and not key
+        duplicate = not left_out and key in seen
+        kept = not (left_out or empty or duplicate)
+        if kept:
+            seen.add(key)
+            group.append(response)
+        by_source[response.source] += SourceCounts(
+            responses=1,
+            duplicates=int(duplicate),
+            truncated=int(left_out),
+            empty=int(empty),
+            kept=int(kept),
+            kept_passed=passed * kept,
+            scored=int(reward is not None),
+            passed=passed,
+            reward_sum=reward or 0.0,
+        )
+    passes = {each.reward >= threshold for each in group if each.reward is not None}
+    counts = ResponseCounts(
+        by_source,
+        without_response=int(not group),
+        all_passed=int(passes == {True}),
+        none_passed=int(passes == {False}),
+        mixed=int(len(passes) == 2),
+    )
+    return group, counts

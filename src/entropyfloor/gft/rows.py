@@ -1,0 +1,177 @@
+"""Rows of group fine-tuning: checked, scored, drawn from.
+
+    {"prompt": str or messages,
+     "responses": [{"source": "expert", "completion": str or messages, "reward": float or None}],
+     ...further columns for the reward functions}
+
+Everything that can be wrong with a row is found before the first step, and named by the row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from entropyfloor.gft.config import GIVEN, GFTConfig
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.teacher_forced import encode_held_out
+
+logger = get_logger(__name__)
+
+ROW, GIVEN_REWARDS = "_row", "_given_rewards"  # columns added to the dataset
+OURS = (ROW, GIVEN_REWARDS, "responses")
+
+
+def check_rows(dataset: Any, args: GFTConfig, *, num_self: int, name: str) -> None:
+    """Raise ValueError at the first bad row.
+
+    Args:
+        dataset: with columns ``prompt`` and ``responses`` (which may be missing with own samples).
+        args: how many responses of each source are drawn.
+        num_self: own samples per prompt in this dataset's steps.
+        name: of the dataset, for errors.
+
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"{name} is {type(dataset).__name__}; group fine-tuning scores all given responses "
+            "before the first step, so it needs a datasets.Dataset, which can be read twice"
+        )
+    if not len(dataset):
+        raise ValueError(f"{name} has no rows")
+    if "prompt" not in dataset.column_names:
+        raise ValueError(f"{name} has the columns {dataset.column_names}; 'prompt' is missing")
+    has_given = "responses" in dataset.column_names
+    if not has_given and not num_self:
+        raise ValueError(f"{name} has no column 'responses' and num_self is 0: nothing to train on")
+    columns = ["prompt", "responses"] if has_given else ["prompt"]
+    counts = args.response_counts()
+    left_out = dict.fromkeys(GIVEN, 0)
+    for index, row in enumerate(dataset.select_columns(columns)):
+        _check_row(row, f"{name}, row {index}")
+        present = [response["source"] for response in row.get("responses") or []]
+        drawn = {source: min(counts[source], present.count(source)) for source in GIVEN}
+        for source in GIVEN:
+            left_out[source] += present.count(source) if not counts[source] else 0
+        size = num_self + sum(drawn.values())
+        if size == 0:
+            raise ValueError(
+                f"{name}, row {index} has no response to train on: it has "
+                f"{', '.join(present) or 'none'}, and at most {counts} are taken and "
+                f"{num_self} own samples. Leave it out or raise num_self"
+            )
+        if size == 1 and args.group_of_one == "error" and args.advantages:
+            raise ValueError(
+                f"{name}, row {index} gives a group of one response, which has nothing to be "
+                "compared with. Raise num_self, or choose group_of_one='imitate' (a given "
+                "response counts with advantage 1) or 'skip'"
+            )
+    for source, count in left_out.items():
+        if count:
+            logger.warning(f"{name}: {count} {source} responses are not used, num_{source} is 0")
+
+
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    prompt = row["prompt"]
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise ValueError(f"{where}: the prompt is empty ({prompt!r})")
+    for number, response in enumerate(row.get("responses") or []):
+        part = f"{where}, response {number}"
+        if response.get("source") not in GIVEN:
+            raise ValueError(
+                f"{part}: the source is {response.get('source')!r}; choose one of "
+                f"{', '.join(GIVEN)} (own samples are drawn by the trainer)"
+            )
+        completion = response.get("completion")
+        if not completion:
+            raise ValueError(f"{part}: the completion is empty ({completion!r})")
+        if isinstance(completion, str) != isinstance(prompt, str):
+            raise ValueError(
+                f"{part}: prompt is {type(prompt).__name__} and completion "
+                f"{type(completion).__name__}; both must be text, or both lists of messages"
+            )
+        reward = response.get("reward")
+        if reward is not None and not math.isfinite(reward):
+            raise ValueError(
+                f"{part}: the cached reward is {reward}; it must be finite, or missing to be "
+                "computed"
+            )
+
+
+def number_rows(dataset: Dataset) -> Dataset:
+    """Add the number of each row, by which errors name it."""
+    return dataset.add_column(ROW, np.arange(len(dataset)))
+
+
+def encode_given(
+    prompts: Sequence[Any],
+    prompt_ids: Sequence[Sequence[int]],
+    completions: Sequence[Any],
+    tokenizer: Any,
+) -> list[list[int]]:
+    """Token ids of given responses, the end-of-sequence token included.
+
+    Args:
+        prompts: text or messages, one for each completion.
+        prompt_ids: their tokens, as for generation.
+        completions: text or messages.
+        tokenizer: of the model.
+
+    """
+    rows = [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
+    if not rows:
+        return []
+    found = encode_held_out(PromptSet(tuple(rows)), prompt_ids, tokenizer)
+    return [list(completion.ids) for completion in found]
+
+
+def draw(row: Mapping[str, Any], counts: Mapping[str, int], *, seed: int, step: int) -> list[int]:
+    """Which given responses take part in a step, as indices.
+
+    Where a row has more of a source than are taken, which ones follows from seed, step and row
+    alone: the same on any number of processes, and after a resume.
+    """
+    given = row.get("responses") or []
+    generator = np.random.default_rng((seed, step, row[ROW]))
+    chosen: list[int] = []
+    for source in GIVEN:
+        present = [n for n, response in enumerate(given) if response["source"] == source]
+        if len(present) > counts[source]:
+            present = sorted(generator.choice(present, counts[source], replace=False).tolist())
+        chosen.extend(present)
+    return chosen
+
+
+def reward_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as reward functions see it: without what the trainer keeps in it."""
+    return {name: value for name, value in row.items() if name not in OURS}
+
+
+def named_datasets(train: Any, evaluation: Any, args: GFTConfig) -> Iterator[tuple[str, Any, int]]:
+    """(name, dataset, own samples per prompt) of a trainer's datasets."""
+    yield "train_dataset", train, args.num_self
+    own = args.num_generations_eval or args.num_self
+    if isinstance(evaluation, dict):
+        yield from ((f"eval_dataset {key!r}", found, own) for key, found in evaluation.items())
+    elif evaluation is not None:
+        yield "eval_dataset", evaluation, own
+
+
+def check_all_cached(dataset: Dataset, args: GFTConfig, *, num_self: int, name: str) -> None:
+    """Raise ValueError where a reward would have to be computed."""
+    way_out = "pass reward_funcs, or num_self=0 and rows whose responses all carry a reward"
+    if num_self:
+        raise ValueError(f"without reward_funcs own samples cannot be scored: {way_out}")
+    counts = args.response_counts()
+    for index, row in enumerate(dataset.select_columns(["responses"])):
+        for number, response in enumerate(row["responses"] or []):
+            if counts[response["source"]] and response.get("reward") is None:
+                raise ValueError(
+                    f"{name}, row {index}, response {number} carries no reward, and there are no "
+                    f"reward_funcs: {way_out}"
+                )

@@ -1,0 +1,309 @@
+"""GFTTrainer: group fine-tuning on trl's GRPOTrainer.
+
+    trainer = GFTTrainer(model, reward_funcs, args=GFTConfig(...), train_dataset=rows)
+
+One step:
+
+    rows of a step        ─► own samples (trl: transformers or vLLM), scored (trl)
+    + given responses     ─► advantages within each prompt's group
+                          ─► one update on  sum of -w A C log p  /  scored tokens of the step
+
+What it overrides: sampling of prompts (each once, with its whole group on one process), the making
+of a step's batches, the loss, and the log. Generation, rewards and checkpoints are trl's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
+from trl.trainer.utils import get_config_model_id
+
+from entropyfloor.gft.config import GFTConfig
+from entropyfloor.gft.data import GroupRowsTrainer
+from entropyfloor.gft.metrics import (
+    TOKEN_SUMS,
+    entropy_and_tokens,
+    floor_ratios,
+    ratios,
+    token_vector,
+)
+from entropyfloor.gft.responses import Response, own_responses
+from entropyfloor.gft.rows import (
+    check_all_cached,
+    check_rows,
+    named_datasets,
+    reward_columns,
+)
+from entropyfloor.gft.step import make_step
+from entropyfloor.models.loss_head import LossHeadOutput, attach_loss_head
+from entropyfloor.rollouts.prompts import Prompt
+from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.sft.floor.floor_in_training import (
+    FlooredTrainer,
+    attach_floor,
+    base_of_term,
+    probe_prompts_of,
+    restore_floor,
+)
+
+
+class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
+    """Group fine-tuning: imitation weighted by group advantages (GFT, arXiv:2604.14258).
+
+    Args:
+        model: model id, local directory, model or PEFT model, as in GRPOTrainer.
+        reward_funcs: as in GRPOTrainer; None where every given response carries its reward and
+            ``num_self`` is 0.
+        args: `GFTConfig`.
+        train_dataset: rows with ``prompt``, ``responses`` and the reward functions' columns.
+        eval_dataset: the same; evaluation samples and scores groups too.
+        processing_class: tokenizer; default: the model's.
+        probe_prompts: held-out prompts that the entropy floor is measured on, as in SEDTrainer.
+        probe_reward: for pass@1 of these probes, as in SEDTrainer.
+        **grpo_kwargs: GRPOTrainer's further keyword arguments, unchanged.
+
+    Logged beside trl's metrics of the own samples (``reward``, ``completions/...``), over
+    accumulation steps and processes, for each source S in expert, teacher, other, self:
+    ``S/reward`` and ``S/advantage`` (means over responses), ``S/tokens`` (per step),
+    ``S/rectified`` (share of tokens), ``S/entropy`` and ``S/nll`` (nats per token, before the
+    update); ``groups/degenerate``, ``groups/all_right``, ``groups/all_wrong``, ``groups/of_one``
+    (shares of groups), ``groups/size``, ``responses/unscored``.
+
+    Raises:
+        ValueError: a bad row, named by its number, before anything is computed; options that GFT's
+            loss does not have; tools and environments.
+
+    """
+
+    _tag_names = ["trl", "gft", "entropyfloor"]  # noqa: RUF012 - trl's own convention
+    _name = "GFT"
+    _paper: dict[str, str] = {}  # noqa: RUF012 - not GRPO's, which the model card would cite
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any = None,
+        args: GFTConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: Any = None,
+        *,
+        probe_prompts: Sequence[Prompt | dict[str, Any]] | None = None,
+        probe_reward: str | RewardFunction | None = None,
+        **grpo_kwargs: Any,
+    ) -> None:
+        if args is None:
+            source = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = GFTConfig(f"{source.split('/')[-1]}-GFT")
+        if not isinstance(args, GFTConfig):
+            raise ValueError(
+                f"args is {type(args).__name__}; GFTTrainer counts batches in prompts and needs a "
+                "GFTConfig"
+            )
+        for name in ("tools", "environment_factory"):
+            if grpo_kwargs.get(name):
+                raise ValueError(f"{name} is not supported: a group's responses are single turns")
+        for name, dataset, own in named_datasets(train_dataset, eval_dataset, args):
+            check_rows(dataset, args, num_self=own, name=name)
+            if reward_funcs is None:
+                check_all_cached(dataset, args, num_self=own, name=name)
+        per_step = args.steps_per_generation
+        try:
+            # trl derives vLLM's batch from this and prompts per micro-batch: it counts rollouts.
+            args.steps_per_generation = per_step * max(1, args.num_self)
+            super().__init__(
+                model,
+                _no_reward if reward_funcs is None else reward_funcs,
+                args,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                **grpo_kwargs,
+            )
+        finally:
+            args.steps_per_generation = per_step
+        if self._is_vlm:
+            raise ValueError("images are not supported: groups are made of text")
+        routed = getattr(self.model.config.get_text_config(), "output_router_logits", False)
+        if routed and args.num_self and not args.use_vllm:
+            raise ValueError(
+                "the model's config has output_router_logits=True, with which transformers 5.23 "
+                "cannot generate (its balancing loss does not fit a single token). Set it to "
+                "False: that loss is computed in training nevertheless"
+            )
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        frozen = base_of_term(self, args)
+        self._head = attach_loss_head(base, args.build_loss())
+        if args.entropy_floor is not None:
+            self.floor = attach_floor(
+                self,
+                self._head,
+                args,
+                base=frozen,
+                prompts=probe_prompts_of(args, probe_prompts, eval_dataset, train_dataset),
+                reward=probe_reward,
+            )
+        self._sums: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
+        self._steps_summed = {"train": 0, "eval": 0}
+        self._micro_batches: list[list[dict[str, Any]]] = []
+        self._built: Iterator[dict[str, Any]] | None = None
+        self._own_rewards: Tensor | None = None
+
+    # One step's batches.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Keep the rows of a whole step: own samples are drawn for all of them at once."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._micro_batches, self._built = batches, None
+        return batches, None
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        # Not in get_batch_samples: a resumed run restores the random state after that.
+        if not self.model.training:
+            return self._build([inputs])[0]
+        if self._built is None:
+            started = time.perf_counter()
+            self._built = iter(self._build(self._micro_batches))
+            self._current_train_step_time += time.perf_counter() - started
+        return next(self._built)
+
+    def _build(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        args, mode = self.args, "train" if self.model.training else "eval"
+        rows = [row for batch in micro_batches for row in batch]
+        step = make_step(
+            rows,
+            self._tokenize_prompts([row["prompt"] for row in rows])[0],
+            self._own_samples(rows, mode),
+            args,
+            tokenizer=self._tokenizer,
+            step=self.state.global_step if mode == "train" else 0,
+            add_up=self._sum_over_processes,
+        )
+        self._correct_table(step.own_advantages)
+        self._add(mode, step.counts)
+        self._steps_summed[mode] += 1
+        if mode == "train":  # trl has counted the own samples
+            self.state.num_input_tokens_seen += step.given_tokens
+            self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
+        return step.batches(
+            [len(batch) for batch in micro_batches],
+            pad_token_id=self._tokenizer.pad_token_id,
+            weights=args.source_weights(),
+            dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32,
+            device=args.device,
+        )
+
+    def _own_samples(self, rows: list[dict[str, Any]], mode: str) -> list[list[Response]]:
+        count = self.num_generations if mode == "train" else self.num_generations_eval
+        if not count:
+            return [[] for _ in rows]
+        repeated = [reward_columns(row) for row in rows for _ in range(count)]
+        found = self._generate_and_score_completions(repeated)
+        # Of the own samples alone, while a group has given responses too: see groups/degenerate.
+        self._metrics[mode].pop("frac_reward_zero_std", None)
+        assert self._own_rewards is not None
+        first = self.accelerator.process_index * len(repeated)
+        rewards = self._own_rewards[first : first + len(repeated)].tolist()
+        return own_responses(found, rewards, count)
+
+    def _correct_table(self, advantages: list[float]) -> None:
+        """``log_completions``: the advantages used, not those among the own samples alone."""
+        if not self.args.log_completions:
+            return
+        table, found = self._logs["advantages"], gather_object(advantages)
+        for _ in range(min(len(found), len(table))):
+            table.pop()
+        table.extend(found)
+
+    def _calculate_rewards(self, *args: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(*args)
+        self._own_rewards = self._total(rewards)
+        return rewards
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        wide = torch.float32 if self.args.device.type == "mps" else torch.float64
+        found: Tensor = self.accelerator.reduce(values.to(self.args.device, wide), reduction="sum")
+        return found
+
+    # The loss.
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Sum of the objective over the micro-batch, by the scored tokens of the whole step."""
+        if return_outputs:
+            raise ValueError("GFTTrainer does not return outputs")
+        mode = "train" if self.model.training else "eval"
+        routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        output: LossHeadOutput = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=inputs["labels"],
+            advantages=inputs["advantages"],
+            fused_lm_head=True,
+            **routed,
+        )
+        assert output.log_probs is not None
+        # Gradients are averaged over processes, and this is a sum over them.
+        loss = -output.log_probs * self.accelerator.num_processes / max(inputs["num_items"], 1.0)
+        if self.aux_loss_enabled:
+            assert output.aux_loss is not None
+            parts = self.current_gradient_accumulation_steps if mode == "train" else 1
+            loss = loss + self.router_aux_loss_coef * output.aux_loss / parts
+            aux_loss = self.accelerator.gather(output.aux_loss.detach()).mean()
+            self._metrics[mode]["aux_loss"].append(float(aux_loss))
+        tau = self.args.build_loss().tau
+        local = token_vector(output, inputs["sources"], inputs["labels"], tau)
+        sums = dict(zip(TOKEN_SUMS, self._sum_over_processes(local).tolist(), strict=True))
+        self._add(mode, sums)
+        if own := sums["self/tokens"]:  # what trl logs of it, and a CollapseMonitor reads
+            self._metrics[mode]["entropy"].append(sums["self/entropy"] / own)
+        if self.floor is not None and mode == "train":
+            self.floor.observe(*entropy_and_tokens(sums))
+        return loss
+
+    def _add(self, mode: str, new: dict[str, float]) -> None:
+        sums = self._sums[mode]
+        sums.update({name: sums.get(name, 0.0) + value for name, value in new.items()})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add our metrics, each a ratio of sums since the last log."""
+        mode = "train" if self.model.training else "eval"
+        if self._steps_summed[mode]:
+            found = ratios(self._sums[mode], self._steps_summed[mode])
+            if self.floor is not None and mode == "train":
+                found |= floor_ratios(self._sums[mode]) | self.floor.logs()
+            self._metrics[mode].update({name: [value] for name, value in found.items()})
+            self._sums[mode], self._steps_summed[mode] = {}, 0
+        super().log(logs, start_time)
+
+    # Checkpoints.
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+        """Train as GRPOTrainer does; on resume the entropy floor goes on from the checkpoint."""
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        self._resumed = bool(checkpoint)
+        if isinstance(checkpoint, str | Path) and self.floor is not None:
+            restore_floor(self.floor, checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+
+def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    raise AssertionError("every reward was said to be there")

@@ -1,0 +1,266 @@
+"""What a checkpoint thinks of given completions: held-out loss, KL to its base, entropy.
+
+    held-out loss   -log p(y)                                      nats per token
+    KL to the base  sum_v p(v) (log p(v) - log p_base(v))          nats per token, exact over V
+    entropy         -sum_v p(v) log p(v)                           nats per token, exact over V
+
+on held-out completions, and for the KL on the checkpoint's own rollouts too, where it is an
+unbiased look at how far the policy has moved from the base. All are at temperature 1. The entropy
+is for rollouts that another engine drew.
+
+The backbone reads right-padded rows of a fixed number of tokens at most; the head is applied to a
+chunk of their hidden states at a time, so that logits are ``[chunk, V]`` and never ``[N, V]``; for
+the KL there are two such blocks, and the base stays in memory beside the checkpoint. The head
+module itself is called (and not its weight), so adapters on it and quantisation count. How rows are
+put together depends on their lengths only, and not on the batch size of sampling.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.models.logit_transform import final_logits
+from entropyfloor.rollouts.processes import Processes
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.screening.measure import TokenSums
+from entropyfloor_losses import token_statistics
+
+COLUMN = "completion"
+_ROW_TOKENS = 8192  # tokens of one forward pass, padding included
+_CHUNK_BYTES = 64 * 2**20  # logits of one chunk: 341 tokens x 49,152 entries x 4 bytes
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Tokens whose probability is asked for, after the tokens they follow."""
+
+    prompt_index: int
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+def check_held_out(held_out: PromptSet) -> None:
+    """Raise ValueError if a row has no completion."""
+    for index, row in enumerate(held_out.rows):
+        if not row.get(COLUMN):
+            raise ValueError(
+                f"{held_out.source}, row {index} has no {COLUMN!r}: held-out rows need a prompt "
+                "and the completion to score"
+            )
+
+
+def encode_held_out(
+    held_out: PromptSet, encoded: Sequence[Sequence[int]], tokenizer: Any
+) -> list[Completion]:
+    """Token ids of held-out completions, the end-of-sequence token included, as in training.
+
+    Prompt and completion are tokenised together. Where that changes the prompt's own tokens (a
+    token across the border, a chat template that renders it otherwise) the completion is
+    tokenised alone: what follows must be what follows the prompt of a rollout.
+
+    Args:
+        held_out: rows with ``prompt`` and ``completion`` (text, or messages).
+        encoded: token ids of its prompts.
+        tokenizer: of the checkpoint.
+
+    """
+    found = []
+    for index, (row, prefix) in enumerate(zip(held_out.rows, encoded, strict=True)):
+        completion = row[COLUMN]
+        if isinstance(row["prompt"], str):
+            text = completion if isinstance(completion, str) else completion[-1]["content"]
+            whole = list(tokenizer(row["prompt"] + text)["input_ids"])
+        else:
+            messages = (
+                [{"role": "assistant", "content": completion}]
+                if isinstance(completion, str)
+                else list(completion)
+            )
+            text = messages[-1]["content"]
+            whole = list(
+                tokenizer.apply_chat_template(
+                    [*row["prompt"], *messages], tokenize=True, return_dict=True
+                )["input_ids"]
+            )
+        if whole[: len(prefix)] == list(prefix) and len(whole) > len(prefix):
+            ids = whole[len(prefix) :]
+        else:
+            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        end = tokenizer.eos_token_id
+        if end is not None and end not in ids[-2:]:  # templates may put a newline behind it
+            ids.append(end)
+        found.append(Completion(index, tuple(prefix), tuple(ids)))
+    return found
+
+
+def token_entropies(
+    checkpoint: LoadedCheckpoint, completions: Sequence[Completion]
+) -> list[np.ndarray]:
+    """Entropy, nats, float32, of the distribution that each token of a completion was drawn from.
+
+    Equal to what is recorded while ``generate`` draws them, up to rounding.
+    """
+
+    def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return token_statistics(head_logits(checkpoint, hidden), labels, top_k=1).entropy
+
+    found = dict(_values_by_row((checkpoint,), completions, values, Processes()))
+    return [found[row].float().numpy() for row in range(len(completions))]
+
+
+def held_out_loss(
+    checkpoint: LoadedCheckpoint,
+    completions: Sequence[Completion],
+    *,
+    num_prompts: int,
+    processes: Processes | None = None,
+) -> TokenSums:
+    """Sum of ``-log p`` over each prompt's completions; ``processes`` share the work."""
+
+    def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return -token_statistics(head_logits(checkpoint, hidden), labels, top_k=1).log_prob
+
+    return _sums((checkpoint,), completions, values, num_prompts, processes)
+
+
+def kl_to_base(
+    checkpoint: LoadedCheckpoint,
+    base: LoadedCheckpoint,
+    completions: Sequence[Completion],
+    *,
+    num_prompts: int,
+    processes: Processes | None = None,
+) -> TokenSums:
+    """Sum of ``KL(p_checkpoint || p_base)`` over the positions of each prompt's completions.
+
+    ``processes`` share the work.
+
+    Raises:
+        ValueError: vocabularies of different sizes.
+
+    """
+
+    def values(
+        hidden: torch.Tensor, labels: torch.Tensor, base_hidden: torch.Tensor
+    ) -> torch.Tensor:
+        own, other = head_logits(checkpoint, hidden), head_logits(base, base_hidden)
+        if own.shape != other.shape:
+            raise ValueError(
+                f"{checkpoint.path} has {own.shape[-1]} tokens in its head and the base "
+                f"{base.path} {other.shape[-1]}; the KL needs the base that it was trained from"
+            )
+        log_p = own.log_softmax(-1)
+        log_q = other.to(log_p.device).log_softmax(-1)
+        p = log_p.exp()
+        # A token of probability 0 counts nothing, also where the base gives it -inf.
+        return (p * (log_p - log_q)).masked_fill_(p == 0.0, 0.0).sum(-1)
+
+    return _sums((checkpoint, base), completions, values, num_prompts, processes)
+
+
+def _sums(
+    checkpoints: Sequence[LoadedCheckpoint],
+    completions: Sequence[Completion],
+    values: Any,
+    num_prompts: int,
+    processes: Processes | None,
+) -> TokenSums:
+    """Sum ``values(hidden, labels, *hidden of the others)`` of every token, by prompt."""
+    processes = processes or Processes()
+    own = [
+        (row, float(part.sum()), len(part))
+        for row, part in _values_by_row(checkpoints, completions, values, processes)
+    ]
+    found = sorted(row for part in processes.to_main(own) for row in part)
+    sums, tokens = [0.0] * num_prompts, [0.0] * num_prompts
+    for row, total, count in processes.from_main(found):
+        sums[completions[row].prompt_index] += total
+        tokens[completions[row].prompt_index] += count
+    seen = [index for index in range(num_prompts) if tokens[index]]
+    return TokenSums(tuple(sums[i] for i in seen), tuple(tokens[i] for i in seen))
+
+
+def _values_by_row(
+    checkpoints: Sequence[LoadedCheckpoint],
+    completions: Sequence[Completion],
+    values: Any,
+    processes: Processes,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (row, ``[tokens]`` fp64 on the CPU) of this process's share of the completions."""
+    chunk = chunk_tokens(checkpoints[0])
+    for rows in processes.share(row_batches(completions)):
+        with torch.inference_mode():
+            hidden = [completion_hidden(c, [completions[row] for row in rows]) for c in checkpoints]
+            labels = torch.tensor([token for row in rows for token in completions[row].ids])
+            parts = [
+                values(
+                    hidden[0][start : start + chunk],
+                    labels[start : start + chunk].to(hidden[0].device),
+                    *(other[start : start + chunk] for other in hidden[1:]),
+                )
+                .double()
+                .cpu()
+                for start in range(0, len(labels), chunk)
+            ]
+        lengths = [len(completions[row].ids) for row in rows]
+        yield from zip(rows, torch.cat(parts).split(lengths), strict=True)
+
+
+def chunk_tokens(checkpoint: LoadedCheckpoint) -> int:
+    """How many hidden states go through the head at a time."""
+    vocabulary = checkpoint.inner_model.get_output_embeddings().weight.shape[0]
+    return max(1, _CHUNK_BYTES // (4 * vocabulary))
+
+
+def row_batches(completions: Sequence[Completion]) -> Iterator[list[int]]:
+    """Indices of rows that fit into one forward pass, longest first."""
+    lengths = [len(c.prompt_ids) + len(c.ids) for c in completions]
+    order = sorted(range(len(completions)), key=lambda index: (-lengths[index], index))
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > _ROW_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def completion_hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) -> torch.Tensor:
+    """``[tokens, H]``: the hidden state that predicts each completion token, row after row.
+
+    Raises:
+        ValueError: a prompt-learning adapter.
+
+    """
+    if not checkpoint.pads:
+        raise ValueError(
+            f"{checkpoint.path} is a prompt-learning adapter; held-out loss and KL are not "
+            "implemented for its virtual tokens: leave held_out and base out"
+        )
+    model = checkpoint.inner_model
+    width = max(len(row.prompt_ids) + len(row.ids) for row in rows)
+    input_ids = torch.full((len(rows), width), checkpoint.pad_token_id)
+    mask = torch.zeros_like(input_ids)
+    for number, row in enumerate(rows):
+        ids = [*row.prompt_ids, *row.ids]
+        input_ids[number, : len(ids)] = torch.tensor(ids)
+        mask[number, : len(ids)] = 1
+    states = model.base_model(
+        input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+    ).last_hidden_state
+    return torch.cat(
+        [
+            states[number, len(row.prompt_ids) - 1 : len(row.prompt_ids) + len(row.ids) - 1]
+            for number, row in enumerate(rows)
+        ]
+    )
+
+
+def head_logits(checkpoint: LoadedCheckpoint, hidden: torch.Tensor) -> torch.Tensor:
+    """``[n, H]`` -> ``[n, V]`` logits in fp32 (fp64 for an fp64 model), scaled and capped."""
+    return final_logits(checkpoint.inner_model, hidden)

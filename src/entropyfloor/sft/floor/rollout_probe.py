@@ -1,0 +1,134 @@
+"""The probe: mean next-token entropy of a few rollouts of the model in training.
+
+The same engine as screening, on a handful of held-out prompts, one or more samples each, at
+temperature 1. Samples are drawn from their own seed: no random state of the training is consumed.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import RewardFunction, check_reward_columns
+from entropyfloor.rollouts.rollouts import SamplingSettings, encode_prompts, generate_rollouts
+from entropyfloor.rollouts.scoring import score_rollouts
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One probe.
+
+    Attributes:
+        step: optimiser step after which it was taken.
+        entropy: token-weighted mean next-token entropy of the rollouts, nats.
+        teacher_forced: smoothed teacher-forced entropy of training at that step, nats, or None.
+        tokens: how many were generated.
+        seconds: it took, on the slowest process.
+        pass_at_1: share of the rollouts whose reward is at least 1; None without a reward.
+
+    """
+
+    step: int
+    entropy: float
+    teacher_forced: float | None
+    tokens: int
+    seconds: float
+    pass_at_1: float | None = None
+
+
+@dataclass
+class RolloutProbe:
+    """Samples rollouts of the model in training.
+
+    Args:
+        prompts: held out from training.
+        tokenizer: the model's.
+        max_new_tokens: length limit.
+        batch_size: rollouts at once.
+        seed: of the samples; each step draws its own.
+        reward: in trl's signature, on the prompts' columns; for ``pass_at_1``.
+
+    """
+
+    prompts: PromptSet
+    tokenizer: Any
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+    reward: RewardFunction | None = None
+
+    def __post_init__(self) -> None:
+        if self.reward is not None:
+            check_reward_columns(self.reward, self.prompts)
+        self._encoded = encode_prompts(self.prompts, self.tokenizer, where="the model in training")
+        self._sampling = SamplingSettings(
+            max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, seed=self.seed
+        )
+
+    def measure(
+        self, model: Any, accelerator: Accelerator, *, step: int, teacher_forced: float | None
+    ) -> ProbeResult:
+        """One rollout per prompt, prompts spread over processes; the same result on every one."""
+        started = time.perf_counter()
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        checkpoint = LoadedCheckpoint("the model in training", "", model, self.tokenizer)
+        sampling = replace(self._sampling, seed=self.seed + step)
+        entropy, tokens, scored, passed = 0.0, 0, 0, 0
+        with evaluating(model):
+            requests = [(prompt, 0) for prompt in range(rank, len(self._encoded), ranks)]
+            for rollouts in generate_rollouts(checkpoint, self._encoded, requests, sampling):
+                entropy += math.fsum(float(r.entropies_nats.sum(dtype=float)) for r in rollouts)
+                tokens += sum(len(r.token_ids) for r in rollouts)
+                if self.reward is not None:
+                    rewards = score_rollouts(self.reward, self.prompts, rollouts)
+                    scored += sum(value is not None for value in rewards)
+                    passed += sum(value is not None and value >= 1.0 for value in rewards)
+        seconds = slowest(accelerator, time.perf_counter() - started)
+        if ranks > 1:
+            local = torch.tensor([entropy, tokens, scored, passed], dtype=torch.float64)
+            sums = accelerator.reduce(local.to(accelerator.device), reduction="sum")
+            entropy, tokens = float(sums[0]), int(sums[1])
+            scored, passed = int(sums[2]), int(sums[3])
+        return ProbeResult(
+            step=step,
+            entropy=entropy / max(tokens, 1),
+            teacher_forced=teacher_forced,
+            tokens=tokens,
+            seconds=seconds,
+            pass_at_1=passed / scored if scored else None,
+        )
+
+
+def slowest(accelerator: Accelerator, seconds: float) -> float:
+    """``seconds`` of the slowest process, on all: what they decide from clocks is one thing."""
+    if accelerator.num_processes == 1:
+        return seconds
+    local = torch.tensor([seconds], device=accelerator.device)
+    return float(accelerator.gather(local).max())
+
+
+def prompts_of(dataset: Any, count: int) -> PromptSet | None:
+    """The first ``count`` rows with different prompts of a dataset that has them, or None.
+
+    Args:
+        dataset: a dataset, a dict of them (the first counts), or None.
+        count: how many at most.
+
+    """
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()), None)
+    columns = getattr(dataset, "column_names", None) or []
+    if "prompt" not in columns or count < 1:
+        return None
+    found: dict[str, Any] = {}
+    for row in dataset:
+        found.setdefault(repr(row["prompt"]), row)
+        if len(found) == count:
+            break
+    return PromptSet(tuple(found.values()), "the dataset's prompts") if found else None

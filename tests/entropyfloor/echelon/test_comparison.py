@@ -1,0 +1,91 @@
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from entropyfloor.echelon.comparison import compare
+from made_up_echelon import DEPTHS, LOSSES, SETTINGS, made_up
+
+PLAN = {"depths": list(DEPTHS), "seeds": [0, 1, 2], "grpo_steps": [50, 100, 150]}
+
+
+def test_the_order_of_cells_does_not_matter():
+    cells, base = made_up(("ce", "sed"))
+    shuffled = random.Random(0).sample(cells, len(cells))
+    settings = {**SETTINGS, **PLAN, "losses": ["ce", "sed"]}
+    first, second = compare(cells, base, settings), compare(shuffled, base, settings)
+    assert first.to_markdown() == second.to_markdown()
+    assert first.to_dict() == second.to_dict()
+
+
+def test_what_went_through_json_gives_the_same():
+    cells, base = made_up(("ce", "sed"), (1.0, 2.0, 3.0))
+    again = json.loads(json.dumps({"cells": cells, "base": base}))
+    assert (
+        compare(cells, base, SETTINGS).to_dict()
+        == compare(again["cells"], again["base"], SETTINGS).to_dict()
+    )
+
+
+def test_the_course_is_the_mean_of_the_seeds():
+    cells, base = made_up(("ce",))
+    found = compare(cells, base, SETTINGS)
+    here = [c for c in cells if c["depth"] == 20.0]
+    row = found.row("ce", 20.0)
+    rates = [c["before"]["pass_at_1"] for c in here]
+    assert row.before["pass_at_1"].mean == pytest.approx(sum(rates) / 3)
+    assert (row.before["pass_at_1"].low, row.before["pass_at_1"].high) == (min(rates), max(rates))
+    peaks = [max(a["pass_at_k"]["10"] for a in c["after"].values()) for c in here]
+    assert list(row.outcomes["peak_pass_at_10"].by_seed.values()) == pytest.approx(peaks)
+    last = [c["after"]["150"]["entropy_nats"] for c in here]
+    assert row.after["entropy_nats"].mean == pytest.approx(sum(last) / 3)
+    assert found.row("base", 0.0).before["entropy_nats"].mean == pytest.approx(2.7)
+
+
+def test_json_is_strict_and_flat_rows_are_all_there(tmp_path):
+    cells, base = made_up(("ce", "sed"), (1.0, 2.0, 4.0))
+    path = compare(cells, base, SETTINGS).write_json(tmp_path / "new" / "echelon.json")
+    document = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert (document["schema"], document["schema_version"]) == ("entropyfloor.echelon", 1)
+    assert len(document["rows"]) == 3 + 18 * 4
+    assert len({tuple(row) for row in document["rows"]}) == 1  # the columns of a CSV file
+    assert not any(isinstance(v, dict | list) for row in document["rows"] for v in row.values())
+    assert document["seconds"] == pytest.approx(63.0 * 18)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 7, 23, 40])
+def test_whatever_is_missing_breaks_nothing(kept):
+    """Cells cut at random: not there, failed, not through RL, without a measure."""
+    cells, base = made_up(LOSSES[:3])
+    rng = random.Random(kept)
+    rng.shuffle(cells)
+    for index, cell in enumerate(cells[:kept]):
+        if index % 4 == 0:
+            del cell["after"]["150"]
+        elif index % 4 == 1:
+            cell["before"], cell["failed"] = None, "killed"
+        elif index % 4 == 2:
+            del cell["before"]["held_out_loss"]
+    settings = {**SETTINGS, **PLAN, "losses": list(LOSSES[:3])}
+    found = compare(cells[:kept], base if kept % 2 else {}, settings)
+    complete = sum(bool(rung.outcomes) for rung in found.rungs)
+    assert len(found.missing) == 45 - complete
+    text = found.to_markdown()
+    assert f"{45 - complete} of 45 cells have no outcome after RL" in text
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_nothing_at_all_is_refused():
+    with pytest.raises(ValueError, match="nothing to compare: no cells, and no plan"):
+        compare([], {}, SETTINGS)
+
+
+def test_a_bare_process_compares_without_torch():
+    program = (
+        "import sys, entropyfloor.echelon.comparison as c;"
+        "import entropyfloor.echelon.page, entropyfloor.echelon.plot;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,108 @@
+import pytest
+import yaml
+
+from entropyfloor.echelon.recipe import load_recipe
+from entropyfloor.echelon.sources import sources
+
+
+def test_yaml_and_mapping_give_the_same_recipe(tiny_recipe, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(tiny_recipe()))
+    assert load_recipe(file) == load_recipe(tiny_recipe())
+    assert load_recipe(load_recipe(file).to_dict()) == load_recipe(file)
+
+
+def test_depths_are_the_papers_unless_given(tiny_recipe):
+    recipe = tiny_recipe()
+    del recipe["depths"]
+    assert load_recipe(recipe).depths == (1.0, 1.9, 2.9, 3.8, 5.8)
+
+
+def test_a_loss_has_the_common_settings_behind_its_own(tiny_recipe):
+    recipe = tiny_recipe(
+        losses={"ce": {"loss": "ce"}, "slow": {"loss": "ce", "learning_rate": 1e-5}},
+        sft={"learning_rate": 1e-3, "weight_decay": 0.1},
+    )
+    checked = load_recipe(recipe)
+    assert checked.sft_options("ce")["learning_rate"] == 1e-3
+    assert checked.sft_options("slow")["learning_rate"] == 1e-5
+    assert checked.sft_options("slow")["weight_decay"] == 0.1
+
+
+def test_a_floor_is_probed_by_steps_not_by_the_clock(tiny_recipe):
+    checked = load_recipe(tiny_recipe(losses={"floor": {"loss": "ce", "entropy_floor": 0.2}}))
+    assert checked.sft_options("floor")["floor_probe_steps"] == 20
+
+
+def test_evaluation_differs_from_screening_where_it_says_so(tiny_recipe):
+    checked = load_recipe(tiny_recipe(evaluation={"num_samples": 8}))
+    assert checked.screening_options(after_rl=False)["num_samples"] == 4
+    assert checked.screening_options(after_rl=True)["num_samples"] == 8
+    assert checked.screening_options(after_rl=True)["group_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losess": {}}, r"the recipe has no setting 'losess'; did you mean losses\?"),
+        ({"losses": {}}, "losses is empty"),
+        ({"losses": {"a/b": {"loss": "ce"}}}, "becomes part of file names"),
+        ({"losses": {"ce": "ce"}}, "losses: ce must be a mapping"),
+        ({"losses": {"ce": {"loss": "cee"}}}, "loss ce: .*cee"),
+        ({"losses": {"ce": {"loss": "ce", "beta": 0.7}}}, "loss ce: .*beta"),
+        ({"losses": {"ce": {"loss": "ce", "learning_rte": 1}}}, "did you mean learning_rate"),
+        ({"sft": {"num_train_epochs": 3}}, "num_train_epochs .* decided by the echelon"),
+        ({"sft": {"lr_scheduler_type": "cosine"}}, "constant learning rate only"),
+        ({"depths": [2, 1]}, "ascending"),
+        ({"depths": "12"}, "depths must be a list of numbers"),
+        ({"depths": ["a"]}, "depths must be a list of numbers"),
+        ({"seeds": [0, 0]}, "seeds are different numbers"),
+        ({"seeds": []}, "seeds are different numbers"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"screening": {"samples": 8}}, "did you mean num_samples"),
+        ({"screening": {"num_samples": 4, "group_size": 8}}, "below group_size"),
+        ({"screening": {"num_samples": 4, "group_size": 4, "ks": [8]}}, "at least as many"),
+        ({"outcome_k": 3}, "outcome_k 3 is not among"),
+        ({"grpo": {"max_steps": 3}}, "grpo: max_steps is set by steps"),
+        ({"grpo": {"temprature": 3}}, "did you mean temperature"),
+        ({"grpo": {"steps": 0}}, "steps must be at least 1"),
+        ({"grpo": [1]}, "grpo must be a mapping"),
+        ({"grpo": {"per_device_train_batch_size": 8}}, "= 256 rollouts; per_device"),
+        ({"peft": {"rank": 8}}, "fields of peft.LoraConfig"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tiny_recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"task": "sums"}}, "choose one of small_sums, worked_sums, files"),
+        ({"data": {"task": "small_sums", "tests": 3}}, "no option tests"),
+        ({"model": "smollm2"}, "use both or neither"),
+        ({"model": "smollm2", "data": {"task": "worked_sums", "digits": 3}}, "digits must be 1"),
+        ({"model": "smollm2", "data": {"task": "worked_sums", "ways": 0}}, "ways is 0"),
+        ({"model": {"name": "small", "steps": 3}}, "no option steps"),
+        ({"model": {"pretraining_steps": 3}}, "name is missing"),
+        ({"model": "some/model", "data": {"task": "files"}}, "files needs train"),
+        ({"data": {"task": "small_sums", "rl_prompts": 2}}, "a GRPO step takes 4 prompts"),
+    ],
+)
+def test_bad_data_is_refused_before_compute(tiny_recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        sources(load_recipe(tiny_recipe(**changes)), 0)
+
+
+def test_a_missing_key_or_file_is_named(tiny_recipe, tmp_path):
+    recipe = tiny_recipe()
+    del recipe["model"]
+    with pytest.raises(ValueError, match="lacks 'model'"):
+        load_recipe(recipe)
+    with pytest.raises(FileNotFoundError, match=r"no recipe .*none\.yaml"):
+        load_recipe(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("losses: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_recipe(broken)

@@ -1,0 +1,268 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from entropyfloor.cli.main import main
+from entropyfloor.echelon import cells as cells_module
+from entropyfloor.echelon.cells import Cells
+from entropyfloor.echelon.executors import SerialRunner, open_executor
+from entropyfloor.echelon.recipe import load_recipe
+from entropyfloor.echelon.run import echelon_status, finished_cells, run_echelon
+from entropyfloor.echelon.schedule import Schedule, Stage, missing_stages, only_one_run
+
+FLOOR = {"loss": "ce", "entropy_floor": 2.0, "floor_probe_prompts": 2, "floor_probe_steps": 1}
+
+
+def numbers(folder):
+    """Everything in cells.json but times."""
+    content = json.loads((folder / "cells.json").read_text())
+    for cell in content["cells"]:
+        del cell["seconds"]
+    return content
+
+
+def quiet(recipe, folder, **options):
+    return run_echelon(recipe, folder, say=lambda line: None, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe):
+    return load_recipe(tiny_recipe(losses={"ce": {"loss": "ce"}, "floor": FLOOR}))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = quiet(recipe, folder)
+    assert not result.failures
+    return folder
+
+
+def test_every_cell_is_there_with_its_record(undisturbed, recipe):
+    content = numbers(undisturbed)
+    where = [(c["loss"], c["seed"], c["depth"]) for c in content["cells"]]
+    assert where == [("ce", 0, 0.5), ("ce", 0, 1.5), ("floor", 0, 0.5), ("floor", 0, 1.5)]
+    assert set(content["base"]) == {"0"}
+    for cell in content["cells"]:
+        assert set(cell["after"]) == {"1", "2"}
+        assert cell["before"]["pass_at_k"].keys() == {"1", "4"}
+    for file in ("echelon.html", "echelon.md", "echelon.json", "echelon.png", "recipe.json"):
+        assert (undisturbed / file).stat().st_size > 0
+    (record,) = (undisturbed / "sft").glob("ce-seed-0-*/record.json")
+    facts = json.loads(record.read_text())
+    assert facts["seed"] == 0 and facts["seconds"] > 0
+    assert facts["config"]["options"]["learning_rate"] == 1e-3
+    assert facts["versions"]["torch"] and facts["hardware"]["cores"]
+
+
+def test_only_sft_weights_stay_by_default(undisturbed):
+    weights = {path.parent.name for path in undisturbed.rglob("model.safetensors")}
+    assert {"ce-depth-0.5", "ce-depth-1.5", "floor-depth-0.5", "floor-depth-1.5"} < weights
+    assert not any(name.startswith("checkpoint-") for name in weights)
+
+
+def test_a_finished_echelon_runs_nothing_again(undisturbed, recipe, monkeypatch):
+    for stage in ("run_base", "run_sft", "run_rung"):
+        monkeypatch.setattr(Cells, stage, lambda *_: pytest.fail("ran again"))
+    before = numbers(undisturbed)
+    assert missing_stages(Cells(recipe, undisturbed)) == []
+    quiet(recipe, undisturbed)
+    assert numbers(undisturbed) == before
+
+
+def test_workers_give_the_same_numbers(undisturbed, recipe, tmp_path):
+    result = quiet(recipe, tmp_path, workers=2)
+    assert not result.failures
+    assert numbers(tmp_path) == numbers(undisturbed)
+
+
+def test_ray_gives_the_same_numbers(undisturbed, recipe, tmp_path):
+    pytest.importorskip("ray")
+    result = quiet(recipe, tmp_path, workers=2, executor="ray")
+    assert not result.failures
+    assert numbers(tmp_path) == numbers(undisturbed)
+
+
+def test_killed_at_random_it_ends_with_the_same_numbers(undisturbed, recipe, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.to_dict()))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "entropyfloor.cli.main", "echelon", str(file)]
+    command += ["--output-dir", str(out), "--workers", "2", "--no-progress"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = sorted(random.Random(7).sample(range(1, 12), 3))  # of 13 measured checkpoints
+    for measured in [*kills, None]:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            found = [*out.glob("screening/*.json"), *out.glob("evaluation/*.json")]
+            if measured is not None and len(found) >= measured:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.02)
+        assert process.returncode == (0 if measured is None else -signal.SIGKILL)
+        time.sleep(1.5)  # its workers notice
+    assert numbers(out) == numbers(undisturbed)
+
+
+def counted(monkeypatch):
+    ran = []
+    for stage in ("train_depths", "train_grpo", "screen"):
+        original = getattr(cells_module, stage)
+
+        def count(*args, stage=stage, original=original, **kwargs):
+            ran.append(stage)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(cells_module, stage, count)
+    return ran
+
+
+def test_a_changed_setting_runs_only_what_depends_on_it(tiny_recipe, tmp_path, monkeypatch):
+    one = {"losses": {"ce": {"loss": "ce"}}, "depths": [1]}
+    quiet(tiny_recipe(**one), tmp_path)
+    ran = counted(monkeypatch)
+
+    # The evaluation alone; its checkpoints were not kept, so GRPO runs, and nothing else.
+    quiet(tiny_recipe(**one, evaluation={"num_samples": 8}), tmp_path)
+    assert ran == ["train_grpo", "screen", "screen"]
+    ran.clear()
+
+    grpo = {**tiny_recipe()["grpo"], "learning_rate": 1e-4}
+    quiet(tiny_recipe(**one, grpo=grpo), tmp_path)
+    assert ran == ["train_grpo", "screen", "screen"]
+    ran.clear()
+
+    # Another loss leaves those that are there alone: one SFT run, its screening and its GRPO.
+    more = {"depths": [1], "losses": {"ce": {"loss": "ce"}, "gem": {"loss": "gem"}}}
+    quiet(tiny_recipe(**more), tmp_path)
+    assert ran == ["train_depths", "screen", "train_grpo", "screen", "screen"]
+    ran.clear()
+
+    # And the first recipe is still complete.
+    quiet(tiny_recipe(**one), tmp_path)
+    assert ran == []
+
+
+def test_weights_that_were_not_kept_come_back_when_they_are_needed(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    one = {"depths": [0.5, 1]}
+    quiet(tiny_recipe(**one, grpo=None), tmp_path, keep="nothing")
+    assert not list((tmp_path / "sft").rglob("*.safetensors"))
+    before = numbers(tmp_path)["cells"]
+    ran = counted(monkeypatch)
+    quiet(tiny_recipe(**one), tmp_path, keep="all")
+    assert ran.count("train_depths") == 1 and ran.count("train_grpo") == 2
+    assert len(list((tmp_path / "grpo").rglob("model.safetensors"))) == 4
+    after = numbers(tmp_path)["cells"]
+    assert [c["before"] for c in after] == [c["before"] for c in before]
+
+
+def test_adapters_go_through_every_stage(tiny_recipe, tmp_path):
+    lora = {"r": 2, "target_modules": ["c_attn", "wte"]}
+    result = quiet(tiny_recipe(peft=lora, depths=[1]), tmp_path, keep="all")
+    assert not result.failures
+    (rung,) = (tmp_path / "sft").rglob("ce-depth-1")
+    assert (rung / "adapter_model.safetensors").is_file()
+    assert not (rung / "model.safetensors").exists()
+    assert len(list((tmp_path / "grpo").rglob("checkpoint-*/adapter_model.safetensors"))) == 2
+    (cell,) = numbers(tmp_path)["cells"]
+    assert set(cell["after"]) == {"1", "2"}
+
+
+def test_a_stage_that_fails_is_tried_again_then_named(tiny_recipe, tmp_path, monkeypatch, capsys):
+    recipe = load_recipe(tiny_recipe(depths=[1], grpo=None, losses={"ce": {}, "gem": {}}))
+    tries = []
+    original = Cells.run_sft
+
+    def fails_for_gem(self, loss, seed):
+        tries.append(loss)
+        if loss == "gem":
+            raise RuntimeError("out of memory")
+        original(self, loss, seed)
+
+    monkeypatch.setattr(Cells, "run_sft", fails_for_gem)
+    events = []
+    cells = Cells(recipe, tmp_path)
+    schedule = Schedule(
+        cells, SerialRunner(1), retries=2, on_event=lambda *event: events.append(event)
+    )
+    (failure,) = schedule.run()
+    assert tries == ["ce", "gem", "gem", "gem"]
+    assert failure.stage == "sft-gem-seed-0" and "out of memory" in failure.message
+    assert ("left out", Stage("rung", 0, "gem", 1.0), "sft-gem-seed-0 failed") in events
+    assert [cell["loss"] for cell in finished_cells(cells)] == ["ce"]
+
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    assert main(["echelon", "status", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "1 of 2 cells" in shown and "out of memory" in shown
+    states = {c["loss"]: c["state"] for c in echelon_status(tmp_path)["cells"]}
+    assert states == {"ce": "done", "gem": "failed"}
+
+    monkeypatch.setattr(Cells, "run_sft", original)
+    assert not quiet(recipe, tmp_path).failures
+    assert echelon_status(tmp_path)["failures"] == []
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path):
+    runner = open_executor("processes", workers=1, threads=1, gpus=0)
+    try:
+        with pytest.raises(Exception, match="terminated abruptly"):
+            runner.submit(os._exit, 3).result(timeout=60)
+        assert runner.submit(abs, -3).result(timeout=60) == 3
+    finally:
+        runner.close()
+
+
+def test_two_runs_do_not_share_a_folder(tiny_recipe, tmp_path):
+    lock = only_one_run(tmp_path)
+    try:
+        with pytest.raises(ValueError, match="another echelon is running"):
+            quiet(tiny_recipe(), tmp_path)
+    finally:
+        lock.release()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"executor": "serial", "workers": 2}, "serial. has one worker"),
+        ({"executor": "slurm"}, "choose one of serial, processes, ray"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"keep": "some"}, "choose one of rungs, all, nothing"),
+        ({"retries": -1}, "retries must be 0 or more"),
+    ],
+)
+def test_bad_settings_are_refused(tiny_recipe, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        quiet(tiny_recipe(), tmp_path, **options)
+
+
+def test_status_of_a_folder_without_an_echelon(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no echelon"):
+        echelon_status(tmp_path)
+
+
+def test_the_command_runs_part_of_a_recipe_and_says_how_far_it_is(tiny_recipe, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    two = {"ce": {"loss": "ce"}, "gem": {"loss": "gem"}}
+    file.write_text(yaml.safe_dump(tiny_recipe(losses=two, depths=[1])))
+    out = str(tmp_path / "out")
+    options = ["--losses", "ce", "--seeds", "3", "--no-grpo", "--no-progress"]
+    assert main(["echelon", str(file), "--output-dir", out, *options]) == 0
+    assert "1 losses × 1 depths × 1 seeds = 1 cells" in capsys.readouterr().out
+    assert main(["echelon", "status", out, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["done"], status["total"], status["running"]) == (1, 1, False)
+    assert status["cells"][0]["seed"] == 3
+    assert main(["echelon", str(file), "--losses", "sed", "--output-dir", out]) == 2
+    assert "the recipe has ce, gem" in capsys.readouterr().err

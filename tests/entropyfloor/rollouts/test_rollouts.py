@@ -1,0 +1,248 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from scipy import stats
+from transformers import GenerationConfig
+
+from entropyfloor.models.checkpoints import LoadedCheckpoint, load_checkpoint
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rollouts import (
+    SamplingSettings,
+    check_lengths,
+    encode_prompts,
+    generate_rollouts,
+)
+from tiny_models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
+
+PROMPTS = PromptSet(
+    tuple({"prompt": text} for text in ["1+2=", "a", "12+34+56=", "bcdef: 7-", "0", "99-1=#"])
+)
+
+
+# Enough end-of-sequence tokens that random models end at different lengths.
+ENDS = [1, *range(20, 60)]
+
+
+@pytest.fixture
+def checkpoint():
+    def make(family="llama", *, ends=ENDS, seed=0) -> LoadedCheckpoint:
+        model = tiny_model(family, seed).eval()
+        model.generation_config.eos_token_id = ends
+        return LoadedCheckpoint("tiny", "path/of/tiny", model, copy.deepcopy(tiny_tokenizer()))
+
+    return make
+
+
+def rollouts_of(checkpoint, prompts=PROMPTS, samples=3, **settings):
+    encoded = encode_prompts(prompts, checkpoint.tokenizer, where=checkpoint.name)
+    requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)]
+    options = SamplingSettings(**{"max_new_tokens": 10, **settings})
+    found = [
+        r for batch in generate_rollouts(checkpoint, encoded, requests, options) for r in batch
+    ]
+    assert sorted((r.prompt_index, r.sample_index) for r in found) == requests
+    return {(r.prompt_index, r.sample_index): r for r in found}
+
+
+def tokens(rollouts):
+    return {key: rollout.token_ids for key, rollout in rollouts.items()}
+
+
+@torch.no_grad()
+def teacher_forced_entropies(model, prompt_ids, token_ids):
+    """Entropy where each token was drawn: one forward pass, no cache, no padding, fp64 softmax."""
+    ids = torch.tensor([[*prompt_ids, *token_ids]])
+    # From the end: prompt tuning puts virtual tokens before the prompt.
+    logits = model(ids).logits[0, -len(token_ids) - 1 : -1].double()
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("warped", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}])
+def test_entropy_equals_brute_force(checkpoint, family, warped):
+    loaded = checkpoint(family)
+    encoded = encode_prompts(PROMPTS, loaded.tokenizer, where="tiny")
+    found = rollouts_of(loaded, batch_size=5, **warped)
+    for (prompt, _), rollout in found.items():
+        reference = teacher_forced_entropies(loaded.model, encoded[prompt], rollout.token_ids)
+        assert rollout.entropies_nats == pytest.approx(reference, abs=1e-5)
+    lengths = {len(rollout.token_ids) for rollout in found.values()}
+    assert len(lengths) > 1, "the test needs rollouts that end at different steps"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rollouts_do_not_depend_on_the_batch(checkpoint, family):
+    loaded = checkpoint(family)
+    alone = rollouts_of(loaded, batch_size=1)
+    for batch_size in (3, 16):
+        together = rollouts_of(loaded, batch_size=batch_size)
+        for key, rollout in alone.items():
+            assert together[key].token_ids == rollout.token_ids
+            assert together[key].entropies_nats == pytest.approx(rollout.entropies_nats, abs=1e-5)
+
+
+def test_more_samples_and_tokens_extend_what_was_drawn(checkpoint):
+    loaded = checkpoint()
+    short = rollouts_of(loaded, samples=2, max_new_tokens=4)
+    longer = rollouts_of(loaded, samples=3, max_new_tokens=9)
+    for key, rollout in short.items():
+        assert longer[key].token_ids[: len(rollout.token_ids)] == rollout.token_ids
+
+
+def test_seed_changes_rollouts(checkpoint):
+    loaded = checkpoint()
+    first, second = rollouts_of(loaded, seed=0), rollouts_of(loaded, seed=1)
+    assert any(first[key].token_ids != second[key].token_ids for key in first)
+
+
+def test_first_tokens_follow_softmax(checkpoint):
+    loaded = checkpoint()
+    prompts = PromptSet(({"prompt": "1+2="},))
+    found = rollouts_of(loaded, prompts, samples=4000, max_new_tokens=1, batch_size=1000)
+    counts = np.bincount([r.token_ids[0] for r in found.values()], minlength=VOCABULARY)
+    ids = torch.tensor([loaded.tokenizer("1+2=")["input_ids"]])
+    with torch.no_grad():
+        expected = loaded.model(ids).logits[0, -1].double().softmax(-1).numpy() * 4000
+    # Tokens expected fewer than five times are counted together, or chi-square is no approximation.
+    rare = expected < 5
+    observed = [*counts[~rare], counts[rare].sum()]
+    assert stats.chisquare(observed, [*expected[~rare], expected[rare].sum()]).pvalue > 0.01
+
+
+def test_top_k_one_is_greedy(checkpoint):
+    loaded = checkpoint()
+    found = rollouts_of(loaded, samples=2, top_k=1)
+    ids = torch.tensor([loaded.tokenizer("1+2=")["input_ids"]])
+    greedy = loaded.model.generate(ids, max_new_tokens=10, do_sample=False)[0, ids.shape[1] :]
+    assert found[0, 0].token_ids == found[0, 1].token_ids == tuple(greedy.tolist())
+
+
+def test_every_end_of_sequence_token_ends(checkpoint):
+    loaded = checkpoint(ends=list(range(100, 140)))
+    assert loaded.eos_token_ids == (*range(100, 140), 1)
+    ends = set(loaded.eos_token_ids)
+    seen = set()
+    for rollout in rollouts_of(loaded, samples=16).values():
+        assert not ends & set(rollout.token_ids[:-1])
+        assert rollout.truncated == (rollout.token_ids[-1] not in ends)
+        assert rollout.truncated <= (len(rollout.token_ids) == 10)
+        assert len(rollout.entropies_nats) == len(rollout.token_ids)
+        seen |= ends & set(rollout.token_ids)
+    assert len(seen) > 5
+
+
+def test_without_any_end_of_sequence_token_all_are_truncated(checkpoint):
+    loaded = checkpoint(ends=None)
+    loaded.tokenizer.eos_token = None
+    assert loaded.eos_token_ids == ()
+    found = rollouts_of(loaded)
+    assert all(r.truncated and len(r.token_ids) == 10 for r in found.values())
+
+
+def test_a_tokenizer_without_pad_token(checkpoint):
+    padded, bare = checkpoint(), checkpoint()
+    bare.tokenizer.pad_token = None
+    assert bare.pad_token_id != padded.pad_token_id
+    assert tokens(rollouts_of(padded)) == tokens(rollouts_of(bare))
+
+
+def test_the_models_own_generation_config_adds_nothing(checkpoint):
+    plain = rollouts_of(checkpoint())
+    loaded = checkpoint()
+    own = GenerationConfig(
+        eos_token_id=ENDS,
+        repetition_penalty=3.0,
+        no_repeat_ngram_size=1,
+        suppress_tokens=[4, 5, 6],
+        min_new_tokens=9,
+        temperature=0.1,
+        top_k=2,
+        do_sample=True,
+        num_beams=3,
+        max_length=3,
+    )
+    loaded.model.generation_config = own
+    found = rollouts_of(loaded)
+    assert tokens(found) == tokens(plain)
+    assert loaded.model.generation_config is own
+
+
+def test_nan_logits_name_the_checkpoint(checkpoint):
+    loaded = checkpoint()
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight[3] = torch.nan
+    with pytest.raises(ValueError, match="path/of/tiny gave logits that are NaN or infinite"):
+        rollouts_of(loaded)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+    ids=["lora", "prompt tuning"],
+)
+def test_adapters_roll_out_as_brute_force_says(config, tmp_path, save_checkpoint):
+    base = save_checkpoint("base")
+    torch.manual_seed(5)
+    peft_model = get_peft_model(load_checkpoint(base).model, config)
+    peft_model.peft_config["default"].base_model_name_or_path = str(base)
+    peft_model.save_pretrained(tmp_path / "adapter")
+    loaded = load_checkpoint(tmp_path / "adapter")
+    encoded = encode_prompts(PROMPTS, loaded.tokenizer, where="adapter")
+    found = rollouts_of(loaded, batch_size=4)
+    assert tokens(found) == tokens(rollouts_of(loaded, batch_size=1))
+    assert tokens(found) != tokens(rollouts_of(load_checkpoint(base)))
+    for (prompt, _), rollout in found.items():
+        reference = teacher_forced_entropies(loaded.model, encoded[prompt], rollout.token_ids)
+        assert rollout.entropies_nats == pytest.approx(reference, abs=1e-5)
+
+
+def test_conversations_use_the_chat_template():
+    tokenizer = tiny_tokenizer()
+    user = [{"role": "user", "content": "1+1="}]
+    prefilled = [*user, {"role": "assistant", "content": "2"}]
+    prompts = PromptSet(({"prompt": user}, {"prompt": prefilled}))
+    first, second = encode_prompts(prompts, tokenizer, where="x")
+    assert tokenizer.decode(first) == "<|user|>1+1=<|end|><|assistant|>"
+    assert tokenizer.decode(second) == "<|user|>1+1=<|end|><|assistant|>2"
+
+
+def test_conversations_without_template():
+    prompts = PromptSet(({"prompt": [{"role": "user", "content": "1"}]},), "set.jsonl")
+    bare = copy.deepcopy(tiny_tokenizer())
+    bare.chat_template = None
+    with pytest.raises(ValueError, match=r"set.jsonl holds conv.* runs/x has no chat template"):
+        encode_prompts(prompts, bare, where="runs/x")
+
+
+def test_lengths():
+    check_lengths([[1] * 54], context_length=64, max_new_tokens=10, where="x")
+    check_lengths([[1] * 9999], context_length=None, max_new_tokens=10, where="x")
+    with pytest.raises(ValueError, match=r"prompt 1 has 55 tokens; .* lower max_new_tokens to 9"):
+        check_lengths([[1], [1] * 55], context_length=64, max_new_tokens=10, where="x")
+    with pytest.raises(ValueError, match=r"64 tokens: shorten or drop the prompt"):
+        check_lengths([[1] * 64], context_length=64, max_new_tokens=10, where="x")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"batch_size": 0},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"seed": -1},
+    ],
+)
+def test_impossible_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingSettings(**wrong)
