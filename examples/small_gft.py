@@ -20,7 +20,7 @@ from rich.table import Table
 from entropyfloor.echelon.small_gft import GFTSettings, SmallGFT
 from entropyfloor.echelon.small_grpo import GRPOTraining
 from entropyfloor.echelon.small_run import SmallRun, SmallSettings
-from entropyfloor.whole_files import save_json
+from entropyfloor.io import save_json
 
 SFT_ARMS = ("ce", "dft")
 GFT_ARMS: dict[str, dict[str, Any]] = {

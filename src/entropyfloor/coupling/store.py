@@ -14,10 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.claimed_folder import check_same_settings
+from entropyfloor.io import check_settings, save_json, write_atomic
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
-from entropyfloor.whole_files import save_json, write_whole
 
 SCHEMA = "entropyfloor.coupling.settings"
 
@@ -49,7 +48,7 @@ class CouplingStore:
         found = json.loads(target.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise ValueError(f"{target} is not of schema {SCHEMA!r}; give another output directory")
-        check_same_settings(self._folder, found["determines"], determines, holds="was measured")
+        check_settings(self._folder, found["determines"], determines, holds="was measured")
 
     def rollouts(self, source: CheckpointSource, *, own: bool = False) -> RolloutStore:
         """Rollouts of a checkpoint, for the prompts or (``own``) for the demonstrations'."""
@@ -67,7 +66,7 @@ class CouplingStore:
         """Keep JSON data; ``key`` says what else it depends on."""
         if (target := self._file(kind, source)) is not None:
             text = json.dumps({"of": key, "found": found}, ensure_ascii=False)  # may be infinite
-            write_whole(target, text)
+            write_atomic(target, text)
 
     def _file(self, kind: str, source: CheckpointSource) -> Path | None:
         return None if self._folder is None else self._folder / f"{kind}-{_name(source)}.json"

@@ -14,10 +14,10 @@ from entropyfloor.echelon.recipe import Recipe, lora_config
 from entropyfloor.echelon.run_facts import run_facts
 from entropyfloor.echelon.small_grpo import GRPORun, train_grpo
 from entropyfloor.echelon.sources import Sources, digest
+from entropyfloor.io import save_json
 from entropyfloor.models.merging import merged_directory
 from entropyfloor.rollouts.rewards import reward_by_name
 from entropyfloor.screening.screen import screen
-from entropyfloor.whole_files import save_json
 
 KEEP = ("rungs", "all", "nothing")
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor import __version__
-from entropyfloor.claimed_folder import claim_folder
 from entropyfloor.echelon.conclusions import conclusions
 from entropyfloor.echelon.depth_plot import write_depth_plot
 from entropyfloor.echelon.depths import DepthTraining, depth_directory, train_depths
 from entropyfloor.echelon.quick_model import quick_model_directory
 from entropyfloor.echelon.screening_store import load_screening
 from entropyfloor.echelon.tasks import SumTask, sum_task
+from entropyfloor.io import claim_folder, save_json
 from entropyfloor.models.checkpoint_sources import find_checkpoints
 from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
@@ -35,7 +35,6 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.screen import screen
-from entropyfloor.whole_files import save_json
 from entropyfloor_losses import loss_by_name
 
 GROUP_SIZE = 8  # rollouts per prompt that RL would use: GRPO's default in trl

@@ -24,7 +24,7 @@ from entropyfloor.echelon.schedule import (
     read_failures,
     recipe_of,
 )
-from entropyfloor.whole_files import save_json
+from entropyfloor.io import save_json
 
 _REFRESH_SECONDS = 60.0
 

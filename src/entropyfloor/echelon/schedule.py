@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from entropyfloor.echelon.cells import Cells
 from entropyfloor.echelon.executors import Runner
 from entropyfloor.echelon.recipe import Recipe, load_recipe
-from entropyfloor.whole_files import save_json
+from entropyfloor.io import save_json
 
 FAILURES = "failures"
 _KINDS = ("base", "sft", "rung")

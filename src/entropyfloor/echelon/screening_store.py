@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from entropyfloor.io import save_json as save_json
 from entropyfloor.screening.report import ScreeningReport
-from entropyfloor.whole_files import save_json as save_json
 
 
 def load_screening(folder: Path) -> ScreeningReport | None:

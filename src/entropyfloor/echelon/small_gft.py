@@ -28,17 +28,16 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from entropyfloor.claimed_folder import claim_folder
 from entropyfloor.echelon.cell_measures import measures
 from entropyfloor.echelon.depths import train_ladder
 from entropyfloor.echelon.small_grpo import QuietBar
 from entropyfloor.echelon.small_run import SmallRun
 from entropyfloor.echelon.small_task import MAX_NEW_TOKENS
 from entropyfloor.gft.response_groups import ResponseGroups, build_response_groups
+from entropyfloor.io import claim_folder, save_json
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.rewards import exact_match
 from entropyfloor.screening.screen import screen
-from entropyfloor.whole_files import save_json
 
 _TEACHER_DEPTH = 2  # epochs of SFT before its GRPO: the start from which GRPO gets furthest
 

@@ -22,8 +22,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from entropyfloor.echelon.depths import TRAINING_STATE
+from entropyfloor.io import save_json
 from entropyfloor.rl.monitor_log import read_log
-from entropyfloor.whole_files import save_json
 
 _CURVE = "curve.json"
 

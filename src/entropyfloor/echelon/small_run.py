@@ -27,17 +27,16 @@ from typing import Any
 from transformers import TrainerCallback
 
 from entropyfloor import __version__
-from entropyfloor.claimed_folder import claim_folder
 from entropyfloor.echelon.cell_measures import measures
 from entropyfloor.echelon.depths import DepthTraining, train_depths
 from entropyfloor.echelon.screening_store import load_screening
 from entropyfloor.echelon.small_grpo import GRPORun, GRPOTraining, train_grpo
 from entropyfloor.echelon.small_model import small_model_directory
 from entropyfloor.echelon.small_task import MAX_NEW_TOKENS, SmallTask, small_task
+from entropyfloor.io import claim_folder, save_json
 from entropyfloor.rollouts.rewards import exact_match
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.screen import screen
-from entropyfloor.whole_files import save_json
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from entropyfloor.gft.given_responses import (
     given_responses,
 )
 from entropyfloor.gft.response_counts import ResponseCounts, count_responses
+from entropyfloor.io import save_json
 from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.processes import Processes
@@ -41,7 +42,6 @@ from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollout_blocks import RolloutBlock, RolloutBlocks
 from entropyfloor.rollouts.rollouts import SamplingSettings
 from entropyfloor.rollouts.scoring import score_completions
-from entropyfloor.whole_files import save_json
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
 

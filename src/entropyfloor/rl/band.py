@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
+from entropyfloor.io import save_json, write_atomic
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollout_blocks import RolloutBlocks
 from entropyfloor.rollouts.rollouts import SamplingSettings
-from entropyfloor.whole_files import save_json, write_whole
 
 NUM_SAMPLES = 16
 _PAPER = (1, 14)  # passes of 16
@@ -221,5 +221,5 @@ def _write(band: Band, settings: dict[str, Any]) -> None:
         "kept": len(band.kept),
     }
     lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in band.rows()]
-    write_whole(band.path, "".join(lines))
+    write_atomic(band.path, "".join(lines))
     save_json(band.folder / "band.json", document)

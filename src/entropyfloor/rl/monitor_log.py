@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.whole_files import write_whole
+from entropyfloor.io import write_atomic
 
 FILE_NAME = "collapse_monitor.jsonl"
 
@@ -43,7 +43,7 @@ def begin_log(path: Path, resumed_step: int, start: dict[str, Any]) -> None:
     kept = []
     if resumed_step > 0 and path.is_file():
         kept = [r for r in read_log(path) if r.get("step", 0) <= resumed_step]
-    write_whole(path, "".join(_line(record) for record in [*kept, {"event": "start", **start}]))
+    write_atomic(path, "".join(_line(record) for record in [*kept, {"event": "start", **start}]))
 
 
 def append_log(path: Path, record: dict[str, Any]) -> None:

@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from entropyfloor.claimed_folder import check_same_settings
+from entropyfloor.io import check_settings, save_json, write_atomic
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings
 from entropyfloor.screening.measure import TokenSums
-from entropyfloor.whole_files import save_json, write_whole
 
 SCHEMA = "entropyfloor.rollouts"
 _LAST = "last_of_batch"
@@ -117,7 +116,7 @@ class RolloutStore:
         if self._sums_file is not None and self._processes.main:
             values = {name: asdict(value) for name, value in sums.items()}
             text = json.dumps({"of": key, "sums": values}, ensure_ascii=False)  # may be infinite
-            write_whole(self._sums_file, text)
+            write_atomic(self._sums_file, text)
 
     def _read(self, file: Path, *, repair: bool) -> None:
         content = file.read_bytes()
@@ -181,7 +180,7 @@ def open_folder(folder: Path, *, determines: dict[str, Any], context: dict[str, 
     target = folder / "rollouts.json"
     if target.is_file():
         before = read_folder(folder)["determines"]
-        check_same_settings(folder, before, determines, holds="holds rollouts drawn")
+        check_settings(folder, before, determines, holds="holds rollouts drawn")
     elif any(folder.glob("rollouts-*.jsonl")):
         raise ValueError(
             f"{folder} holds rollouts but no rollouts.json that says how they were drawn; give "

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.claimed_folder import check_same_settings
+from entropyfloor.io import check_settings, save_json
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.interpolation import check_same_shapes, write_interpolated
 from entropyfloor.rollouts.prompts import PromptSet
@@ -20,7 +20,6 @@ from entropyfloor.rollouts.rewards import reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import checkpoint_digest, source_digest
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.screen import screen
-from entropyfloor.whole_files import save_json
 
 _RECORD = "rescue.json"
 _WITHOUT_EFFECT = ("batch_size", "processes", "progress")  # arguments of `screen`
@@ -187,7 +186,7 @@ def _known_points(folder: Path, determines: dict[str, Any]) -> dict[float, Rescu
     if not path.is_file():
         return {}
     record = json.loads(path.read_text())
-    check_same_settings(folder, record["determines"], determines, holds="holds a rescue")
+    check_settings(folder, record["determines"], determines, holds="holds a rescue")
     return {point["share"]: RescuePoint(**point) for point in record["points"]}
 
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from entropyfloor.io import save_json
 from entropyfloor.models.logit_transform import final_logits
 from entropyfloor.sft.floor.base_cache_files import CachePart
-from entropyfloor.whole_files import save_json
 from entropyfloor_losses import IGNORE_INDEX, BaseTopK
 
 _CHUNK_BYTES = 64 * 2**20  # logits of one chunk

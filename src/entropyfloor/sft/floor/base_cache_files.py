@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from entropyfloor.whole_files import write_whole
+from entropyfloor.io import write_atomic
 
 _ARRAYS = (("indices", np.dtype("<i4")), ("log_probs", np.dtype("<f4")))
 
@@ -55,7 +55,7 @@ class CachePart:
     def open(self) -> None:
         """Make the files, or drop what a killed process left of a batch in them."""
         # First the index: it never names what is not there, also if this is where the kill comes.
-        write_whole(self._index, f"{self._header}\n{_lines(self.places)}")
+        write_atomic(self._index, f"{self._header}\n{_lines(self.places)}")
         for path, dtype in self._files:
             with path.open("ab") as file:
                 file.truncate(self._rows * self._k * dtype.itemsize)

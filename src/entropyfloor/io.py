@@ -1,0 +1,116 @@
+"""Files and folders that survive a kill: atomic writes, JSON Lines, the guard of a run's folder.
+
+The lowest layer of the package: knows of no model and no measure.
+
+    write_atomic, save_json        a file is whole or absent, also if the process dies writing it
+    append_jsonl, read_jsonl       a file that grows; a line that a kill cut short is left out
+    claim_folder, check_settings   a folder belongs to one set of settings: two never mix in it
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text beside ``path``, then rename; missing parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write JSON atomically.
+
+    Raises:
+        ValueError: NaN or an infinity, which JSON does not have; what was there is left alone.
+
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n")
+
+
+def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add records, a line each, and wait until they are on the disk."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+    """Read the whole lines of a file that :func:`append_jsonl` wrote, up to where a kill cut it.
+
+    Args:
+        path: none there reads as no records.
+        repair: cut the file off after the last whole line, so that it can be added to.
+
+    """
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    records, whole = [], 0
+    for line in content.splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(record, dict):
+            break
+        records.append(record)
+        whole += len(line)
+    if repair and whole < len(content):
+        os.truncate(path, whole)
+    return records
+
+
+def check_settings(
+    folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, holds: str = "holds a run"
+) -> None:
+    """Refuse to go on in a folder that was made with other settings.
+
+    Args:
+        folder: for the message.
+        found: what it was made with, as read from JSON.
+        wanted: what is wanted now; plain data for JSON.
+        holds: verb and object of the message.
+
+    Raises:
+        ValueError: they differ; the message names the differences.
+
+    """
+    now = json.loads(json.dumps(wanted))
+    differ = [key for key in {**now, **found} if now.get(key) != found.get(key)]
+    if differ:
+        listed = "; ".join(
+            f"{key}: {found.get(key)!r} then, {now.get(key)!r} now" for key in differ
+        )
+        raise ValueError(
+            f"{folder} {holds} with other settings ({listed}), which must not be mixed: give "
+            "another one (--output-dir), repeat those settings to go on with it, or delete the "
+            "folder"
+        )
+
+
+def claim_folder(folder: Path, settings: Mapping[str, Any], *, file: str = "settings.json") -> None:
+    """Claim an empty folder for these settings, or check that it has them.
+
+    Args:
+        folder: made if missing.
+        settings: everything that determines what will be written there; plain data for JSON.
+        file: where in the folder they are kept.
+
+    Raises:
+        ValueError: the folder was claimed with other settings; the message names the differences.
+
+    """
+    path = folder / file
+    if path.is_file():
+        check_settings(folder, json.loads(path.read_text(encoding="utf-8")), settings)
+    else:
+        save_json(path, settings)
