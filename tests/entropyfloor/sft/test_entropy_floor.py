@@ -9,6 +9,7 @@ from peft import LoraConfig, PromptTuningConfig
 from sft_runs import Run, prompt_completion_rows, sed_trainer, text_rows
 
 from entropyfloor.sft.floor.entropy_floor import best_above, last_above, measured
+from entropyfloor.sft.floor.rollout_probe import prompts_of
 from entropyfloor.sft.run_record import read_record
 from entropyfloor_losses import IGNORE_INDEX, PLACES, BaseHead, token_statistics
 from tiny_models import tiny_model
@@ -283,6 +284,21 @@ def test_probe_prompts_come_from_the_evaluation_set_first(tmp_path):
     held_out = prompt_completion_rows(30).select(range(24, 30))
     trainer = floored(tmp_path, trainer={"eval_dataset": held_out})
     assert trainer.floor.probe.prompts.prompts == held_out["prompt"][:4]
+
+
+def test_prompts_of_a_streamed_set_are_found_after_map():
+    """It does not know its columns then; looking at it takes no row away."""
+    streamed = prompt_completion_rows(6).to_iterable_dataset().map(lambda row: {"n": 1})
+    assert streamed.column_names is None
+    assert prompts_of(streamed, 2).prompts == ["0 + 0 =", "1 + 1 ="]
+    assert next(row["prompt"] for row in streamed) == "0 + 0 ="
+    texts = text_rows(3).to_iterable_dataset().map(lambda row: {"n": 1})
+    assert prompts_of(texts, 2) is None
+
+
+def test_a_probe_that_does_not_fit_the_context_is_an_error_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"prompt 1 has 250 tokens.*context .* 256 tokens"):
+        floored(tmp_path, trainer={"probe_prompts": ["1 + 1 =", "1" * 250]})
 
 
 def test_the_probe_leaves_the_run_alone(tmp_path):

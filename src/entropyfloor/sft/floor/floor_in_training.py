@@ -91,7 +91,8 @@ def attach_floor(
 
     """
     head.term, head.base = args.build_term(), base
-    vocabulary = trainer.model.config.get_text_config().vocab_size
+    config = trainer.model.config.get_text_config()
+    vocabulary = config.vocab_size
     controller = args.build_controller()
     if controller.floor >= math.log(vocabulary):
         raise ValueError(
@@ -118,6 +119,7 @@ def attach_floor(
             max_new_tokens=args.floor_probe_tokens,
             seed=trainer.args.seed,
             reward=reward_by_name(reward) if isinstance(reward, str) else reward,
+            context_length=getattr(config, "max_position_embeddings", None),
         )
     floor = EntropyFloor(
         controller,

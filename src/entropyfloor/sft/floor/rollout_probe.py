@@ -7,6 +7,7 @@ temperature 1. Samples are drawn from their own seed: no random state of the tra
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +17,12 @@ from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction, check_reward_columns
-from entropyfloor.rollouts.rollouts import SamplingSettings, encode_prompts, generate_rollouts
+from entropyfloor.rollouts.rollouts import (
+    SamplingSettings,
+    check_lengths,
+    encode_prompts,
+    generate_rollouts,
+)
 from entropyfloor.rollouts.scoring import score_rollouts
 
 
@@ -53,6 +59,11 @@ class RolloutProbe:
         batch_size: rollouts at once.
         seed: of the samples; each step draws its own.
         reward: in trl's signature, on the prompts' columns; for ``pass_at_1``.
+        context_length: of the model, in tokens; None: unknown.
+
+    Raises:
+        ValueError: rows without what the reward needs, a prompt that the tokenizer cannot render,
+            or one that leaves no room for ``max_new_tokens``.
 
     """
 
@@ -62,11 +73,18 @@ class RolloutProbe:
     batch_size: int = 32
     seed: int = 0
     reward: RewardFunction | None = None
+    context_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.reward is not None:
             check_reward_columns(self.reward, self.prompts)
         self._encoded = encode_prompts(self.prompts, self.tokenizer, where="the model in training")
+        check_lengths(
+            self._encoded,
+            context_length=self.context_length,
+            max_new_tokens=self.max_new_tokens,
+            where="the model in training (max_new_tokens is floor_probe_tokens)",
+        )
         self._sampling = SamplingSettings(
             max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, seed=self.seed
         )
@@ -117,18 +135,22 @@ def prompts_of(dataset: Any, count: int) -> PromptSet | None:
     """The first ``count`` rows with different prompts of a dataset that has them, or None.
 
     Args:
-        dataset: a dataset, a dict of them (the first counts), or None.
-        count: how many at most.
+        dataset: a dataset, streamed or not, a dict of them (the first counts), or None.
+        count: how many at most; of a streamed set no more than ``64 * count`` rows are read.
 
     """
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()), None)
-    columns = getattr(dataset, "column_names", None) or []
-    if "prompt" not in columns or count < 1:
+    if count < 1 or not hasattr(dataset, "column_names"):  # which datasets of `datasets` have
         return None
-    found: dict[str, Any] = {}
-    for row in dataset:
-        found.setdefault(repr(row["prompt"]), row)
-        if len(found) == count:
+    # A streamed set does not know its columns after `map`, so its first row says. Each reading of
+    # it begins anew: nothing is taken away from the training.
+    rows = dataset if hasattr(dataset, "__len__") else islice(dataset, 64 * count)
+    different: dict[str, Any] = {}
+    for row in rows:
+        if "prompt" not in row:
             break
-    return PromptSet(tuple(found.values()), "the dataset's prompts") if found else None
+        different.setdefault(repr(row["prompt"]), row)
+        if len(different) == count:
+            break
+    return PromptSet(tuple(different.values()), "the dataset's prompts") if different else None
