@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write UTF-8 text beside ``path``, then rename; missing parent folders are made."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write UTF-8 text, or bytes, beside ``path``, then rename; missing parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_bytes(_encoded(content) if isinstance(content, str) else content)
     os.replace(unfinished, path)
+
+
+def _encoded(text: str) -> bytes:
+    r"""UTF-8; half a surrogate pair, which a model may write, as ``\udXXX``: so JSON escapes it."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def save_json(path: Path, content: Any) -> None:
@@ -38,7 +43,7 @@ def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        file.write(lines.encode())
+        file.write(_encoded(lines))
         file.flush()
         os.fsync(file.fileno())
 

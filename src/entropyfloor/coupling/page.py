@@ -28,7 +28,7 @@ def coupling_html(report: CouplingReport) -> str:
     aligned = [c for c in report.checkpoints if c.alignment is not None]
     return (
         page_environment()
-        .get_template("coupling.html.j2")
+        .get_template("render/templates/coupling.html.j2")
         .render(
             style=style_sheet("screening.css"),
             stage=stage_words(report),

@@ -33,7 +33,7 @@ def echelon_html(comparison: EchelonComparison) -> str:
     regrets = [(scope, figures.regret_figure(comparison, scope)) for scope in scopes]
     return (
         page_environment()
-        .get_template("echelon.html.j2")
+        .get_template("render/templates/echelon.html.j2")
         .render(
             style=style_sheet("screening.css") + style_sheet("echelon.css"),
             name=comparison.settings.get("name", ""),

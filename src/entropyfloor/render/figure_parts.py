@@ -5,13 +5,14 @@ shown at their own size, so that the smallest text, 12 px, stays readable.
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 from markupsafe import Markup
 
 from entropyfloor.render.svg import Scale, element
+from entropyfloor.render.text import common_beginning
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
+__all__ = ["WIDTH", "apart", "bar", "common_beginning", "highlighted", "marker", "say_interval"]
 WIDTH = 370
 SERIES = 6  # curves that colours and markers keep apart
 
@@ -29,15 +30,6 @@ def highlighted(report: ScreeningReport, count: int = SERIES) -> list[int]:
     wanted += [0, len(rows) - 1, entropies.index(min(entropies)), entropies.index(max(entropies))]
     wanted += [round(i * (len(rows) - 1) / (count - 1)) for i in range(count)]
     return sorted(list(dict.fromkeys(wanted))[:count])
-
-
-def common_beginning(names: Sequence[str]) -> str:
-    """Folders that all names begin with, ``a/b/``; empty for one name."""
-    if len(names) < 2:
-        return ""
-    folders = [name.split("/")[:-1] for name in names]
-    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
-    return "".join(f"{parts[0]}/" for parts in shared)
 
 
 def say_interval(checkpoint: CheckpointScreening, measure: str) -> str:

@@ -1,20 +1,32 @@
-"""What every HTML page of ours is made with: templates that escape, and settings made flat."""
+"""What every HTML page of ours is made with: a frame, templates that escape, settings made flat.
 
-from collections.abc import Iterator
+A page is one file that needs nothing else: no script, no request (its own policy forbids both). The
+template of a feature lies beside it and extends the frame::
+
+    {% extends "render/frame.html.j2" %}      blocks: title, lead, nav, content, source
+    render_page("screening/page.html.j2", settings=report.settings, ...)
+"""
+
+from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from entropyfloor.render.untrusted import visible
+from entropyfloor.render.palette import css_variables
+from entropyfloor.render.text import visible
 
 
 @cache
-def page_environment() -> Environment:
-    """Templates of ``reports/templates``: everything is escaped, control characters are shown."""
+def environment() -> Environment:
+    """Templates of the package by path, ``render/frame.html.j2``.
+
+    Whatever a template writes is escaped, and its control characters are made visible.
+    """
     return Environment(
-        loader=PackageLoader("entropyfloor.render", "templates"),
+        loader=PackageLoader("entropyfloor", "."),
         autoescape=True,
         finalize=_written,
         undefined=StrictUndefined,
@@ -23,17 +35,42 @@ def page_environment() -> Environment:
     )
 
 
+def render_page(template: str, *, settings: Mapping[str, Any], **values: Any) -> str:
+    """Return a page as text.
+
+    Args:
+        template: path in the package; it extends ``render/frame.html.j2``.
+        settings: shown flat at the end of the page.
+        **values: of the template.
+
+    """
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            style=Markup(css_variables() + style),
+            settings=settings,
+            flat_settings=list(flat_settings(settings)),
+            **values,
+        )
+    )
+
+
+# The pages of the echelon and of the coupling are not of the frame yet.
+page_environment = environment
+
+
 def style_sheet(name: str) -> Markup:
-    """A style sheet of ours, to be put inside a page."""
-    loader = page_environment().loader
-    assert loader is not None
-    return Markup(loader.get_source(page_environment(), name)[0])
+    """A style sheet in ``templates``, to be put inside a page."""
+    folder = Path(__file__).with_name("templates")
+    return Markup((folder / name).read_text(encoding="utf-8"))
 
 
-def flat_settings(settings: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+def flat_settings(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     """``(key, value)`` with nested keys joined by a dot."""
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from flat_settings(value, f"{before}{key}.")
         elif isinstance(value, list | tuple):
             yield f"{before}{key}", ", ".join(map(str, value)) or "–"

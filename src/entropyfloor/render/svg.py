@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from entropyfloor.render.untrusted import visible
+from entropyfloor.render.text import visible
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def screening_html(report: ScreeningReport) -> str:
     size = settings.get("group_size")
     return (
         page_environment()
-        .get_template("screening.html.j2")
+        .get_template("render/templates/screening.html.j2")
         .render(
             style=style_sheet("screening.css"),
             rows=rows,

@@ -1,0 +1,302 @@
+"""A figure, drawn once by matplotlib: an SVG inside a page, a PNG (PDF, SVG) as a file.
+
+    chart = Chart(370, 260, title="pass@k", description="what a screen reader says")
+    axes = chart.axes(below="k", beside="share of prompts")
+    (line,) = axes.plot(ks, rates, **series(0))
+    chart.tip(line, "ce: pass@1 0.250")     # shown over the mark inside a page
+    chart.legend([(line, "ce")])
+    chart.svg("pass-at-k")                  # Markup; the key makes its ids unique on the page
+    chart.save("pass_at_k.png")
+
+Sizes are CSS pixels: a page shows a figure at about its own size, so that text of 12 is read at 12.
+In a page text stays text and colours (``render.palette``) follow the reader's light or dark ground.
+Text of users is never parsed as a formula, and a legend's entry may begin with ``_``.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from entropyfloor.io import write_atomic
+from entropyfloor.render.palette import LIGHT
+from entropyfloor.render.text import plain, visible
+
+_STYLE: Any = {
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.unicode_minus": True,
+    "font.family": "DejaVu Sans",  # comes with matplotlib, and is wider than what pages use
+    "font.size": 12,
+    "text.color": LIGHT["ink"],
+    "axes.labelsize": 12,
+    "axes.labelcolor": LIGHT["soft"],
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": LIGHT["ink"],
+    "axes.edgecolor": LIGHT["soft"],
+    "axes.linewidth": 1.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": LIGHT["rule"],
+    "grid.linewidth": 1.0,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "xtick.color": LIGHT["soft"],
+    "ytick.color": LIGHT["soft"],
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 7.0,
+    "errorbar.capsize": 3.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "entropyfloor",  # the same figure has the same text, at any time
+}
+_PER_INCH = 72  # a CSS pixel is one of matplotlib's points
+_COLOURS = 8  # of series
+_SHAPES = [("o", True), ("s", True), ("^", True), ("D", True), ("v", True)]  # marker, filled
+_SHAPES += [("o", False), ("s", False), ("D", False)]
+_LETTERS = 44  # of a legend's entry
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A letter that the font lacks is a box in a PNG, and a letter on a page.
+        warnings.filterwarnings("ignore", message="(?s).*Glyph .* missing from")
+        yield
+
+
+class Chart:
+    """One figure with a title and a description, and what is said over its marks.
+
+    Args:
+        width: CSS pixels; about 370 fits a phone, and a third of a desk.
+        height: CSS pixels.
+        title: what it shows, in a few words; not drawn.
+        description: what it says, for those who do not see it.
+
+    """
+
+    def __init__(self, width: float, height: float, title: str = "", description: str = "") -> None:
+        self.width, self.title, self.description = width, title, description
+        self._tips: dict[str, str] = {}
+        with _styled():
+            self.figure = Figure(
+                figsize=(width / _PER_INCH, height / _PER_INCH), dpi=_PER_INCH, layout="constrained"
+            )
+        FigureCanvasAgg(self.figure)
+
+    def axes(self, *, below: str = "", beside: str = "", grid: str = "y") -> Axes:
+        """Axes with a caption below and one beside it; ``grid`` is x, y, both or empty."""
+        return self.panels(1, below=below, beside=[beside], grid=grid)[0]
+
+    def panels(
+        self,
+        count: int,
+        *,
+        beside: Sequence[str],
+        below: str = "",
+        grid: str = "y",
+        heights: Sequence[float] | None = None,
+    ) -> list[Axes]:
+        """Axes one below the other that share what is across; captions beside, one below all."""
+        with _styled():
+            column = self.figure.subplots(
+                count, 1, sharex=True, squeeze=False, height_ratios=heights
+            )[:, 0]
+            for axes, words in zip(column, beside, strict=True):
+                if grid:
+                    axes.grid(axis=grid)
+                axes.set_ylabel(words)
+            column[-1].set_xlabel(below)
+        return list(column)
+
+    def tip(self, artist: Artist, words: str) -> None:
+        """Say ``words`` over a mark, inside a page."""
+        key = f"tip-{len(self._tips)}"
+        artist.set_gid(key)
+        self._tips[key] = words
+
+    def legend(
+        self, entries: Sequence[tuple[Any, str]], *, axes: Axes | None = None, columns: int = 1
+    ) -> None:
+        """Name marks: below the whole figure, or above the right end of ``axes``."""
+        # Told marks and words, matplotlib leaves none out that begins with "_".
+        handles = [handle for handle, _ in entries]
+        words = [plain(text, _LETTERS) for _, text in entries]
+        with _styled():
+            if axes is None:
+                self.figure.legend(handles, words, loc="outside lower left", ncols=columns)
+            else:
+                axes.legend(
+                    handles, words, ncols=columns, loc="lower right", bbox_to_anchor=(1.0, 0.99)
+                )
+
+    def svg(self, key: str) -> Markup:
+        """Write the figure as an ``svg`` element of a page; ``key`` begins all of its ids."""
+        root = ElementTree.fromstring(self._written("svg"))
+        for child in [c for c in root if _name(c) in ("metadata", "defs") and not c.get("id")]:
+            if _name(child) == "metadata" or _only_style(child):
+                root.remove(child)
+        for element in root.iter():
+            self._adapt(element, key)
+        box = root.attrib["viewBox"]
+        root.attrib.clear()
+        root.attrib.update(
+            {
+                "viewBox": box,
+                "class": "chart",
+                "style": f"max-width:{1.25 * self.width:.0f}px",
+                "role": "img",
+                "aria-label": visible(self.title),
+            }
+        )
+        if self.description:
+            root.set("aria-describedby", f"{key}-said")
+            said = ElementTree.Element("desc", {"id": f"{key}-said"})
+            said.text = visible(self.description)
+            root.insert(0, said)
+        return Markup(ElementTree.tostring(root, encoding="unicode", method="html"))
+
+    def save(self, path: str | Path) -> Path:
+        """Write a file of the kind that its suffix names, and return its path.
+
+        Raises:
+            ValueError: a suffix that matplotlib does not know.
+
+        """
+        target = Path(path)
+        write_atomic(target, self._written(target.suffix.removeprefix(".") or "png"))
+        return target
+
+    def _written(self, kind: str) -> bytes:
+        file = io.BytesIO()
+        with _styled():
+            for text in self.figure.findobj(Text):
+                assert isinstance(text, Text)
+                # Also of texts that were made outside of our style.
+                text.set_parse_math(False)
+                text.set_text(visible(text.get_text()))
+            stable = {"Date": None} if kind == "svg" else None
+            ground = "none" if kind == "svg" else LIGHT["page"]
+            self.figure.savefig(
+                file, format=kind, dpi=2 * _PER_INCH, facecolor=ground, metadata=stable
+            )
+        return file.getvalue()
+
+    def _adapt(self, element: ElementTree.Element, key: str) -> None:
+        """Make matplotlib's SVG one of a page: short, its ids unique, its colours the page's."""
+        element.tag = _name(element)
+        for side in ("text", "tail"):
+            if element.tag != "text" and not (getattr(element, side) or "").strip():
+                setattr(element, side, None)
+        found = element.attrib.pop("id", None)
+        if found in self._tips:
+            tip = ElementTree.Element("title")
+            tip.text = visible(self._tips[found])
+            element.insert(0, tip)
+        elif found is not None and element.tag in ("path", "clipPath"):
+            element.set("id", f"{key}-{found}")
+        for name, value in list(element.attrib.items()):
+            if name.startswith("{"):
+                del element.attrib[name]
+                value, name = value.replace("#", f"#{key}-"), name.rpartition("}")[2]
+            if value.startswith("rotate(-0 "):
+                del element.attrib[name]
+                continue
+            if name in ("style", "fill", "stroke"):
+                value = _COLOUR.sub(_variable, value)
+            value = value.replace("url(#", f"url(#{key}-")
+            element.set(name, _DIGITS.sub(_short, value) if name in _NUMBERS else value)
+
+
+_COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+_DIGITS = re.compile(r"-?\d+\.\d{2,}")
+_NUMBERS = ("d", "x", "y", "width", "height", "transform")
+_VARIABLES = {value: f"var(--{name})" for name, value in LIGHT.items()}
+
+
+def _name(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
+
+
+def _only_style(element: ElementTree.Element) -> bool:
+    """Whether these are matplotlib's definitions of ``*``, which would reach the whole page."""
+    return all(_name(child) == "style" for child in element)
+
+
+def _variable(match: re.Match[str]) -> str:
+    return _VARIABLES.get(match[0], match[0])
+
+
+def _short(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def series(place: int) -> dict[str, Any]:
+    """Colour and marker of the series at that place; 64 of them differ in one or the other."""
+    colour = LIGHT[f"s{place % _COLOURS}"]
+    marker, filled = _SHAPES[(place + place // _COLOURS) % len(_SHAPES)]
+    return {
+        "color": colour,
+        "marker": marker,
+        "markerfacecolor": colour if filled else LIGHT["panel"],
+        "markeredgecolor": LIGHT["panel"] if filled else colour,
+        "markeredgewidth": 0.75 if filled else 2.0,
+    }
+
+
+def key(style: Mapping[str, Any], identity: str) -> Markup:
+    """The mark of a series for a legend in the text of a page; ``identity`` begins its ids."""
+    chart = Chart(24, 16)
+    line = Line2D([0.08, 0.5, 0.92], [0.5, 0.5, 0.5], markevery=[1], **style)
+    chart.figure.add_artist(line)
+    return chart.svg(identity).replace(Markup('class="chart"'), Markup('class="chart key"'), 1)
+
+
+def name_rows(axes: Axes, names: Sequence[str], letters: int = 17) -> None:
+    """A row per name, the first on top; names are shortened to ``letters``."""
+    with _styled():
+        axes.set_yticks(range(len(names)), [plain(name, letters) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0, labelcolor=LIGHT["ink"])
+        axes.spines["left"].set_visible(False)
+
+
+def entropy_axis(axes: Axes, side: Literal["x", "y"], values: Sequence[float]) -> bool:
+    """From 0; logarithmic if a base model at 2.7 nats would flatten what differs by hundredths.
+
+    Returns:
+        whether it is logarithmic.
+
+    """
+    axis, limits = axes.xaxis if side == "x" else axes.yaxis, f"{side}lim"
+    top = max([*values, 1e-3])
+    positive = [value for value in values if value > 0]
+    if not positive or top <= 20 * min(positive):
+        axes.set(**{limits: (0.0, top * 1.08)})
+        return False
+    low = max(min(positive) / 1.3, top / 1e5)
+    axes.set(**{f"{side}scale": "log", limits: (low, top * 1.3)})
+    axis.set_major_locator(LogLocator(subs=(1.0,) if top / low > 200 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return True
