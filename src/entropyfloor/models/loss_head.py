@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
@@ -207,8 +207,14 @@ def _check_head(model: PreTrainedModel, loss: Any) -> None:
 
 
 def _full(parameter: Tensor | None) -> Tensor | None:
-    """FSDP2 shards parameters as DTensors while hidden states are plain tensors: gather first."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    """Gather a parameter that FSDP2 shards as a DTensor: hidden states are plain tensors.
+
+    Each process has the gradient of its own tokens, and FSDP averages gradients over processes.
+    Without `grad_placements` each would keep, of its own shard, the gradient of its own tokens.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
 def _selected(loss: Any, statistics: TokenStatistics) -> Tensor:
