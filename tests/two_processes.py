@@ -41,6 +41,11 @@ def two_processes(program: str, folder: Path) -> Iterator[None]:
     assert codes == [0, 0], errors
 
 
+def files_of(folder: Path) -> list[str]:
+    """Every file below an output directory. Give each process one of its own to see who writes."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
 def end_of_process() -> None:
     """Last line of such a program."""
     torch.distributed.barrier()

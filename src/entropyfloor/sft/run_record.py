@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.io import save_json
 from entropyfloor_losses import loss_by_name, loss_name_and_options
 
 FILE_NAME = "entropyfloor.json"
@@ -32,7 +33,7 @@ def write_run_record(directory: str | Path, loss: Any, floor: dict[str, Any] | N
     record = {"version": VERSION, "loss": name, "options": options}
     if floor is not None:
         record["floor"] = floor
-    (Path(directory) / FILE_NAME).write_text(json.dumps(record, indent=2) + "\n")
+    save_json(Path(directory) / FILE_NAME, record)
 
 
 def read_record(directory: str | Path) -> dict[str, Any] | None:

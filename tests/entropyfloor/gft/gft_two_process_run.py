@@ -17,6 +17,8 @@ CASES = {
         "floor_probe_steps": 2,
         "floor_probe_prompts": 3,
         "floor_probe_tokens": 4,
+        "save_strategy": "steps",
+        "save_steps": STEPS,
     },
     # Groups of which nothing is taken: a process may have an empty micro-batch.
     "skipped": {"num_self": 0, "group_of_one": "skip"},
@@ -28,12 +30,15 @@ def run_all(folder: Path) -> None:
     from datasets import Dataset
     from gft_runs import Recorder, gft, group_rows, logged, rollouts
 
+    from two_processes import files_of
+
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     for name, config in CASES.items():
         recorder = Recorder()
+        output_dir = folder / f"output-{name}-{rank}"  # its own: the files of each process
         trainer = gft(
-            folder / name,
+            output_dir,
             rows=group_rows(12),
             reward=recorder,
             per_device_train_batch_size=2 // processes,
@@ -52,6 +57,7 @@ def run_all(folder: Path) -> None:
         )
         trainer.train()
         record = {
+            "files": files_of(output_dir),
             "steps": logged(trainer),
             "evaluations": [e for e in trainer.state.log_history if "eval_loss" in e],
             "weight": float(sum(w.double().abs().sum() for w in trainer.model.parameters())),

@@ -66,6 +66,13 @@ def test_a_prompt_and_its_group_stay_on_one_process(results):
             assert all(part.count(prompt) == 4 for prompt in part)
 
 
+def test_one_process_writes_checkpoint_and_rewards(results):
+    first, second = (results[2, rank]["floor"]["files"] for rank in (0, 1))
+    checkpoint = {f"checkpoint-{STEPS}/{n}" for n in ("entropyfloor.json", "model.safetensors")}
+    assert checkpoint | {"given_rewards.jsonl", "entropy_floor.png"} <= set(first)
+    assert second == [f"checkpoint-{STEPS}/rng_state_1.pth"]
+
+
 def test_the_floor_acted(results):
     steps = results[2, 0]["floor"]["steps"]
     assert steps[-1]["floor_weight"] > 0.05

@@ -14,7 +14,9 @@ def run(folder: Path) -> None:
     from grpo_runs import Recorder, grpo
     from trl import GRPOTrainer
 
+    from entropyfloor.coupling.sft_loss_probe import SFTLossProbe
     from entropyfloor.rl.collapse_monitor import CollapseMonitor
+    from two_processes import files_of
 
     rank = int(os.environ["RANK"])
     sums: dict[int, list[float]] = {}
@@ -38,10 +40,12 @@ def run(folder: Path) -> None:
     # Everything collapses against a drop this small or this large: both verdicts stop or go alike.
     monitor = CollapseMonitor("stop", tau_2=1e-9, early_step=1, late_step=3)
     trainer = grpo(
-        folder / "run",
+        folder / f"output-{rank}",  # its own: the files of each process
         trainer=Summing,
         rewards=recorder,
-        callbacks=[monitor],
+        callbacks=[monitor, SFTLossProbe([{"prompt": "1+1=", "completion": " 2"}], every=1)],
+        save_strategy="steps",
+        save_steps=2,
         per_device_train_batch_size=2,  # half a group: groups lie across the ranks
         gradient_accumulation_steps=4,
         max_steps=STEPS,
@@ -52,6 +56,7 @@ def run(folder: Path) -> None:
         trainer.model.lm_head.weight[1] += 0.4
     trainer.train()
     record = {
+        "files": files_of(folder / f"output-{rank}"),
         "sums": sums,
         "calls": recorder.calls,
         "memory": monitor.memory.to_dict(),

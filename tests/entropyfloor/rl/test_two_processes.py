@@ -16,7 +16,14 @@ def ranks(tmp_path_factory):
     with two_processes(str(Path(__file__).with_name("grpo_two_process_run.py")), folder):
         pass
     found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"]
-    return folder / "run", found
+    return folder / "output-0", found
+
+
+def test_one_process_writes_the_monitors_files(ranks):
+    _, (first, second) = ranks
+    logs = {"collapse_monitor.jsonl", "collapse_monitor.png", "sft_loss_probe.jsonl"}
+    assert logs | {"checkpoint-2/trainer_state.json"} <= set(first["files"])
+    assert {Path(file).name for file in second["files"]} == {"rng_state_1.pth"}
 
 
 def test_both_ranks_decide_alike(ranks):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +167,17 @@ def test_checkpoints_carry_their_entropy(tmp_path):
     assert f"after step 20: {probes[1].entropy:.3f} nats (floor 3.0, constrain" in card
     assert last_above(tmp_path, 0.0).name == "checkpoint-20"
     assert last_above(tmp_path, 100.0) is None
+
+
+def test_a_sharded_checkpoint_carries_its_record(tmp_path, monkeypatch):
+    """Trainer saves no model where FSDP keeps a sharded state, and the run is resumed from that."""
+    trainer = floored(tmp_path, floor_place="uniform")
+    plugin = SimpleNamespace(state_dict_type="SHARDED_STATE_DICT")
+    monkeypatch.setitem(trainer.accelerator.state.__dict__, "fsdp_plugin", plugin)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    trainer.save_model(str(tmp_path / "checkpoint-1"))
+    assert [file.name for file in (tmp_path / "checkpoint-1").iterdir()] == ["entropyfloor.json"]
+    assert read_record(tmp_path / "checkpoint-1")["floor"]["state"]["weight"] == 0.0
 
 
 def test_checkpoints_by_epoch_carry_their_entropy(tmp_path):

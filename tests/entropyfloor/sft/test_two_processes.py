@@ -57,6 +57,15 @@ def test_floor(results, case):
     assert first[1]["probe_entropy"] == pytest.approx(one[1]["probe_entropy"], rel=1e-5)
 
 
+def test_one_process_writes_the_checkpoint(results):
+    """What the run is resumed from is written once; the other process's random state is its own."""
+    first, second = (results[2, rank]["floor-onset"]["files"] for rank in (0, 1))
+    checkpoint = ("entropyfloor.json", "floor_base.safetensors", "model.safetensors")
+    expected = {"README.md", "entropy_floor.png", *(f"checkpoint-3/{name}" for name in checkpoint)}
+    assert expected <= set(first)
+    assert second == ["checkpoint-3/rng_state_1.pth"]
+
+
 def test_equals_sft_trainer_on_two_processes(results):
     ours, theirs = results[2, 0]["ce"], results[2, 0]["sft"]
     for mine, other in zip(ours["steps"], theirs["steps"], strict=True):

@@ -21,7 +21,13 @@ CASES = {
     "auto": {"loss": "sed", "lam": 2.0, "tau": "auto", "calibration_rows": 16},
     "floor": {**FLOOR, "floor_place": "anchor"},
     # The base is the model after the first step, where the KL is 0 but for rounding.
-    "floor-onset": {**FLOOR, "floor_place": "onset_anchor", "learning_rate": 1e-2},
+    "floor-onset": {
+        **FLOOR,
+        "floor_place": "onset_anchor",
+        "learning_rate": 1e-2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    },
     # Probes as often as their cost allows, which processes with other clocks have to agree on.
     "floor-timed": {**FLOOR, "floor_place": "uniform", "floor_probe_steps": None},
     "accumulated": {"loss": "gem", "gradient_accumulation_steps": 2},
@@ -33,6 +39,8 @@ def run_all(folder: Path) -> None:
     """Write ``folder/<case>-<rank>.json`` for every case; the global batch is always the same."""
     from sft_runs import Run, arguments, build, prompt_completion_rows, sed_trainer
     from trl import SFTTrainer
+
+    from two_processes import files_of
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -46,11 +54,12 @@ def run_all(folder: Path) -> None:
             "eval_strategy": "steps",
             "eval_steps": 3,
         }
+        output_dir = folder / f"output-{name}-{rank}"  # its own: the files of each process
         data = {"eval_dataset": prompt_completion_rows(8)}
         if config is None:
-            trainer = build(SFTTrainer, arguments(folder / name, **settings), **data)
+            trainer = build(SFTTrainer, arguments(output_dir, **settings), **data)
         else:
-            trainer = sed_trainer(folder / name, trainer=data, **settings, **config)
+            trainer = sed_trainer(output_dir, trainer=data, **settings, **config)
         floor = getattr(trainer, "floor", None)
         if name == "floor-timed":
             floor.probe_share = 1e-4  # what probes cost decides, and not the shortest interval
@@ -58,6 +67,7 @@ def run_all(folder: Path) -> None:
         run = Run.of(trainer)
         time.perf_counter = clock
         record = {
+            "files": files_of(output_dir),
             "steps": run.steps,
             "evaluations": run.evaluations,
             "probe_interval": None if floor is None else floor.record()["state"]["interval"],

@@ -162,11 +162,13 @@ class FlooredTrainer:
             card = Path(self.args.output_dir) / "README.md"
             card.write_text(f"{card.read_text()}\n{self.floor.card()}")
 
-    # Checkpoints and final models alike go through `_save`.
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
+    # Checkpoints and final models alike; where FSDP saves a sharded state it calls no `_save`.
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, and beside the weights our record; written where Trainer writes its files."""
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
         directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
         floor = None if self.floor is None else self.floor.save(directory)
         write_run_record(directory, self._head.loss, floor)
