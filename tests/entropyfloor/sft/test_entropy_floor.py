@@ -10,9 +10,10 @@ from peft import LoraConfig, PromptTuningConfig
 from sft_runs import Run, prompt_completion_rows, sed_trainer, text_rows
 
 from entropyfloor.sft.floor.entropy_floor import best_above, last_above, measured
+from entropyfloor.sft.floor.floor_options import PLACES
 from entropyfloor.sft.floor.rollout_probe import prompts_of
 from entropyfloor.sft.run_record import read_record
-from entropyfloor_losses import IGNORE_INDEX, PLACES, BaseHead, token_statistics
+from entropyfloor_losses import IGNORE_INDEX, BaseHead, token_statistics
 from tiny_models import tiny_model
 
 FLOOR = {
@@ -32,7 +33,7 @@ def floored(tmp_path, **config):
     return sed_trainer(tmp_path, trainer=trainer, **{**FLOOR, **config})
 
 
-@pytest.mark.parametrize("place", [p for p in PLACES if p not in ("hinge", "support", "selective")])
+@pytest.mark.parametrize("place", PLACES)
 def test_entropy_stays_above_the_floor(tmp_path, place):
     """Without the floor these steps end far below it."""
     settings = {"max_steps": 200, "entropy_floor": 1.0}
@@ -338,7 +339,7 @@ def test_the_interval_is_chosen_by_cost(tmp_path):
     [
         ({"entropy_floor": -1.0}, "floor is -1.0"),
         ({"entropy_floor": 6.0}, "no distribution over 261 tokens"),
-        ({"floor_place": "nowhere"}, "choose one of anchor"),
+        ({"floor_place": "nowhere"}, "choose one of onset_anchor"),
         ({"on_violation": "panic"}, "choose one of constrain, stop, warn"),
         ({"floor_probe_steps": 0}, "floor_probe_steps is 0"),
         ({"floor_probe_prompts": -1}, "floor_probe_prompts is -1"),

@@ -52,8 +52,7 @@ class AdapterFreeBase(LiveBase):
         if peft_model.active_peft_config.is_prompt_learning:
             raise ValueError(
                 "an anchor to the base model needs adapters that can be switched off; this one "
-                "learns virtual tokens. Spend the entropy elsewhere: floor_place='uniform', "
-                "'hinge', 'selective' or 'support'"
+                "learns virtual tokens. Spend the entropy elsewhere: floor_place='uniform'"
             )
         super().__init__(peft_model.get_base_model())
         self._peft_model = peft_model

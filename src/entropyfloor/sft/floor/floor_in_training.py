@@ -45,8 +45,7 @@ def base_of_term(
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError(
             f"floor_place={args.floor_place!r} needs the whole base model on every process, "
-            "which DeepSpeed and FSDP shard. Use floor_place='uniform', 'hinge', 'selective' "
-            "or 'support'"
+            "which DeepSpeed and FSDP shard. Use floor_place='uniform'"
         )
     if args.floor_place == "onset_anchor":
         return cached_onset(trainer) if cached else OnsetBase(trainer.model)

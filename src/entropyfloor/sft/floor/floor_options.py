@@ -8,6 +8,8 @@ from entropyfloor.sft.floor.entropy_floor import VIOLATIONS
 from entropyfloor.sft.floor.floor_controller import FloorController
 from entropyfloor_losses import EntropyTerm
 
+PLACES = ("onset_anchor", "anchor", "uniform")
+
 # The model of the onset has little more entropy than the target. Weight 1 ends at the mean of its
 # distribution and the label's, and that is about what holds; the base model has much more.
 _ONSET_WEIGHT = 1.0
@@ -22,8 +24,8 @@ class FloorOptions:
             paper's threshold); composes with any loss. None: no floor.
         floor_place: where the entropy goes: "onset_anchor" (KL from the model in training as it
             was when its entropy came near the floor), "anchor" (KL from the model that training
-            started from, KL(base || model)), "reverse_anchor" (KL(model || base)), "uniform",
-            "hinge", "selective" or "support"; see `entropyfloor_losses.EntropyTerm`.
+            started from) or "uniform" (a bonus on every token); see
+            `entropyfloor_losses.EntropyTerm`.
         floor_margin: aim at ``entropy_floor * (1 + floor_margin)``.
         floor_max_weight: largest weight of the term.
         on_violation: "constrain": a controller moves the weight so that the floor holds; "stop":
@@ -43,10 +45,7 @@ class FloorOptions:
     )
     floor_place: str = field(
         default="onset_anchor",
-        metadata={
-            "help": "Where the entropy goes: onset_anchor, anchor, reverse_anchor, uniform, hinge, "
-            "selective or support."
-        },
+        metadata={"help": "Where the entropy goes: onset_anchor, anchor or uniform."},
     )
     floor_margin: float = field(
         default=0.25, metadata={"help": "Aim at entropy_floor * (1 + floor_margin)."}
@@ -97,4 +96,8 @@ class FloorOptions:
 
     def build_term(self) -> EntropyTerm:
         """The entropy term these settings describe."""
+        if self.floor_place not in PLACES:
+            raise ValueError(
+                f"floor_place is {self.floor_place!r}; choose one of {', '.join(PLACES)}"
+            )
         return EntropyTerm(place=self.floor_place)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ class OnsetBase(LiveBase):
             raise ValueError(
                 "an anchor to an earlier state of the model needs parameters that can be put back; "
                 "this adapter learns virtual tokens, which are part of the inputs. Spend the "
-                "entropy elsewhere: floor_place='uniform', 'hinge', 'selective' or 'support'"
+                "entropy elsewhere: floor_place='uniform'"
             )
         super().__init__(model.get_base_model() if adapted else model)
         self._trained_model = model
