@@ -6,7 +6,10 @@ answer to it later.
 """
 
 import difflib
+import functools
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -71,3 +74,56 @@ def reasoning_gym_rows(spec: str) -> list[dict[str, Any]]:
         {"prompt": entry["question"], "answer": entry["answer"], "entry": entry}
         for entry in entries
     ]
+
+
+@dataclass(frozen=True)
+class GymEntry:
+    """An entry of a task with the task's verifier."""
+
+    item: Mapping[str, Any]
+    verifier: Any
+
+    def score(self, answer: str) -> float:
+        """The verifier's score in [0, 1]; some raise on text that they cannot parse: no answer."""
+        try:
+            return float(self.verifier.score_answer(answer, self.item))
+        except Exception:
+            return 0.0
+
+    @property
+    def answerable(self) -> bool:
+        """Whether the entry's own answer scores 1.0; an entry without one may have many."""
+        answer = self.item.get("answer")
+        if answer is None:
+            return True
+        key = json.dumps(self.item, sort_keys=True, default=str)
+        if key not in _ANSWERABLE:
+            _ANSWERABLE[key] = self.score(answer if isinstance(answer, str) else str(answer)) >= 1.0
+        return _ANSWERABLE[key]
+
+
+_ANSWERABLE: dict[str, bool] = {}
+_verifier = functools.cache(lambda task: reasoning_gym_dataset(task, {}))
+
+
+def gym_entry(value: Any, *, where: str) -> GymEntry:
+    """Read a row's ``entry``, or its JSON; ``where`` names the row in errors.
+
+    Raises:
+        ValueError: it is no entry, or names no task that reasoning-gym has.
+
+    """
+    try:
+        item = json.loads(value) if isinstance(value, str) else value
+        task = (item.get("metadata") or {}).get("source_dataset")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"reasoning_gym: the entry of {where} is {value!r:.80}; it must be a reasoning-gym "
+            "entry (question, answer, metadata) or its JSON"
+        ) from error
+    if task is None:
+        raise ValueError(
+            "a reasoning-gym entry names its task in metadata.source_dataset; that of "
+            f"{where} does not"
+        )
+    return GymEntry(item, _verifier(task))

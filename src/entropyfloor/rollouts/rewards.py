@@ -8,111 +8,115 @@ a conversational prompt a list of one assistant message.
     exact_match        1.0 where the completion's final answer equals that of column ``answer``
     reasoning_gym      the task's own verifier on the row's ``entry``
     unit_tests         1.0 where generated Python passes all of its column ``tests``, sandboxed
-    math               trl's accuracy reward: math-verify on column ``solution``, else ``answer``
+    math               math-verify on the answer and column ``solution``, else ``answer``
     module:function    anything importable, the current directory included
 """
 
 import importlib
-import importlib.util
 import inspect
-import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.rollouts.answers import completion_text, final_answer, marked_answer
+from entropyfloor.rollouts.answers import (
+    after_thinking,
+    answer_readings,
+    completion_text,
+    final_answer,
+    marked_answer,
+)
+from entropyfloor.rollouts.math_accuracy import NEEDED as MATH_NEEDED
+from entropyfloor.rollouts.math_accuracy import check_math_verify, math_accuracy
 from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.reasoning_gym_prompts import gym_entry
 from entropyfloor.rollouts.unit_tests import NEEDED as _NEEDED_TESTS
-from entropyfloor.rollouts.unit_tests import tests_source, unit_tests
+from entropyfloor.rollouts.unit_tests import row_tests, unit_tests
 
 RewardFunction = Callable[..., Any]
 
 
 def exact_match(
     completions: Sequence[Any], answer: Sequence[Any] | None = None, **_: Any
-) -> list[float]:
-    """Score 1.0 where :func:`final_answer` equals that of the column ``answer``, else 0.0."""
+) -> list[float | None]:
+    """Score 1.0 where the final answer equals that of the column ``answer``, else 0.0.
+
+    Both are read alike, see ``rollouts.answers``; without a mark a text's answer is its last line,
+    or all of it. Numbers are equal by value (42.0 is 42, 1,234 is 1234; 007 is text) and so are
+    true and True; other text must agree to the letter. None where ``answer`` is None.
+
+    Raises:
+        ValueError: a reference that is empty, or neither text, a number nor a boolean.
+
+    """
     if answer is None:
         raise ValueError(_NEEDED[exact_match])
-    return [
-        float(final_answer(completion_text(completion)) == final_answer(str(reference)))
-        for completion, reference in zip(completions, answer, strict=True)
-    ]
+    scores: list[float | None] = []
+    for index, (completion, reference) in enumerate(zip(completions, answer, strict=True)):
+        if reference is None:
+            scores.append(None)
+            continue
+        right = exact_reference(reference, where=f"completion {index}")
+        scores.append(float(bool(right & _compared(completion_text(completion)))))
+    return scores
+
+
+def exact_reference(value: Any, *, where: str) -> frozenset[str | Decimal]:
+    """What a reference of :func:`exact_match` is compared by; ``where`` names the row in errors."""
+    if isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        found = _compared(str(value))
+        if found:
+            return found
+        what = "is empty"
+    else:
+        what = f"is {value!r}, a {type(value).__name__}"
+    raise ValueError(
+        f"exact_match: the reference of {where} {what}; give one text, number or boolean as "
+        "'answer', or remove the row"
+    )
+
+
+_NUMBER = re.compile(
+    r"[$€£]?(-?)[$€£]?((?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?|\.\d+)([eE][+-]?\d{1,3})?"
+)
+
+
+def _compared(text: str) -> frozenset[str | Decimal]:
+    """The answers that a text may be said to give, numbers and booleans by value."""
+    marked = marked_answer(text)
+    readings = [final_answer(text), after_thinking(text)] if marked is None else [marked]
+    lines = ("\n".join(map(str.strip, reading.strip().splitlines())) for reading in readings)
+    return frozenset(_value(reading) for reading in lines if reading)
+
+
+def _value(answer: str) -> str | Decimal:
+    if number := _NUMBER.fullmatch(answer.replace("−", "-")):
+        return Decimal((number[1] + number[2] + (number[3] or "")).replace(",", ""))
+    return answer.casefold() if answer.casefold() in {"true", "false"} else answer
 
 
 def reasoning_gym(
     completions: Sequence[Any], entry: Sequence[Any] | None = None, **_: Any
-) -> list[float]:
+) -> list[float | None]:
     """Score by the task's verifier, in [0, 1]; 1.0 is a fully correct answer.
 
-    It is given :func:`marked_answer` of the completion, or the whole completion, stripped, if it
-    marks none. An answer on which the verifier raises scores 0.0. The row's ``entry`` is the
-    reasoning-gym entry (or its JSON); its metadata name the task.
+    It is asked about the marked answer as it stands and without emphasis, or the whole completion
+    if it marks none (``answer_readings``); the best counts. An answer on which the verifier raises
+    scores 0.0. The row's ``entry`` is the reasoning-gym entry (or its JSON); its metadata name the
+    task. An entry whose own answer does not score 1.0 gives None.
     """
     if entry is None:
         raise ValueError(_NEEDED[reasoning_gym])
-    from entropyfloor.rollouts.reasoning_gym_prompts import reasoning_gym_dataset
-
-    verifiers: dict[str, Any] = {}
-    scores = []
-    for completion, row in zip(completions, entry, strict=True):
-        item = json.loads(row) if isinstance(row, str) else row
-        task = (item.get("metadata") or {}).get("source_dataset")
-        if task is None:
-            raise ValueError(
-                "a reasoning-gym entry names its task in metadata.source_dataset; one does not"
-            )
-        if task not in verifiers:
-            verifiers[task] = reasoning_gym_dataset(task, {}).score_answer
-        text = completion_text(completion)
-        marked = marked_answer(text)
-        try:
-            score = float(verifiers[task](text.strip() if marked is None else marked, item))
-        except Exception:  # some verifiers raise on text that they cannot parse: not a right answer
-            score = 0.0
-        scores.append(score)
+    scores: list[float | None] = []
+    for index, (completion, row) in enumerate(zip(completions, entry, strict=True)):
+        scored = gym_entry(row, where=f"completion {index}")
+        readings = answer_readings(completion_text(completion))
+        score = max(scored.score(reading) for reading in readings)
+        scores.append(score if scored.answerable else None)
     return scores
-
-
-def math_accuracy(
-    completions: Sequence[Any],
-    solution: Sequence[Any] | None = None,
-    answer: Sequence[Any] | None = None,
-    **_: Any,
-) -> list[float | None]:
-    r"""Score by trl's ``accuracy_reward``: 1.0 where math-verify finds both to be equal, else 0.0.
-
-    A completion must mark its answer (``\boxed{...}``); a reference that math-verify cannot parse
-    gives None. The reference is column ``solution``, as in trl, else
-    ``answer``, of which :func:`marked_answer` is taken where it marks one (GSM8K's ``#### 42``).
-    """
-    if solution is None and answer is None:
-        raise ValueError(_NEEDED[math_accuracy])
-    check_math_verify()
-    from trl.rewards import accuracy_reward
-
-    references = []
-    for index in range(len(completions)):
-        given = None if solution is None else solution[index]
-        if given is None:
-            text = str(answer[index]) if answer is not None else ""
-            marked = marked_answer(text)
-            given = text if marked is None else marked
-        references.append(str(given))
-    messages = [[{"role": "assistant", "content": completion_text(c)}] for c in completions]
-    scores = accuracy_reward(completions=messages, solution=references)
-    return [None if score is None else float(score) for score in scores]
-
-
-def check_math_verify() -> None:
-    """Raise ValueError unless math-verify is installed."""
-    if importlib.util.find_spec("math_verify") is None:
-        raise ValueError(
-            "the reward math needs math-verify, which is not installed; "
-            "pip install 'entropyfloor[math]', or use exact_match"
-        )
 
 
 NAMED_REWARDS: dict[str, RewardFunction] = {
@@ -125,8 +129,7 @@ NAMED_REWARDS: dict[str, RewardFunction] = {
 
 # What a reward cannot do without: the column, and how to get it.
 _NEEDED: dict[RewardFunction, str] = {
-    math_accuracy: "the reward math needs a column 'solution' or 'answer' in the prompt set; add "
-    "it or use another reward",
+    math_accuracy: MATH_NEEDED,
     exact_match: "the reward exact_match needs a column 'answer' in the prompt set; add it or "
     "use another reward",
     reasoning_gym: "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) "
@@ -143,19 +146,24 @@ _NEEDED_COLUMNS: dict[RewardFunction, tuple[str, ...]] = {
 
 
 def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
-    """Raise ValueError if a row lacks what a reward of ours needs."""
-    reward = inspect.unwrap(reward)  # unit_tests in a sandbox of the user's
+    """Raise ValueError if a row lacks what a reward of ours needs, or nothing can pass it."""
+    custom = inspect.unwrap(reward) is not reward  # unit_tests in a sandbox of the user's
+    reward = inspect.unwrap(reward)
     columns = _NEEDED_COLUMNS.get(reward)
     if columns is None:
         return
     if reward is math_accuracy:
         check_math_verify()
     for index, row in enumerate(prompts.rows):
+        where = f"{prompts.source}, row {index}"
         if all(row.get(column) is None for column in columns):
-            raise ValueError(f"{_NEEDED[reward]} ({prompts.source}, row {index} has none)")
+            raise ValueError(f"{_NEEDED[reward]} ({where} has none)")
         if reward is unit_tests:
-            tests = next(row[column] for column in columns if row.get(column) is not None)
-            tests_source(tests, where=f"{prompts.source}, row {index}")
+            row_tests(row, where=where, any_module=custom)
+        elif reward is exact_match:
+            exact_reference(row["answer"], where=where)
+        elif reward is reasoning_gym:
+            gym_entry(row["entry"], where=where)
 
 
 def reward_by_name(name: str) -> RewardFunction:

@@ -5,23 +5,37 @@ asserts or a list of them (``test`` is read too, HumanEval's name for it), and `
 function under test, which may be left out where the tests call it by name. A row whose tests are
 None gets None: the reward does not apply.
 
-What runs is the completion's last Python block that defines the entry point, else its last one,
-else all of it; text up to ``</think>`` is not looked at. A prompt (or its last message) that is
-itself Python and defines the entry point, as HumanEval's do, goes before it.
+What runs is the completion's last Python block (CommonMark, see :func:`code_in`) that defines what
+is tested, else its last one, else all of it; text up to ``</think>`` is not looked at. A prompt (or
+its last message) that is itself Python and defines the entry point, as HumanEval's do, goes before
+it. Where a row carries a reference solution, it runs first; a row whose reference fails gets None.
 """
 
 import ast
 import atexit
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from entropyfloor.rollouts.answers import completion_text
+from markdown_it import MarkdownIt
+
+from entropyfloor.rollouts.answers import after_thinking, completion_text
+from entropyfloor.rollouts.unit_test_source import entry_name, tested_names, tests_source
 from entropyfloor.sandbox import LocalSandbox, Program, Sandbox
 
-_BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_LANGUAGES = {"", "python", "python3", "py"}
+# Columns that may hold a reference solution: HumanEval's name, ours, the usual one and MBPP's.
+REFERENCE_COLUMNS = ("canonical_solution", "reference_solution", "solution", "code")
+
+_COLUMNS = {"prompt", "tests", "test", "entry_point", *REFERENCE_COLUMNS}
+
+# As CommonMark has it; then with any indentation and without lists, for models that get it wrong.
+# A line `<answer>` does not begin HTML that would swallow a fence.
+_MARKDOWN = [
+    MarkdownIt("commonmark").disable(["html_block", *rules])
+    for rules in ((), ("code",), ("code", "list", "blockquote"))
+]
+_PYTHON = re.compile(r"i?py(?:thon)?[0-9.]*")
 
 NEEDED = (
     "the reward unit_tests needs a column 'tests' (Python with asserts, or a list of them) or "
@@ -37,31 +51,96 @@ def unit_tests(
     entry_point: Sequence[str | None] | None = None,
     *,
     sandbox: Sandbox | None = None,
-    **_: Any,
+    **columns: Any,
 ) -> list[float | None]:
-    """Score 1.0 where all tests pass, 0.0 where not, None where a row has no tests.
+    """Score 1.0 where all tests pass, 0.0 where not.
 
-    Equal programs of a call run once. ``sandbox``: where they run, :class:`LocalSandbox` when left
-    out; :func:`unit_tests_in` fixes another for trl and the command line.
+    None where a row has no tests, or where its reference solution (a column of
+    :data:`REFERENCE_COLUMNS`) does not pass them. Equal programs of a call run once, a reference
+    once in this process. ``sandbox``: where they run, :class:`LocalSandbox` when left out;
+    :func:`unit_tests_in` fixes another for trl and the command line.
 
     Raises:
-        ValueError: no column of tests, tests that are no Python, or no sandbox that works here.
+        ValueError: no column of tests, tests that no program can pass, or no sandbox that works
+            here.
 
     """
-    column = tests if tests is not None else test
-    if column is None:
+    if tests is None and test is None:
         raise ValueError(NEEDED)
+    columns = {
+        "prompt": prompts,
+        "tests": tests,
+        "test": test,
+        "entry_point": entry_point,
+    } | columns
+    names = [name for name, column in columns.items() if name in _COLUMNS and column is not None]
     programs: list[Program | None] = []
+    references: list[Program | None] = []
     for index, completion in enumerate(completions):
-        source = tests_source(column[index], where=f"completion {index}")
-        name = None if entry_point is None else entry_point[index]
-        prompt = None if prompts is None else prompts[index]
-        text = completion_text(completion)
-        programs.append(None if source is None else program_of(text, prompt, source, name))
-    distinct = list(dict.fromkeys(program for program in programs if program is not None))
-    outcomes = (_local_sandbox() if sandbox is None else sandbox).run(distinct)
+        row = {name: columns[name][index] for name in names}
+        source = row_tests(row, where=f"completion {index}", any_module=sandbox is not None)
+        solution = reference_solution(row, where=f"completion {index}")
+        make = functools.partial(_program, row, source)
+        programs.append(make(completion_text(completion)))
+        references.append(None if solution is None else make(solution))
+    chosen = _local_sandbox() if sandbox is None else sandbox
+    known = _REFERENCES.setdefault(id(chosen), (chosen, {}))[1]
+    untried = [program for program in references if program is not None and program not in known]
+    distinct = list(dict.fromkeys([*untried, *(p for p in programs if p is not None)]))
+    outcomes = chosen.run(distinct)
     passed = {program: outcome.passed for program, outcome in zip(distinct, outcomes, strict=True)}
-    return [None if program is None else float(passed[program]) for program in programs]
+    known.update((program, passed[program]) for program in untried)
+    return [
+        None
+        if program is None or (reference is not None and not known[reference])
+        else float(passed[program])
+        for program, reference in zip(programs, references, strict=True)
+    ]
+
+
+# Whether reference solutions passed: id of a sandbox -> the sandbox, which keeps its id, and them.
+_REFERENCES: dict[int, tuple[Sandbox, dict[Program, bool]]] = {}
+
+
+def row_tests(row: Mapping[str, Any], *, where: str, any_module: bool = False) -> str | None:
+    """The tests of a row, of column ``tests``, else ``test``; see :func:`tests_source`."""
+    value = row.get("test") if row.get("tests") is None else row["tests"]
+    return tests_source(
+        value, where=where, entry_point=row.get("entry_point"), any_module=any_module
+    )
+
+
+def reference_solution(row: Mapping[str, Any], *, where: str = "a row") -> str | None:
+    """A row's reference solution: the first of :data:`REFERENCE_COLUMNS` that is one.
+
+    That is Python that defines what is tested, or in HumanEval's form the body of its function.
+    """
+    tests = row_tests(row, where=where, any_module=True)
+    for column in REFERENCE_COLUMNS:
+        text = row.get(column)
+        if tests is None or not isinstance(text, str):
+            continue
+        entry_point = row.get("entry_point")
+        wanted = _wanted(tests, entry_point)
+        program = program_of(text, row.get("prompt"), tests, entry_point)
+        body = program.prelude and code_in(text)[:1].isspace()
+        if _tree(program.code) is not None and (
+            body or _definitions(code_in(text, wanted), wanted)
+        ):
+            return text
+    return None
+
+
+def _program(row: Mapping[str, Any], tests: str | None, text: str) -> Program | None:
+    if tests is None:
+        return None
+    return program_of(text, row.get("prompt"), tests, row.get("entry_point"))
+
+
+def _is_solution(text: str, prompt: Any) -> bool:
+    """Whether it is a program, or the body of the function that the prompt begins."""
+    code = code_in(text)
+    return _tree(code) is not None or _tree(completion_text(prompt) + code) is not None
 
 
 def unit_tests_in(sandbox: Sandbox) -> Callable[..., list[float | None]]:
@@ -74,63 +153,89 @@ def unit_tests_in(sandbox: Sandbox) -> Callable[..., list[float | None]]:
     return reward
 
 
-def tests_source(value: Any, *, where: str) -> str | None:
-    """A row's tests as one Python source; None where it has none.
-
-    Raises:
-        ValueError: it is neither text nor a list of texts, or no Python.
-
-    """
-    if value is None:
-        return None
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
-        raise ValueError(
-            f"unit_tests: the tests of {where} are a {type(value).__name__}; give Python as a "
-            "string, or a list of strings"
-        )
-    source = "\n".join(parts)
-    try:
-        compile(source, "tests", "exec")
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"unit_tests: the tests of {where} are no Python: {error}") from error
-    return source
-
-
 def program_of(text: str, prompt: Any, tests: str, entry_point: str | None) -> Program:
     """The program that a completion and, in HumanEval's form, its prompt make."""
-    code = _code_in(text.rpartition("</think>")[2], entry_point)
+    name = None if entry_point is None else entry_name(entry_point)
+    code = code_in(after_thinking(text), _wanted(tests, entry_point))
     start = completion_text(prompt) if prompt else ""
-    if entry_point is not None and _defines(start, entry_point):
-        between = "\n" if _definition(entry_point).search(code) else ""
+    if name is not None and _defines(start, name):
+        between = "\n" if _definitions(code, {name}) else ""
         return Program(start + between + code, tests, entry_point, prelude=start)
     return Program(code, tests, entry_point)
 
 
-def _code_in(text: str, entry_point: str | None) -> str:
-    blocks = [
-        code for language, code in _BLOCK.findall(text) if language.strip().lower() in _LANGUAGES
-    ]
-    if not blocks:
+def _wanted(tests: str, entry_point: str | None) -> frozenset[str]:
+    """The names that a program must define: the entry point's, else those that the tests use."""
+    name = None if entry_point is None else entry_name(entry_point)
+    return tested_names(tests) if name is None else frozenset({name})
+
+
+def code_in(text: str, wanted: Collection[str] = ()) -> str:
+    """The last Python block of a Markdown text that defines most of what is wanted.
+
+    Blocks are fences of any length, of ``~~~`` too, in lists and quotes, closed or cut off, said to
+    be Python or nothing. Without one it is the text as it is.
+    """
+    if "```" not in text and "~~~" not in text:
         return text
-    if entry_point is not None:
-        defining = [code for code in blocks if _definition(entry_point).search(code)]
-        blocks = defining or blocks
-    return blocks[-1]
+    best = None
+    for markdown in _MARKDOWN:
+        blocks = [
+            (language, token.content)
+            for token in markdown.parse(text)
+            if token.type == "fence" and (language := _language(token.info)) is not None
+        ]
+        if not any(code.strip() for _, code in blocks):
+            continue
+        _, _, _, code = max(
+            (_definitions(code, wanted), language == "python", number, code)
+            for number, (language, code) in enumerate(blocks)
+        )
+        if _tree(code) is not None:
+            return code
+        best = best or code
+    return text if best is None else best
 
 
-def _definition(name: str) -> re.Pattern[str]:
-    return re.compile(rf"^(?:async[ \t]+)?def[ \t]+{re.escape(name)}\b", re.MULTILINE)
+def _language(info: str) -> str | None:
+    """Language of an info string: ``python``, empty where it names none, None for another.
+
+    Python is written python, Python3, py, ``{.python}``, python:main.py, python title="x".
+    """
+    words = re.findall(r"[\w.+#-]+=?", info.lower())
+    if not words or words[0].endswith("="):
+        return ""
+    named = words if info.lstrip().startswith("{") else words[:1]
+    return "python" if any(_PYTHON.fullmatch(word.lstrip(".")) for word in named) else None
+
+
+def _definitions(code: str, names: Collection[str]) -> int:
+    """How many of the names a program defines, broken programs included."""
+    return sum(
+        re.search(
+            rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{re.escape(name)}\b|^{re.escape(name)}[ \t]*=",
+            code,
+            re.MULTILINE,
+        )
+        is not None
+        for name in names
+    )
+
+
+def _defines(source: str, name: str) -> bool:
+    """Whether a text is Python that defines a function or class of this name."""
+    tree = _tree(source)
+    return tree is not None and any(
+        isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in tree.body
+    )
 
 
 @functools.lru_cache(maxsize=1024)
-def _defines(source: str, name: str) -> bool:
-    """Whether a text is Python that defines a function of this name."""
+def _tree(source: str) -> ast.Module | None:
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return False
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 @functools.cache

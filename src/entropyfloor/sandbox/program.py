@@ -18,7 +18,8 @@ class Program:
         tests: trusted Python. Its asserts run, then ``check(candidate)`` if it defines ``check``
             and there is an entry point (HumanEval's form), its functions ``test_*()`` and its
             ``unittest.TestCase`` classes. Names that it uses and does not define are the program's.
-        entry_point: name of the function under test; the tests also know it as ``candidate``.
+        entry_point: name of the function under test, or an expression on the program's names such
+            as ``Solution().f``; the tests know its value as ``candidate``.
         prelude: trusted Python that the tests build on, such as HumanEval's prompt: its names, the
             entry point excepted, go before the program's, so a program cannot replace a helper.
 

@@ -18,7 +18,8 @@ _HEADER = struct.Struct("!I")
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 30.0  # beyond a program's wall time, for its fork and the death of its processes
 _SOURCES = str(Path(__file__).parents[2])
-# -I: no environment variables, no user site, no current directory. The path of our own package is
+# -I: no environment variables, no user site, no current directory; -B: a program that imports
+# installed code leaves no .pyc beside it. The path of our own package is
 # there for the imports of the harness alone.
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -43,7 +44,7 @@ class Zygote:
         """
         self.owner = os.getpid()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-I", "-X", "utf8", "-c", _START]
+        command = [sys.executable, "-I", "-B", "-X", "utf8", "-c", _START]
         with theirs:
             self._process = subprocess.Popen(
                 [*command, _SOURCES, level, tempfile.gettempdir()],

@@ -40,7 +40,9 @@ def test_an_answer_that_the_verifier_cannot_parse_is_wrong(monkeypatch):
     from reasoning_gym.arithmetic.chain_sum import ChainSumDataset
 
     def fails(self, answer, entry):
-        raise ZeroDivisionError
+        if answer == "1/0":
+            raise ZeroDivisionError
+        return 1.0
 
     monkeypatch.setattr(ChainSumDataset, "score_answer", fails)
     rows = load_prompts("reasoning_gym:chain_sum?size=1").rows

@@ -34,7 +34,7 @@ def _chat(text):
         ("```python\ndef f(): ...\n```\nUse it:\n```python\nf()\n```", "def f(): ...\n"),
         ("```python\na = 1\n```\n```bash\nls\n```", "a = 1\n"),
         ("```python\na = 1\n", "a = 1\n"),
-        ("1. So:\n   ```python\n   a = 1\n   ```\n", "   a = 1\n"),
+        ("1. So:\n   ```python\n   a = 1\n   ```\n", "a = 1\n"),
         ("<think>```python\nwrong\n```</think>```python\nno start of line\n```", None),
         ("<think>\n```python\nwrong\n```\n</think>\n```python\na = 1\n```", "a = 1\n"),
         ("```python\ns = '```'\n```\n", "s = '```'\n"),
@@ -80,7 +80,7 @@ def test_the_default_sandbox():
 def test_equal_programs_run_once():
     recorder = Recorder()
     scores = unit_tests(
-        ["right", "wrong", "right"], test=["assert 1"] * 3, sandbox=recorder, prompts=["p"] * 3
+        ["right", "wrong", "right"], test=["assert f()"] * 3, sandbox=recorder, prompts=["p"] * 3
     )
     assert scores == [1.0, 0.0, 1.0]
     assert [p.code for p in recorder.programs] == ["right", "wrong"]
@@ -99,7 +99,7 @@ def test_what_is_missing_is_named():
     broken = PromptSet(({"prompt": "a", "tests": ["assert f("]},), "set")
     with pytest.raises(ValueError, match="tests of set, row 0 are no Python: '\\('"):
         check_reward_columns(named, broken)
-    check_reward_columns(named, PromptSet(({"prompt": "a", "test": TESTS},)))
+    check_reward_columns(named, PromptSet(({"prompt": "a", "test": TESTS, "entry_point": "f"},)))
 
 
 def test_screen(save_checkpoint, write_jsonl, tmp_path, capsys):

@@ -80,14 +80,17 @@ def _bind(peer: Peer, scope: dict[str, Any], tree: ast.Module, entry_point: str 
     for name in modules - scope.keys():
         scope[name] = importlib.import_module(name)
     wanted = {name for name in read if name not in scope and not hasattr(builtins, name)}
-    if entry_point is not None:
-        wanted.add(entry_point)
-    found = peer.request("names", sorted(wanted))
-    if entry_point is not None:
-        if entry_point not in found:
-            raise NameError(f"the program does not define {entry_point}")
-        found["candidate"] = found[entry_point]
+    entry = None if entry_point is None else ast.parse(entry_point.strip(), "entry_point", "eval")
+    entry_names = (
+        set() if entry is None else {n.id for n in ast.walk(entry) if isinstance(n, ast.Name)}
+    )
+    found = peer.request("names", sorted(wanted | entry_names))
     scope.update(found)
+    if entry is not None:
+        for name in sorted(entry_names - found.keys()):
+            raise NameError(f"the program does not define {name}")
+        scope["candidate"] = eval(compile(entry, "entry_point", "eval"), scope)
+        peer.calls = 0  # making an object to test is no test
     solution = types.ModuleType("solution")
     solution.__dict__.update(found)
     sys.modules["solution"] = solution  # `from solution import f` in the tests

@@ -1,0 +1,134 @@
+"""Score each row's own reference before anything is spent.
+
+A reference that its reward cannot read, a reference solution that fails its own tests or an entry
+that its own verifier refuses would be blamed on the model. The rewards return None for such rows,
+so that pass rates are over the others; here they are named, in one summary.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from entropyfloor.rollouts.math_accuracy import math_accuracy, math_reference
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.reasoning_gym_prompts import gym_entry
+from entropyfloor.rollouts.rewards import (
+    RewardFunction,
+    check_reward_columns,
+    exact_match,
+    reasoning_gym,
+    reward_name,
+)
+from entropyfloor.rollouts.scoring import score_completions
+from entropyfloor.rollouts.unit_tests import REFERENCE_COLUMNS, reference_solution, unit_tests
+
+_NAMED_ROWS = 20
+
+
+@dataclass(frozen=True)
+class ReferenceCheck:
+    """What came of scoring each row's own reference.
+
+    Attributes:
+        checked: numbers of the rows that have a reference to score.
+        failed: of those, the rows whose reference does not score 1; their rewards are None.
+        summary: names them in words; empty if there are none.
+
+    """
+
+    checked: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+    summary: str = ""
+
+
+def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceCheck:
+    """Check columns and score each row's own reference, as a completion that gives it as answer.
+
+    Warns with the count and the numbers of rows whose reference does not score 1. Rewards that are
+    not ours are not asked.
+
+    Raises:
+        ValueError: a row lacks what the reward needs, see :func:`check_reward_columns`, or no
+            row's reference scores 1.
+
+    """
+    check_reward_columns(reward, prompts)
+    kind = _KINDS.get(inspect.unwrap(reward))
+    if kind is None:
+        return ReferenceCheck()
+    answers = {index: kind.completion(row) for index, row in enumerate(prompts.rows)}
+    checked = [index for index, text in answers.items() if text is not None]
+    scores = score_completions(
+        reward,
+        prompts,
+        rows=checked,
+        completions=[_as_completion(prompts, index, answers[index]) for index in checked],
+        completion_ids=[[] for _ in checked],
+    )
+    failed = [row for row, score in zip(checked, scores, strict=True) if score != 1.0]
+    if not failed:
+        return ReferenceCheck(tuple(checked))
+    named = ", ".join(map(str, failed[:_NAMED_ROWS]))
+    summary = (
+        f"{prompts.source}: {len(failed)} of {len(prompts)} rows have {kind.fault}, first "
+        f"{_reference_shown(prompts.rows[failed[0]], kind.columns)}; rows {named}"
+        f"{', ...' if len(failed) > _NAMED_ROWS else ''}"
+    )
+    if len(failed) == len(prompts):
+        raise ValueError(
+            f"{summary}. No prompt is left that the reward {reward_name(reward)} can score; mend "
+            "the references, or use another reward"
+        )
+    left = len(prompts) - len(failed)
+    summary += f". Their rewards are None: pass rates are over the other {left}"
+    warnings.warn(summary, stacklevel=2)
+    return ReferenceCheck(tuple(checked), tuple(failed), summary)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a reward of ours is asked about a row: a completion that gives its reference."""
+
+    columns: tuple[str, ...]
+    fault: str
+    completion: Callable[[Mapping[str, Any]], str | None]
+
+
+def _math_completion(row: Mapping[str, Any]) -> str:
+    reference = math_reference(row.get("solution"), row.get("answer"))
+    return "" if reference is None else f"\\boxed{{{reference}}}"
+
+
+def _gym_completion(row: Mapping[str, Any]) -> str | None:
+    answer = gym_entry(row["entry"], where="a row").item.get("answer")
+    return None if answer is None else f"<answer>{answer}</answer>"
+
+
+_KINDS: dict[RewardFunction, _Kind] = {
+    exact_match: _Kind(
+        ("answer",), "a reference that is not its own answer", lambda row: str(row["answer"])
+    ),
+    math_accuracy: _Kind(
+        ("solution", "answer"), "a reference that math-verify cannot read", _math_completion
+    ),
+    reasoning_gym: _Kind(("entry",), "an answer that their own verifier refuses", _gym_completion),
+    unit_tests: _Kind(
+        REFERENCE_COLUMNS,
+        "a reference solution that fails their own tests",
+        reference_solution,
+    ),
+}
+
+
+def _as_completion(prompts: PromptSet, index: int, text: str | None) -> Any:
+    if isinstance(prompts.rows[index]["prompt"], str):
+        return text
+    return [{"role": "assistant", "content": text}]
+
+
+def _reference_shown(row: Mapping[str, Any], columns: tuple[str, ...]) -> str:
+    name = next((c for c in columns if row.get(c) not in (None, "")), columns[0])
+    text = repr(row.get(name))
+    return f"{name}={text if len(text) <= 60 else text[:57] + '...'}"
