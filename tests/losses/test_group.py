@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 from reference import _parts
 
+from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 from entropyfloor_losses import (
     BoundedProbabilityLoss,
     CrossEntropyLoss,

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import LOSSES, problem
 
+from cases import LOSSES, problem
 from entropyfloor_losses import (
     BoundedProbabilityLoss,
     CrossEntropyLoss,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cases import problem
 from entropyfloor_losses import EntropyBonusLoss, SelectiveEntropyLoss, linear_loss
 
 # Narrow, so that the weight itself (its views count too) is smaller than one chunk of logits.

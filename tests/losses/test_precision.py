@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import LOSSES, SCALES, problem
 
+from cases import LOSSES, SCALES, problem
 from entropyfloor_losses import linear_loss, reduce_tokens, token_statistics
 
 # Room for a different summation order in the products: a tenth of the naive error plus four

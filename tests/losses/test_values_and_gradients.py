@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from cases import HEADS, LOSSES, SCALES, SHAPES, head_arguments, problem
 from reference import entropy, head_gradients, log_softmax, top_k_mass
 
+from cases import HEADS, LOSSES, SCALES, SHAPES, head_arguments, problem
 from entropyfloor_losses import (
     linear_loss,
     linear_token_statistics,

@@ -172,7 +172,7 @@ def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
 
 def _check_screening(arguments: Arguments, reward: Any) -> None:
     """Raise now what would raise after training."""
-    from entropyfloor.rollouts.rewards import check_reward_columns
+    from entropyfloor.rollouts.references import check_references
     from entropyfloor.screening.preparation import check_samples
 
     script, training = arguments.script, arguments.training
@@ -184,7 +184,7 @@ def _check_screening(arguments: Arguments, reward: Any) -> None:
         raise ValueError("--screen_prompts needs a function as reward: give --reward")
     if training.max_completion_length is None:
         raise ValueError("--screen_prompts needs a length limit: give --max_completion_length")
-    check_reward_columns(reward, _screening_prompts(script))
+    check_references(reward, _screening_prompts(script))
     samples = script.screen_samples or training.num_generations
     check_samples(samples, training.num_generations, None, scored=True)
 

@@ -56,6 +56,7 @@ def chosen_rewards(script: Any) -> list[Any]:
 def dataset_rows(arguments: Arguments, rewards: Sequence[Any]) -> tuple[Any, Any]:
     """What --dataset_name or a mixture names, to train and to evaluate on; None without."""
     from entropyfloor.rollouts.prompts import PromptSet
+    from entropyfloor.rollouts.rewards import check_reward_columns
 
     script, training = arguments.script, arguments.training
     dataset = load_rows(script, arguments.mixture)
@@ -63,8 +64,12 @@ def dataset_rows(arguments: Arguments, rewards: Sequence[Any]) -> tuple[Any, Any
     test = None
     if training.eval_strategy != "no":
         test = split_of(dataset, script.dataset_test_split, "test")
-    first = PromptSet((next(iter(train)),), str(script.dataset_name or "the mixture"))
-    check_columns(rewards, first)
+    name = str(script.dataset_name or "the mixture")
+    if hasattr(train, "__len__"):
+        check_columns(rewards, PromptSet(tuple(train), name))
+    else:  # streamed: its first row says which columns there are
+        for reward in filter(callable, rewards):
+            check_reward_columns(reward, PromptSet((next(iter(train)),), name))
     return train, test
 
 
@@ -80,12 +85,12 @@ def check_only_rows(arguments: Arguments, flag: str, *, instead: str) -> None:
 
 
 def check_columns(rewards: Sequence[Any], prompts: PromptSet) -> None:
-    """Raise ValueError if a row lacks what a reward of ours needs."""
-    from entropyfloor.rollouts.rewards import check_reward_columns
+    """Raise ValueError if a row lacks what a reward of ours needs; score each row's reference."""
+    from entropyfloor.rollouts.references import check_references
 
     for reward in rewards:
         if callable(reward):
-            check_reward_columns(reward, prompts)
+            check_references(reward, prompts)
 
 
 def as_dataset(prompts: PromptSet, *, keep: Sequence[str] = ("prompt",)) -> Any:

@@ -26,9 +26,9 @@ from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, resolve_dtype
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import (
     RewardFunction,
-    check_reward_columns,
     reward_by_name,
     reward_name,
 )
@@ -108,7 +108,7 @@ def measure_coupling(
         raise ValueError(f"gradient_memory_gib must be positive; got {gradient_memory_gib}")
     sampling = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     function = reward_by_name(reward) if isinstance(reward, str) else reward
-    check_reward_columns(function, prompts)
+    check_references(function, prompts)
     resolve_dtype(dtype)
     resolved_device = resolve_device(device)
     run = find_run(

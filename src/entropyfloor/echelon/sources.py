@@ -30,7 +30,8 @@ from entropyfloor.echelon.tasks import sum_task
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.smollm2 import smollm2_directory
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
-from entropyfloor.rollouts.rewards import check_reward_columns, reward_by_name
+from entropyfloor.rollouts.references import check_references
+from entropyfloor.rollouts.rewards import reward_by_name
 
 _WORKED_TOKENS = 56  # the longest worked solution has 49 in SmolLM2's tokenizer
 _SMALL = {
@@ -159,11 +160,11 @@ def sources(recipe: Recipe, seed: int) -> Sources:
     found = {"small_sums": _small, "worked_sums": _worked, "files": _files}[task](
         recipe, seed, options
     )
-    check_reward_columns(reward_by_name(found.reward), found.test)
+    check_references(reward_by_name(found.reward), found.test)
     if recipe.grpo is not None:
         if not found.rl:
             raise ValueError("the recipe has a grpo section and no prompts for it: give data: rl")
-        check_reward_columns(reward_by_name(found.reward), PromptSet(found.rl, "prompts for RL"))
+        check_references(reward_by_name(found.reward), PromptSet(found.rl, "prompts for RL"))
         needed = recipe.grpo_training().prompts_per_step
         if len(found.rl) < needed:
             raise ValueError(

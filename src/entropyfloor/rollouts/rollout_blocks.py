@@ -27,7 +27,8 @@ from entropyfloor.rollouts.engines import choose_engine
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rewards import RewardFunction, check_reward_columns, reward_name
+from entropyfloor.rollouts.references import check_references
+from entropyfloor.rollouts.rewards import RewardFunction, reward_name
 from entropyfloor.rollouts.rollout_store import (
     RolloutStore,
     checkpoint_digest,
@@ -118,7 +119,7 @@ class RolloutBlocks:
         context: Mapping[str, Any] | None = None,
     ) -> None:
         if reward is not None:
-            check_reward_columns(reward, prompts)
+            check_references(reward, prompts)
         resolve_dtype(dtype)
         self.processes = processes or Processes()
         resolved = self.processes.own(resolve_device(device))

@@ -1,6 +1,6 @@
 """Rollouts and rewards of one checkpoint -> its measures, each with an interval over prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ def measure_checkpoint(
         verdict=judged.verdict,
         flagged=judged.flagged,
         reasons=judged.reasons,
-        notes=judged.notes,
+        notes=(*judged.notes, *_unscored_prompts(len(groups), measures)),
         runtime_s=runtime_s,
         temperature=settings.temperature,
         token_entropy_histogram=_histogram([r for group in groups for r in group]),
@@ -133,6 +133,13 @@ def measure_checkpoint(
         ),
         **measures,
     )
+
+
+def _unscored_prompts(prompts: int, measures: Mapping[str, Any]) -> list[str]:
+    scored = measures.get("num_scored_prompts")
+    if scored is None or scored == prompts:
+        return []
+    return [f"pass rates are over {scored} of {prompts} prompts: the reward is None for the others"]
 
 
 def _unscored_measures(groups: Sequence[Sequence[Rollout]], estimate: Estimates) -> dict[str, Any]:

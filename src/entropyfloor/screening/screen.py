@@ -29,9 +29,9 @@ from entropyfloor.rollouts.engines import Engine, TransformersEngine, choose_eng
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import (
     RewardFunction,
-    check_reward_columns,
     reward_by_name,
     reward_name,
 )
@@ -142,7 +142,7 @@ def screen(
         )
     function = reward_by_name(reward) if isinstance(reward, str) else reward
     if function is not None:
-        check_reward_columns(function, prompts)
+        check_references(function, prompts)
     resolve_dtype(dtype)
     processes = processes or Processes()
     resolved_device = processes.own(resolve_device(device))

@@ -145,3 +145,29 @@ def test_returned_values():
 def test_broken_returns(values, words):
     with pytest.raises(ValueError, match=words):
         _call(values)
+
+
+def test_reasoning_gym_is_never_below_its_own_scorer():
+    """On the gold answer of every task, in the format that its own system prompts ask for."""
+    factory = pytest.importorskip("reasoning_gym.factory")
+    from reasoning_gym.utils import extract_answer
+
+    tasks = sorted(set(factory.DATASETS) - {"composite", "knight_swap", "rearc"})  # no task; slow
+    scored = 0
+    for task in tasks:
+        dataset = factory.create_dataset(task, size=1, seed=7)
+        entry = dataset[0]
+        if not isinstance(entry["answer"], str):
+            continue
+        for text in (
+            f"<think>\nstep by step, Answer: 0\n</think>\n<answer>{entry['answer']}</answer>\n",
+            f"It is so.\n<answer>\n{entry['answer']}\n</answer>",
+            f"<answer>\n{entry['answer']}  with more\n</answer>",
+        ):
+            try:
+                own = dataset.score_answer(extract_answer(text), entry)
+            except Exception:
+                own = 0.0
+            assert reasoning_gym([text], entry=[entry])[0] >= own, (task, text)
+            scored += 1
+    assert scored > 250

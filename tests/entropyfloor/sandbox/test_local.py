@@ -1,16 +1,18 @@
 """The pool: errors before any program runs, and an end without traces."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from leftovers import gone, processes_with
 
-from entropyfloor.sandbox import Limits, LocalSandbox, Program
+from entropyfloor.sandbox import Limits, LocalSandbox, Program, zygotes
 
 RIGHT = Program("def f(x): return x", "assert f(1) == 1")
 
@@ -122,3 +124,16 @@ def test_needs_neither_torch_nor_trl():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_no_bytecode_is_left_beside_installed_code(tmp_path, monkeypatch):
+    package = Path(zygotes.__file__).parents[1]
+    shutil.copytree(
+        package / "sandbox",
+        tmp_path / "entropyfloor" / "sandbox",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    monkeypatch.setattr(zygotes, "_SOURCES", str(tmp_path))
+    with LocalSandbox(workers=1) as sandbox:
+        assert sandbox.run([RIGHT])[0].passed
+    assert list(tmp_path.rglob("*.pyc")) == []

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rewards import RewardFunction, check_reward_columns
+from entropyfloor.rollouts.references import check_references
+from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollouts import (
     SamplingSettings,
     check_lengths,
@@ -77,7 +78,7 @@ class RolloutProbe:
 
     def __post_init__(self) -> None:
         if self.reward is not None:
-            check_reward_columns(self.reward, self.prompts)
+            check_references(self.reward, self.prompts)
         self._encoded = encode_prompts(self.prompts, self.tokenizer, where="the model in training")
         check_lengths(
             self._encoded,
