@@ -22,6 +22,7 @@ from entropyfloor.echelon.demo import MAX_NEW_TOKENS
 from entropyfloor.echelon.tasks import sum_task
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import reasoning_gym
+from entropyfloor.screening.table import screening_markdown
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         dtype="float32",
         output_dir=folder / "screening",
     )
-    print(report.to_markdown())
+    print(screening_markdown(report))
 
 
 if __name__ == "__main__":

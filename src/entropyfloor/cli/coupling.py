@@ -8,8 +8,8 @@ from entropyfloor.cli.options import (
     add_loading,
     add_prompts,
     chosen_prompts,
-    console_for_tables,
 )
+from entropyfloor.render.terminal import console_for_tables, print_line
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     console = console_for_tables()
     console.print(report.table())
     for words in findings(report):
-        console.print(f"• {words}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"• {words}")
     if arguments.json is not None:
         report.write_json(arguments.json)
     return 0

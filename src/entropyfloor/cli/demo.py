@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from entropyfloor.cli.options import console_for_tables
+from entropyfloor.render.terminal import console_for_tables, print_line
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.echelon.demo import DemoSettings, run_demo
+    from entropyfloor.screening.table import screening_table
 
     given = {
         "model": arguments.model,
@@ -42,12 +43,12 @@ def main(argv: Sequence[str]) -> int:
         nonlocal number
         number += 1
         elapsed = time.perf_counter() - started
-        console.print(f"[{elapsed:5.0f} s] {line}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"[{elapsed:5.0f} s] {line}")
 
     result = run_demo(settings, output_dir, say=say)
-    console.print(result.report.table())
+    console.print(screening_table(result.report).to_rich())
     for sentence in result.conclusions:
-        console.print(f"• {sentence}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"• {sentence}")
     say(f"written: {', '.join(str(output_dir / name) for name in RESULTS)}")
     return 0
 

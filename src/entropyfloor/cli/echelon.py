@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.cli.options import console_for_tables
+from entropyfloor.render.terminal import console_for_tables, print_line
 
 FAILED = 1
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     console = console_for_tables()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
     result = run_echelon(
         recipe,
@@ -81,9 +81,8 @@ def _status(argv: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="DIR", help="its --output-dir")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    from rich.table import Table
-
     from entropyfloor.echelon.run import echelon_status
+    from entropyfloor.render.table import Column, Table
 
     status = echelon_status(arguments.folder)
     failed = FAILED if status["failures"] else 0
@@ -94,23 +93,26 @@ def _status(argv: Sequence[str]) -> int:
     for cell in status["cells"]:
         states.setdefault((cell["loss"], cell["depth"]), {})[cell["seed"]] = cell["state"]
     seeds = sorted({cell["seed"] for cell in status["cells"]})
-    table = Table(title=f"{status['name']}: {status['done']} of {status['total']} cells")
-    table.add_column("loss")
-    table.add_column("depth (epochs)", justify="right")
-    for seed in seeds:
-        table.add_column(f"seed {seed}")
-    for (loss, depth), row in states.items():
-        table.add_row(loss, f"{depth:g}", *(row[seed] for seed in seeds))
+    table = Table(
+        f"{status['name']}: {status['done']} of {status['total']} cells",
+        (
+            Column("loss", "left"),
+            Column("depth (epochs)"),
+            *(Column(f"seed {seed}", "left") for seed in seeds),
+        ),
+        tuple(
+            (loss, f"{depth:g}", *(row[seed] for seed in seeds))
+            for (loss, depth), row in states.items()
+        ),
+    )
     console = console_for_tables()
-    console.print(table)
+    console.print(table.to_rich())
     left = status["remaining_seconds"]
     if left:
         console.print(f"about {left / 60:.0f} minutes of work are left, one cell after another")
     console.print("a run is working on it" if status["running"] else "no run is working on it")
     for failure in status["failures"]:
-        console.print(
-            f"failed: {failure['stage']}: {failure['message']}", markup=False, soft_wrap=True
-        )
+        print_line(console, f"failed: {failure['stage']}: {failure['message']}")
     return failed
 
 

@@ -12,20 +12,18 @@ from entropyfloor.cli.options import (
     add_prompts,
     add_sampling,
     chosen_prompts,
-    console_for_tables,
 )
+from entropyfloor.io import save_json
+from entropyfloor.render.table import Column, Table
+from entropyfloor.render.terminal import console_for_tables, print_line
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from entropyfloor.gft.response_groups import ResponseGroups
 
 
 def main(argv: Sequence[str]) -> int:
     """Sample, score, write the groups, print the counts. Returns 0; errors are raised."""
     arguments = _parser().parse_args(argv)
-
-    import json
 
     from entropyfloor.gft.response_groups import build_response_groups
     from entropyfloor.rollouts.processes import join_processes
@@ -69,43 +67,42 @@ def main(argv: Sequence[str]) -> int:
     if not processes.main:
         return 0
     if arguments.json is not None:
-        document = json.dumps(groups.to_dict(), ensure_ascii=False, indent=1) + "\n"
-        Path(arguments.json).write_text(document, encoding="utf-8")
+        save_json(Path(arguments.json), groups.to_dict())
     console = console_for_tables()
-    console.print(_table(groups))
+    console.print(_table(groups).to_rich())
     counts = groups.counts
     words = f"{groups.num_prompts} groups: in {counts.mixed} some responses pass and some fail, "
     words += f"in {counts.all_passed} all pass, in {counts.none_passed} none"
     if counts.without_response:
         words += f"; {counts.without_response} have no response"
-    print(
-        f"{words}.\nWritten to {groups.path}. Train on them:\n"
+    print_line(console, f"{words}.")
+    print_line(console, f"Written to {groups.path}. Train on them:")
+    print_line(
+        console,
         f"  entropyfloor gft --model_name_or_path MODEL --groups {groups.path} "
-        f"--reward {arguments.reward or 'NAME'} --output_dir runs/gft"
+        f"--reward {arguments.reward or 'NAME'} --output_dir runs/gft",
     )
     return 0
 
 
-def _table(groups: "ResponseGroups") -> "Table":
-    from rich.table import Table
-
-    table = Table(title="responses")
-    table.add_column("source")
-    for name in ("responses", "pass rate", "mean reward"):
-        table.add_column(name, justify="right")
-    for name in ("duplicates", "truncated", "empty", "kept", "kept and right"):
-        table.add_column(name, justify="right")
+def _table(groups: "ResponseGroups") -> Table:
+    names = ["responses", "pass rate", "mean reward"]
+    names += ["duplicates", "truncated", "empty", "kept", "kept and right"]
+    rows = []
     for source, counts in groups.counts.by_source.items():
         shares = (counts.pass_rate, counts.mean_reward)
         left_out = (counts.duplicates, counts.truncated, counts.empty)
-        table.add_row(
-            source,
-            str(counts.responses),
-            *("–" if share is None else f"{share:.3f}" for share in shares),
-            *map(str, (*left_out, counts.kept)),
-            str(counts.kept_passed) if counts.scored else "–",
+        rows.append(
+            (
+                source,
+                str(counts.responses),
+                *("–" if share is None else f"{share:.3f}" for share in shares),
+                *map(str, (*left_out, counts.kept)),
+                str(counts.kept_passed) if counts.scored else "–",
+            )
         )
-    return table
+    columns = (Column("source", "left"), *map(Column, names))
+    return Table("responses", columns, tuple(rows))
 
 
 def _parser() -> argparse.ArgumentParser:

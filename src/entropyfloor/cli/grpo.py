@@ -27,7 +27,6 @@ from entropyfloor.cli.monitor_flags import (
     monitor_of,
     say_verdict,
 )
-from entropyfloor.cli.options import console_for_tables
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import (
@@ -37,6 +36,7 @@ from entropyfloor.cli.training_rewards import (
     chosen_rewards,
     dataset_rows,
 )
+from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rl.dapo import DAPOConfig
 
 
@@ -200,7 +200,7 @@ def _screen(arguments: Arguments, reward: Any) -> None:
     """Screen the start and every checkpoint as before RL, with RL's group size and sampling."""
     from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.screen import screen
-    from entropyfloor.screening.table import remarks
+    from entropyfloor.screening.table import remarks, screening_table
 
     script, training = arguments.script, arguments.training
     processes = join_processes()
@@ -224,9 +224,9 @@ def _screen(arguments: Arguments, reward: Any) -> None:
     )
     if processes.main:
         console = console_for_tables()
-        console.print(report.table(console.width))
+        console.print(screening_table(report).to_rich(console.width))
         for remark in remarks(report):
-            console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
+            print_line(console, f"• {remark}")
 
 
 if __name__ == "__main__":  # a process of `accelerate launch`

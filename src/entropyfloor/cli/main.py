@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from entropyfloor.render.text import visible
+
 VERBS = {
     "sft": "train with SEDTrainer: every flag and YAML of `trl sft`, plus our losses",
     "screen": "measure entropy, pass@k and degenerate groups of checkpoints before RL is paid for",
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return import_module(f"entropyfloor.cli.{verb.replace('-', '_')}").main(rest)
     except (ValueError, FileNotFoundError) as error:
-        print(f"entropyfloor {verb}: {error}", file=sys.stderr)
+        print(f"entropyfloor {verb}: {visible(error)}", file=sys.stderr)
         return USAGE_ERROR
 
 

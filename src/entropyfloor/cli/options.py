@@ -4,8 +4,6 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from entropyfloor.rollouts.prompts import PromptSet
 
 Target = Any  # an ArgumentParser or one of its groups
@@ -85,13 +83,3 @@ def add_engine(parser: Target) -> None:
         help="what draws rollouts; auto is vllm where it is installed and can, on a GPU "
         "(default: %(default)s)",
     )
-
-
-def console_for_tables() -> "Console":
-    """Standard output; a file or a pipe has no width of its own, and 80 columns fold numbers."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    return console

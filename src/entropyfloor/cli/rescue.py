@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from entropyfloor.cli.options import add_batches, add_loading, add_prompts, chosen_prompts
 from entropyfloor.screening.verdict import TAU_H
@@ -12,12 +13,11 @@ def main(argv: Sequence[str]) -> int:
     """Rescue, print the points and where the checkpoint lies. Returns 0; errors are raised."""
     arguments = _parser().parse_args(argv)
 
-    from rich.console import Console
-    from rich.table import Table
-
+    from entropyfloor.render.table import Column, Table
+    from entropyfloor.render.terminal import console_for_tables, print_line
     from entropyfloor.screening.rescue import rescue
 
-    prompts = chosen_prompts(arguments)
+    prompts, console = chosen_prompts(arguments), console_for_tables()
     found = rescue(
         arguments.checkpoint,
         base=arguments.base,
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         output_dir=arguments.output_dir,
         reward=arguments.reward,
         tolerance=arguments.tolerance,
-        say=lambda line: print(line, flush=True),
+        say=partial(print_line, console),
         num_samples=arguments.samples,
         max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,
@@ -36,20 +36,19 @@ def main(argv: Sequence[str]) -> int:
         trust_remote_code=arguments.trust_remote_code,
         progress=not arguments.no_progress,
     )
-    table = Table(title=f"{arguments.checkpoint} towards {arguments.base}")
-    names = list(asdict(found.points[0]))
-    for name in names:
-        table.add_column(name, justify="right")
-    for point in found.points:
-        values = asdict(point).values()
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
-    Console().print(table)
+    table = Table(
+        f"{arguments.checkpoint} towards {arguments.base}",
+        tuple(Column(name) for name in asdict(found.points[0])),
+        tuple(
+            tuple(f"{v:.3f}" if isinstance(v, float) else str(v) for v in asdict(point).values())
+            for point in found.points
+        ),
+    )
+    console.print(table.to_rich())
+    words = f"{found.share:.1%} of the base clears the floor {found.floor}; written: {found.path}"
     if found.share == 0:
-        print(f"nothing to rescue: the checkpoint clears the floor; a copy is at {found.path}")
-    else:
-        print(
-            f"{found.share:.1%} of the base clears the floor {found.floor}; written: {found.path}"
-        )
+        words = f"nothing to rescue: the checkpoint clears the floor; a copy is at {found.path}"
+    print_line(console, words)
     return 0
 
 

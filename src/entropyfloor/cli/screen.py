@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from entropyfloor.cli.options import (
     add_sampling,
     check_chat,
     chosen_prompts,
-    console_for_tables,
 )
+from entropyfloor.io import write_atomic
+from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.screening.verdict import AT_RISK, COLLAPSED, TAU_H, UNDECIDED
 
 if TYPE_CHECKING:
@@ -39,44 +41,55 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
+    from entropyfloor.render.figure import check_suffix
+    from entropyfloor.render.files import write_pictures
     from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
-    from entropyfloor.screening.table import advice_words, remarks
+    from entropyfloor.screening.figures import write_plot
+    from entropyfloor.screening.page import write_page
+    from entropyfloor.screening.table import (
+        advice_words,
+        remarks,
+        screening_markdown,
+        screening_table,
+    )
 
     check_chat(arguments)
-    for target in (arguments.json, arguments.plot, arguments.markdown):
+    for target in (arguments.json, arguments.plot, arguments.markdown, arguments.html):
         if target is not None:
             _check_target(target)
+    if arguments.plot is not None:
+        check_suffix(arguments.plot)
     outcomes = None if arguments.calibrate is None else read_outcomes(arguments.calibrate)
     processes = join_processes()
     report = _report(arguments, processes, outcomes_alone=outcomes is not None)
     if not processes.main:
         return 0  # the main process writes, prints, and says by its code what it found
+    console = console_for_tables()
     calibration = None if outcomes is None else calibrate(outcomes, report)
     if report is None:
         assert calibration is not None
-        print(_calibration_words(calibration))
+        for words in _calibration_words(calibration):
+            print_line(console, words)
         return 0
     advice = advice_words(report)
     report = replace(report, calibration=calibration)
-    console = console_for_tables()
-    console.print(report.table(console.width))
+    console.print(screening_table(report).to_rich(console.width))
     for words in advice:
-        console.print(words, markup=False, highlight=False, soft_wrap=True, style="bold")
+        print_line(console, words, "bold")
     for remark in remarks(report):
-        console.print(f"• {remark}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"• {remark}")
     if calibration is not None:
-        print(_calibration_words(calibration))
+        for words in _calibration_words(calibration):
+            print_line(console, words)
     if arguments.json is not None:
         report.write_json(arguments.json)
     if arguments.markdown is not None:
-        Path(arguments.markdown).write_text(report.to_markdown(), encoding="utf-8")
-    if arguments.html is not None:
-        report.write_html(arguments.html)
-    if arguments.plot is not None:
-        from entropyfloor.screening.plot import write_screening_plot
-
-        write_screening_plot(report, arguments.plot)
+        write_atomic(Path(arguments.markdown), screening_markdown(report))
+    pictures = {arguments.html: write_page, arguments.plot: write_plot}
+    write_pictures(
+        {Path(path): partial(write, report) for path, write in pictures.items() if path is not None}
+    )
     failing = {_FAIL_ON[word] for word in arguments.fail_on}
     return FLAGGED if any(c.verdict in failing for c in report.checkpoints) else 0
 
@@ -135,14 +148,14 @@ def _report(
     )
 
 
-def _calibration_words(calibration: "Calibration") -> str:
+def _calibration_words(calibration: "Calibration") -> list[str]:
     lines = [f"calibration on {calibration.num_checkpoints} checkpoints: {calibration.message}"]
     lines += [
         f"  {c.predictor}: Spearman {c.spearman:+.2f}, p = {c.p_value:.3g} ({c.method}, "
         f"{c.num_checkpoints} checkpoints)"
         for c in calibration.correlations
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def _check_target(target: str) -> None:

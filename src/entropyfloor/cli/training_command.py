@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from entropyfloor.cli.launching import Arguments, launch
+from entropyfloor.render.text import visible
 
 Parse = Callable[[Sequence[str]], Arguments]
 Train = Callable[[Arguments], int]
@@ -33,7 +34,7 @@ def run_launched(verb: str, parse: Parse, train: Train) -> int:
     try:
         return train(parse(sys.argv[1:]))
     except (ValueError, FileNotFoundError) as error:
-        print(f"entropyfloor {verb}: {error}", file=sys.stderr)
+        print(f"entropyfloor {verb}: {visible(error)}", file=sys.stderr)
         return 2
 
 

@@ -35,6 +35,7 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.screen import screen
+from entropyfloor.screening.table import screening_markdown
 from entropyfloor_losses import loss_by_name
 
 GROUP_SIZE = 8  # rollouts per prompt that RL would use: GRPO's default in trl
@@ -309,7 +310,7 @@ def _write(
     folder: Path,
     seconds: dict[str, float],
 ) -> None:
-    text = "\n".join(["# entropyfloor demo", "", *words, "", report.to_markdown()])
+    text = "\n".join(["# entropyfloor demo", "", *words, "", screening_markdown(report)])
     (folder / "table.md").write_text(text, encoding="utf-8")
     save_json(
         folder / "table.json",

@@ -30,7 +30,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from entropyfloor.io import write_atomic
 from entropyfloor.render.palette import LIGHT
@@ -73,6 +73,7 @@ _PER_INCH = 72  # a CSS pixel is one of matplotlib's points
 _COLOURS = 8  # of series
 _SHAPES = [("o", True), ("s", True), ("^", True), ("D", True), ("v", True)]  # marker, filled
 _SHAPES += [("o", False), ("s", False), ("D", False)]
+_WIDE = 600  # CSS pixels: a legend stands beside a figure and not below it
 _LETTERS = 44  # of a legend's entry
 
 
@@ -92,42 +93,47 @@ class Chart:
         height: CSS pixels.
         title: what it shows, in a few words; not drawn.
         description: what it says, for those who do not see it.
+        margins: left, right, top and bottom of the axes in CSS pixels; None finds room for every
+            text, which takes three times as long.
 
     """
 
-    def __init__(self, width: float, height: float, title: str = "", description: str = "") -> None:
+    def __init__(
+        self,
+        width: float,
+        height: float,
+        title: str = "",
+        description: str = "",
+        *,
+        margins: tuple[float, float, float, float] | None = None,
+    ) -> None:
         self.width, self.title, self.description = width, title, description
         self._tips: dict[str, str] = {}
         with _styled():
-            self.figure = Figure(
-                figsize=(width / _PER_INCH, height / _PER_INCH), dpi=_PER_INCH, layout="constrained"
-            )
+            self.figure = Figure(figsize=(width / _PER_INCH, height / _PER_INCH), dpi=_PER_INCH)
+            if margins is None:
+                self.figure.set_layout_engine("constrained")
+            else:
+                left, right, top, bottom = margins
+                self.figure.subplots_adjust(
+                    left / width, bottom / height, 1 - right / width, 1 - top / height
+                )
         FigureCanvasAgg(self.figure)
 
     def axes(self, *, below: str = "", beside: str = "", grid: str = "y") -> Axes:
         """Axes with a caption below and one beside it; ``grid`` is x, y, both or empty."""
-        return self.panels(1, below=below, beside=[beside], grid=grid)[0]
+        (axes,) = self.panels(1, 1, grid=grid)
+        axes.set(xlabel=below, ylabel=beside)
+        return axes
 
-    def panels(
-        self,
-        count: int,
-        *,
-        beside: Sequence[str],
-        below: str = "",
-        grid: str = "y",
-        heights: Sequence[float] | None = None,
-    ) -> list[Axes]:
-        """Axes one below the other that share what is across; captions beside, one below all."""
+    def panels(self, rows: int, columns: int, *, grid: str = "y", **options: Any) -> list[Axes]:
+        """Axes row by row; ``options`` are those of ``Figure.subplots``."""
         with _styled():
-            column = self.figure.subplots(
-                count, 1, sharex=True, squeeze=False, height_ratios=heights
-            )[:, 0]
-            for axes, words in zip(column, beside, strict=True):
+            found = list(self.figure.subplots(rows, columns, squeeze=False, **options).flat)
+            for axes in found:
                 if grid:
                     axes.grid(axis=grid)
-                axes.set_ylabel(words)
-            column[-1].set_xlabel(below)
-        return list(column)
+        return found
 
     def tip(self, artist: Artist, words: str) -> None:
         """Say ``words`` over a mark, inside a page."""
@@ -138,13 +144,15 @@ class Chart:
     def legend(
         self, entries: Sequence[tuple[Any, str]], *, axes: Axes | None = None, columns: int = 1
     ) -> None:
-        """Name marks: below the whole figure, or above the right end of ``axes``."""
+        """Name marks: above the right end of ``axes``, or below (beside, if wide) the figure."""
         # Told marks and words, matplotlib leaves none out that begins with "_".
         handles = [handle for handle, _ in entries]
         words = [plain(text, _LETTERS) for _, text in entries]
         with _styled():
             if axes is None:
-                self.figure.legend(handles, words, loc="outside lower left", ncols=columns)
+                wide = self.width > _WIDE
+                place: Any = "outside right upper" if wide else "outside lower left"
+                self.figure.legend(handles, words, loc=place, ncols=columns)
             else:
                 axes.legend(
                     handles, words, ncols=columns, loc="lower right", bbox_to_anchor=(1.0, 0.99)
@@ -158,6 +166,7 @@ class Chart:
                 root.remove(child)
         for element in root.iter():
             self._adapt(element, key)
+        _flatten(root)
         box = root.attrib["viewBox"]
         root.attrib.clear()
         root.attrib.update(
@@ -213,6 +222,7 @@ class Chart:
             tip = ElementTree.Element("title")
             tip.text = visible(self._tips[found])
             element.insert(0, tip)
+            element.set("class", "tip")  # a group that says something stays
         elif found is not None and element.tag in ("path", "clipPath"):
             element.set("id", f"{key}-{found}")
         for name, value in list(element.attrib.items()):
@@ -224,6 +234,7 @@ class Chart:
                 continue
             if name in ("style", "fill", "stroke"):
                 value = _COLOUR.sub(_variable, value)
+            value = value.replace("font-family: 'DejaVu Sans'; ", "")
             value = value.replace("url(#", f"url(#{key}-")
             element.set(name, _DIGITS.sub(_short, value) if name in _NUMBERS else value)
 
@@ -232,6 +243,15 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _DIGITS = re.compile(r"-?\d+\.\d{2,}")
 _NUMBERS = ("d", "x", "y", "width", "height", "transform")
 _VARIABLES = {value: f"var(--{name})" for name, value in LIGHT.items()}
+
+
+def _flatten(element: ElementTree.Element) -> None:
+    """Take out groups that say nothing: more than half of matplotlib's SVG."""
+    children = []
+    for child in element:
+        _flatten(child)
+        children += list(child) if child.tag == "g" and not child.attrib else [child]
+    element[:] = children
 
 
 def _name(element: ElementTree.Element) -> str:
@@ -251,6 +271,13 @@ def _short(match: re.Match[str]) -> str:
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
+def check_suffix(path: str | Path) -> None:
+    """Raise ValueError, before compute is spent, for a suffix that no picture can be written to."""
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".") not in kinds:
+        raise ValueError(f"{path}: a picture is written to .png, .svg or .pdf; end the name so")
+
+
 def series(place: int) -> dict[str, Any]:
     """Colour and marker of the series at that place; 64 of them differ in one or the other."""
     colour = LIGHT[f"s{place % _COLOURS}"]
@@ -261,6 +288,8 @@ def series(place: int) -> dict[str, Any]:
         "markerfacecolor": colour if filled else LIGHT["panel"],
         "markeredgecolor": LIGHT["panel"] if filled else colour,
         "markeredgewidth": 0.75 if filled else 2.0,
+        "markersize": 7.0,
+        "linewidth": 2.0,
     }
 
 
@@ -270,6 +299,54 @@ def key(style: Mapping[str, Any], identity: str) -> Markup:
     line = Line2D([0.08, 0.5, 0.92], [0.5, 0.5, 0.5], markevery=[1], **style)
     chart.figure.add_artist(line)
     return chart.svg(identity).replace(Markup('class="chart"'), Markup('class="chart key"'), 1)
+
+
+def draw_course(
+    chart: Chart,
+    axes: Axes,
+    log: Sequence[Mapping[str, Any]],
+    measures: Mapping[str, tuple[str, str]],
+    *,
+    more: Sequence[tuple[Any, str]] = (),
+) -> None:
+    """A run's measures by optimiser step, and a legend above for those that have words.
+
+    Args:
+        chart: of the axes.
+        axes: where to.
+        log: records with ``step``; a measure may be missing or None in any.
+        measures: name in the record -> (words in the legend or "", colour of the palette).
+        more: further entries of the legend.
+
+    """
+    keys = []
+    for place, (name, (words, colour)) in enumerate(measures.items()):
+        # Equal values of two measures (the reward is the pass rate, say) can both be seen.
+        under = len(measures) - 1 - place
+        style: Any = {"linewidth": 1.5 + 1.5 * under, "alpha": 0.5 if under else 1.0}
+        points = [(record["step"], record[name]) for record in log if record.get(name) is not None]
+        if points:
+            (line,) = axes.plot(*zip(*points, strict=True), color=LIGHT[colour], **style)
+            keys += [(line, words)] if words else []
+    if keys or more:
+        chart.legend([*keys, *more], axes=axes, columns=len(keys) + len(more))
+    axes.figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def threshold(axes: Axes, at: float, words: str) -> None:
+    """A dashed vertical line with words over its upper end, on the side that has room."""
+    with _styled():
+        axes.axvline(at, color=LIGHT["bad"], linestyle="--", linewidth=1.5)
+        place = axes.transLimits.transform(axes.transScale.transform((at, 0.0)))[0]
+        axes.annotate(
+            words,
+            (at, 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="left" if place < 0.5 else "right",
+            va="bottom",
+        )
 
 
 def name_rows(axes: Axes, names: Sequence[str], letters: int = 17) -> None:

@@ -9,33 +9,10 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from entropyfloor.render.svg import Scale, element
-from entropyfloor.render.text import common_beginning
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
-__all__ = ["WIDTH", "apart", "bar", "common_beginning", "highlighted", "marker", "say_interval"]
+__all__ = ["WIDTH", "apart", "bar", "marker"]
 WIDTH = 370
 SERIES = 6  # curves that colours and markers keep apart
-
-
-def highlighted(report: ScreeningReport, count: int = SERIES) -> list[int]:
-    """Rows to show in full: all if they are few, else what advice names, the ends, the extremes."""
-    rows = report.checkpoints
-    if len(rows) <= count:
-        return list(range(len(rows)))
-    wanted: list[int] = []
-    advice = report.recommendation
-    named = [] if advice is None else [advice.name, advice.highest_pass_at_1]
-    wanted += [i for name in named for i, row in enumerate(rows) if row.name == name]
-    entropies = [row.entropy_nats for row in rows]
-    wanted += [0, len(rows) - 1, entropies.index(min(entropies)), entropies.index(max(entropies))]
-    wanted += [round(i * (len(rows) - 1) / (count - 1)) for i in range(count)]
-    return sorted(list(dict.fromkeys(wanted))[:count])
-
-
-def say_interval(checkpoint: CheckpointScreening, measure: str) -> str:
-    """`` (95 %: low to high)``, or nothing."""
-    interval = checkpoint.intervals.get(measure)
-    return "" if interval is None else f" (95 %: {interval.low:.3f} to {interval.high:.3f})"
 
 
 def marker(x: float, y: float, kind: int, class_: str) -> Markup:

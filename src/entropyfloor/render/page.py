@@ -8,7 +8,7 @@ template of a feature lies beside it and extends the frame::
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from entropyfloor.render.palette import css_variables
-from entropyfloor.render.text import visible
+from entropyfloor.render.text import plain, visible
+
+_NAME = 120  # cells of a name where ``| short`` follows it; tables have the whole in a tooltip
 
 
 @cache
@@ -25,7 +27,7 @@ def environment() -> Environment:
 
     Whatever a template writes is escaped, and its control characters are made visible.
     """
-    return Environment(
+    found = Environment(
         loader=PackageLoader("entropyfloor", "."),
         autoescape=True,
         finalize=_written,
@@ -33,6 +35,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["short"] = partial(plain, length=_NAME)
+    return found
 
 
 def render_page(template: str, *, settings: Mapping[str, Any], **values: Any) -> str:

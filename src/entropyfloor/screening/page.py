@@ -1,8 +1,4 @@
-"""A screening as one HTML file that needs nothing else: style, figures and text are inside.
-
-Names, prompts and completions are untrusted: everything is escaped, control characters are made
-visible, and the page's own policy forbids scripts and requests.
-"""
+"""A screening as one HTML file that needs nothing else: style, figures and text are inside."""
 
 import re
 from collections import Counter
@@ -13,24 +9,29 @@ from typing import Any
 
 from markupsafe import Markup
 
-from entropyfloor.render.figure_parts import common_beginning, highlighted
-from entropyfloor.render.page import flat_settings, page_environment, style_sheet
-from entropyfloor.screening.columns import (
-    columns,
-    further_columns,
-    interval_words,
+from entropyfloor.io import write_atomic
+from entropyfloor.render.page import render_page
+from entropyfloor.render.table import Column, Style, Table
+from entropyfloor.render.text import common_beginning
+from entropyfloor.screening.figures import (
+    highlighted,
+    pass_at_k_figure,
+    pass_rate_figure,
+    row_figures,
+    token_entropy_figure,
+)
+from entropyfloor.screening.records import Calibration, ExampleRollout
+from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.table import (
+    further_table,
+    screening_table,
     undecided_advice,
-    verdict_class,
+    verdict_style,
     verdict_word,
 )
-from entropyfloor.screening.histogram_figures import pass_rate_figure, token_entropy_figure
-from entropyfloor.screening.pass_at_k_figure import pass_at_k_figure
-from entropyfloor.screening.records import ExampleRollout
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
-from entropyfloor.screening.row_figures import degenerate_figure, entropy_figure, headroom_figure
 from entropyfloor.stats.groups import p_star
 
-_LONGEST = 2000  # characters of a completion that are shown
+_LONGEST = 2000  # characters of a prompt or completion that are shown
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,6 @@ class _Row:
     """A checkpoint as the page shows it."""
 
     record: CheckpointScreening
-    short: str
-    chosen: bool
     open: bool
     charts: tuple[Markup, ...]
 
@@ -52,98 +51,91 @@ class _Row:
         return verdict_word(self.record)
 
     @property
-    def kind(self) -> str:
-        return verdict_class(self.record)
+    def style(self) -> Style:
+        return verdict_style(self.record)
 
     @property
     def facts(self) -> str:
-        found = [f"entropy {self.record.entropy_nats:.3f}"]
-        if self.record.pass_at_1 is not None:
-            found.append(f"pass@1 {self.record.pass_at_1:.3f}")
-        return ", ".join(found)
+        entropy = f"entropy {self.record.entropy_nats:.3f}"
+        rate = self.record.pass_at_1
+        return entropy if rate is None else f"{entropy}, pass@1 {rate:.3f}"
 
 
-def write_screening_html(report: ScreeningReport, path: str | Path) -> Path:
+def write_page(report: ScreeningReport, path: str | Path) -> Path:
     """Write the page and return its path; missing parent directories are made.
 
     The file holds no script and makes no request: it can be mailed, archived and printed.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(screening_html(report), encoding="utf-8")
-    return target
+    write_atomic(Path(path), screening_html(report))
+    return Path(path)
 
 
 def screening_html(report: ScreeningReport) -> str:
     """Return the page as text."""
-    advice = report.recommendation
+    advice, settings = report.recommendation, report.settings
     shown = highlighted(report, 8)
-    beginning = common_beginning([record.name for record in report.checkpoints])
     rows = [
-        _Row(
-            record,
-            short=record.name[len(beginning) :],
-            chosen=advice is not None and advice.name == record.name,
-            open=index in shown,
-            charts=_charts(record, report),
-        )
+        _Row(record, index in shown, _charts(index, report))
         for index, record in enumerate(report.checkpoints)
     ]
-    settings = report.settings
     size = settings.get("group_size")
-    return (
-        page_environment()
-        .get_template("render/templates/screening.html.j2")
-        .render(
-            style=style_sheet("screening.css"),
-            rows=rows,
-            beginning=beginning,
-            long_names=any(len(row.short) > 30 for row in rows),
-            advice=advice,
-            undecided=undecided_advice(report),
-            # One checkpoint leaves nothing to choose.
-            predictors=[] if advice is None or len(rows) < 2 else list(advice.predictors.items()),
-            calibration=report.calibration,
-            counts=_counts(rows),
-            scored=report.has_reward,
-            settings=settings,
-            flat_settings=list(flat_settings(settings)),
-            p_star=None if size is None else p_star(size),
-            caption=_caption(settings),
-            columns=columns(report),
-            further=further_columns(report),
-            words=interval_words,
-            sentence=_sentence,
-            entropy=entropy_figure(report),
-            degenerate=degenerate_figure(report),
-            pass_at_k=pass_at_k_figure(report),
-            headroom=headroom_figure(report),
-            examples=_examples(rows),
-        )
+    curves = pass_at_k_figure(report)
+    return render_page(
+        "screening/page.html.j2",
+        settings=settings,
+        rows=rows,
+        beginning=common_beginning([row.name for row in rows]),
+        advice=advice,
+        undecided=undecided_advice(report),
+        # One checkpoint leaves nothing to choose.
+        predictors=[] if advice is None or len(rows) < 2 else list(advice.predictors.items()),
+        calibration=report.calibration,
+        correlations=_correlations(report.calibration),
+        counts=_counts(rows),
+        scored=report.has_reward,
+        p_star=None if size is None else p_star(size),
+        lead=_lead(settings),
+        table=screening_table(report).to_html(),
+        further=further_table(report).to_html(),
+        sentence=_sentence,
+        figures={name: chart.svg(name) for name, chart in row_figures(report).items()},
+        pass_at_k=None if curves is None else curves.svg("pass-at-k"),
+        examples=_examples(rows),
     )
 
 
-def _charts(record: CheckpointScreening, report: ScreeningReport) -> tuple[Markup, ...]:
+def _charts(index: int, report: ScreeningReport) -> tuple[Markup, ...]:
+    record = report.checkpoints[index]
     found = (pass_rate_figure(record, report), token_entropy_figure(record))
-    return tuple(chart for chart in found if chart is not None)
+    return tuple(c.svg(f"c{index}-{i}") for i, c in enumerate(found) if c is not None)
 
 
 def _counts(rows: Iterable[_Row]) -> list[tuple[str, str, int]]:
-    """(verdict, class, how many), the good ones first."""
+    """(verdict, style, how many), the good ones first."""
     order = ["ready", "not flagged", "at risk", "collapsed", "flagged", "undecided"]
-    found = Counter((row.word, row.kind) for row in rows)
-    return [
-        (w, k, n) for (w, k), n in sorted(found.items(), key=lambda item: order.index(item[0][0]))
-    ]
+    found = Counter((row.word, row.style) for row in rows)
+    return sorted(((w, s, n) for (w, s), n in found.items()), key=lambda c: order.index(c[0]))
 
 
-def _caption(settings: dict[str, Any]) -> str:
-    prompts = settings.get("prompts", {})
+def _correlations(calibration: Calibration | None) -> Markup | None:
+    if calibration is None or not calibration.correlations:
+        return None
+    headers = ("predictor", "Spearman", "p", "test", "checkpoints")
+    rows = (
+        (c.predictor, f"{c.spearman:+.2f}", f"{c.p_value:.3f}", c.method, f"{c.num_checkpoints}")
+        for c in calibration.correlations
+    )
+    columns = tuple(Column(h, "left" if h == "predictor" else "right") for h in headers)
+    return Table("Rank correlations", columns, tuple(rows)).to_html()
+
+
+def _lead(settings: dict[str, Any]) -> str:
     reward = settings.get("reward")
     return (
-        f"{prompts.get('count', '?')} prompts × {settings.get('num_samples', '?')} rollouts of at "
-        f"most {settings.get('max_new_tokens', '?')} tokens at temperature "
-        f"{settings.get('temperature', 1.0):g}, " + (f"reward {reward}" if reward else "no reward")
+        f"{settings.get('prompts', {}).get('count', '?')} prompts × "
+        f"{settings.get('num_samples', '?')} rollouts of at most "
+        f"{settings.get('max_new_tokens', '?')} tokens at temperature "
+        f"{settings.get('temperature', 1.0):g}, {f'reward {reward}' if reward else 'no reward'}"
     )
 
 
@@ -157,16 +149,13 @@ def _sentence(words: str) -> str:
 
 def _examples(rows: list[_Row]) -> list[dict[str, Any]]:
     """Examples by prompt, then by checkpoint."""
-    prompts: dict[int, str] = {}
-    for row in rows:
-        for example in row.record.examples:
-            prompts.setdefault(example.prompt_index, example.prompt)
+    prompts = {e.prompt_index: e.prompt for row in reversed(rows) for e in row.record.examples}
     return [
         {
             "index": index,
             "prompt": _cut(text),
             "columns": [
-                {"name": row.name, "word": row.word, "kind": row.kind, "rollouts": shown}
+                {"row": row, "rollouts": shown}
                 for row in rows
                 if (shown := [_shown(e) for e in row.record.examples if e.prompt_index == index])
             ],

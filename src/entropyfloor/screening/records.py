@@ -1,9 +1,10 @@
 """Small records inside a screening report: histogram, example rollouts, advice, calibration."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from entropyfloor.io import save_json
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,5 @@ def restore(kind: Any, record: dict[str, Any] | None) -> Any:
 
 def write_strict_json(document: dict[str, Any], path: str | Path) -> Path:
     """Write a report's document without NaN; missing parent directories are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-    target.write_text(text + "\n", encoding="utf-8")
-    return target
+    save_json(Path(path), document)
+    return Path(path)

@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from entropyfloor.io import save_json
 from entropyfloor.screening.peak import Peak, find_peaks
 from entropyfloor.screening.records import (
     Calibration,
@@ -14,12 +15,8 @@ from entropyfloor.screening.records import (
     SequentialRecord,
     plain,
     restore,
-    write_strict_json,
 )
 from entropyfloor.stats.intervals import Interval
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SCHEMA = "entropyfloor.screening"
 SCHEMA_VERSION = 2
@@ -246,25 +243,8 @@ class ScreeningReport:
 
     def write_json(self, path: str | Path) -> Path:
         """Write :meth:`to_dict` as strict JSON (no NaN); missing parent directories are made."""
-        return write_strict_json(self.to_dict(), path)
-
-    def to_markdown(self) -> str:
-        """Write the table and the reasons as GitHub-flavoured Markdown."""
-        from entropyfloor.screening.table import screening_markdown
-
-        return screening_markdown(self)
-
-    def write_html(self, path: str | Path) -> Path:
-        """Write one HTML page with figures, table, rollouts and glossary; it needs nothing else."""
-        from entropyfloor.screening.page import write_screening_html
-
-        return write_screening_html(self, path)
-
-    def table(self, width: int | None = None) -> "Table":
-        """Build the table for a terminal of ``width`` columns; None leaves no measure out."""
-        from entropyfloor.screening.table import screening_table
-
-        return screening_table(self, width)
+        save_json(Path(path), self.to_dict())
+        return Path(path)
 
 
 def _optional(record: Any) -> Any:

@@ -1,36 +1,69 @@
-"""A screening as a table for a terminal, and as Markdown."""
+"""A screening as tables and sentences: its columns are listed here once for every medium.
 
-from collections.abc import Sequence
+A column is left out where no checkpoint has its measure. ``importance`` decides what a narrow
+terminal shows first: 0 always, larger numbers where there is room.
+"""
 
-from rich.cells import cell_len
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from entropyfloor.render.svg import elide
-from entropyfloor.screening.columns import (
-    Column,
-    columns,
-    further_columns,
-    interval_words,
-    remarks,
-    undecided_advice,
-    verdict_class,
-    verdict_word,
-)
+from entropyfloor.render.table import Cell, Column, Style, Table
+from entropyfloor.render.text import markdown
+from entropyfloor.screening.peak import peak_words
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.stats.intervals import Interval
 
-__all__ = ["advice_words", "remarks", "screening_markdown", "screening_table"]
-
-_STYLES = {
-    "ready": "green",
-    "risk": "bold yellow",
-    "collapsed": "bold red",
-    "undecided": "cyan",
+_STYLES: dict[str, Style] = {
+    "ready": "good",
+    "not flagged": "good",
+    "at risk": "warn",
+    "undecided": "open",
 }
-_TWO_LINES = 12  # more checkpoints than this get one line each, without the intervals below
 
 
-def _caption(report: ScreeningReport) -> str:
+@dataclass(frozen=True)
+class _Measure:
+    """A column: how a checkpoint's value is written, and the key of its interval, if shown."""
+
+    header: str
+    value: Callable[[CheckpointScreening], str]
+    interval: str = ""
+    importance: int = 3
+
+    def present(self, report: ScreeningReport) -> bool:
+        return any(set(self.value(c)) - set("– /") for c in report.checkpoints)
+
+    def cell(self, checkpoint: CheckpointScreening) -> Cell:
+        interval = checkpoint.intervals.get(self.interval)
+        return Cell(self.value(checkpoint), interval_words(interval))
+
+
+def screening_table(report: ScreeningReport) -> Table:
+    """Name, verdict and the measures that decide, a row per checkpoint."""
+    verdict = Column("verdict", "left")
+    verdicts = [Cell(verdict_word(c), style=verdict_style(c)) for c in report.checkpoints]
+    return _table(
+        "Screening before RL", report, _measures(report), [(verdict, verdicts)], caption(report)
+    )
+
+
+def further_table(report: ScreeningReport) -> Table:
+    """Competing predictors, diversity, and what was drawn."""
+    return _table("Further measures", report, _further(report), [], "")
+
+
+def screening_markdown(report: ScreeningReport) -> str:
+    """Write the tables in Markdown, advice, reasons and notes between them."""
+    lines = [screening_table(report).to_markdown(), "", f"{markdown(caption(report))}."]
+    if words := advice_words(report):
+        lines += ["", *(f"- **{markdown(sentence)}**" for sentence in words)]
+    if words := remarks(report):
+        lines += ["", *(f"- {markdown(remark)}" for remark in words)]
+    return "\n".join([*lines, "", further_table(report).to_markdown()]) + "\n"
+
+
+def caption(report: ScreeningReport) -> str:
+    """What was drawn, how it was scored, and what the ranges are."""
     settings = report.settings
     scored = f", reward {settings['reward']}" if report.has_reward else ", no reward"
     return (
@@ -39,70 +72,6 @@ def _caption(report: ScreeningReport) -> str:
         f"seed {settings['seed']}; tau_H = {settings['tau_h']:g} nats; ranges are 95 % intervals "
         "over prompts"
     )
-
-
-def screening_table(report: ScreeningReport, width: int | None = None) -> Table:
-    """Build a rich table.
-
-    Args:
-        report: what to show.
-        width: columns of the terminal. Where they are few, the measures that matter most stay,
-            long names are shortened in the middle, and the caption names what was left out. None
-            leaves nothing out.
-
-    """
-    every = columns(report)
-    intervals = len(report.checkpoints) <= _TWO_LINES
-    names = [checkpoint.name for checkpoint in report.checkpoints]
-    longest = max([len("checkpoint"), *map(cell_len, names)])
-    shown, room = (every, longest) if width is None else _fitting(report, every, width, intervals)
-    caption = _caption(report)
-    if left_out := [column.header for column in every if column not in shown]:
-        caption += f"; no room for {', '.join(left_out)}: widen, or see the JSON or HTML"
-
-    table = Table(title="Screening before RL", caption=caption, pad_edge=False)
-    table.add_column("checkpoint", overflow="fold", min_width=min(room, longest))
-    table.add_column("verdict", no_wrap=True)
-    for column in shown:
-        # Left to itself, rich takes from the numbers what the names' minimum asks for.
-        fixed = None if width is None else _width(column, report.checkpoints, intervals)
-        table.add_column(column.header, justify="right", width=fixed)
-    for checkpoint in report.checkpoints:
-        cells = []
-        for column in shown:
-            cell = Text(column.value(checkpoint), justify="right")
-            if intervals and (words := interval_words(column.interval(checkpoint))):
-                cell.append(f"\n{words}", style="dim")
-            cells.append(cell)
-        style = _STYLES[verdict_class(checkpoint)]
-        name = Text(elide(checkpoint.name, max(room, 12)))
-        table.add_row(name, Text(verdict_word(checkpoint), style=style), *cells)
-    return table
-
-
-def _fitting(
-    report: ScreeningReport, every: Sequence[Column], width: int, intervals: bool
-) -> tuple[list[Column], int]:
-    """Choose the most important columns that fit, and the room that is left for names."""
-    checkpoints = report.checkpoints
-    longest = max(len("checkpoint"), *(cell_len(c.name) for c in checkpoints))
-    wanted = min(longest, 24)  # enough for a folder's head and its step
-    # Each column takes two blanks and a border; the first and last lack one blank.
-    room = width - max(7, *(len(verdict_word(c)) for c in checkpoints)) - 5
-    chosen: list[Column] = []
-    for column in sorted(every, key=lambda column: column.importance):
-        needed = _width(column, checkpoints, intervals) + 3
-        if room - needed >= wanted:
-            chosen.append(column)
-            room -= needed
-    return [column for column in every if column in chosen], min(longest, max(room, 12))
-
-
-def _width(column: Column, checkpoints: Sequence[CheckpointScreening], intervals: bool) -> int:
-    """Cells a column needs; its header may wrap between words."""
-    header = max(cell_len(word) for word in column.header.split())
-    below = [len(interval_words(column.interval(c))) for c in checkpoints] if intervals else [0]
-    return max(header, *(cell_len(column.value(c)) for c in checkpoints), *below)
 
 
 def advice_words(report: ScreeningReport) -> list[str]:
@@ -123,33 +92,132 @@ def advice_words(report: ScreeningReport) -> list[str]:
     return words
 
 
-def screening_markdown(report: ScreeningReport) -> str:
-    """Write the tables in Markdown, intervals in brackets, advice, reasons and notes below."""
-    lines = [*_markdown_table(report, columns(report), verdict=True), "", _caption(report) + "."]
-    if words := advice_words(report):
-        lines += ["", *(f"- **{_escaped(sentence)}**" for sentence in words)]
-    if words := remarks(report):
-        lines += ["", *(f"- {_escaped(remark)}" for remark in words)]
-    return "\n".join([*lines, "", *_markdown_table(report, further_columns(report))]) + "\n"
-
-
-def _markdown_table(
-    report: ScreeningReport, shown: Sequence[Column], *, verdict: bool = False
-) -> list[str]:
-    headers = ["checkpoint", *(["verdict"] if verdict else []), *(c.header for c in shown)]
-    rule = "|---|" + ("---|" if verdict else "") + "---:|" * len(shown)
-    lines = [f"| {' | '.join(headers)} |", rule]
+def remarks(report: ScreeningReport) -> list[str]:
+    """Reasons and notes, ``name: words``, the same words once; then the peaks of runs."""
+    names: dict[str, list[str]] = {}
     for checkpoint in report.checkpoints:
-        cells = [_escaped(checkpoint.name)] + ([verdict_word(checkpoint)] if verdict else [])
-        for column in shown:
-            interval = interval_words(column.interval(checkpoint))
-            cells.append(column.value(checkpoint) + (f" ({interval})" if interval else ""))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        for words in (*checkpoint.reasons, *checkpoint.notes):
+            names.setdefault(words, []).append(checkpoint.name)
+    said = [f"{_some(found)}: {words}" for words, found in names.items()]
+    return [*said, *peak_words(report.peaks)]
 
 
-def _escaped(text: str) -> str:
-    """A name is never markup: no table cell ends in it, and no emphasis begins."""
-    for letter in ("\\", "|", "*", "`", "<"):
-        text = text.replace(letter, f"\\{letter}")
-    return " ".join(text.split())
+def verdict_word(checkpoint: CheckpointScreening) -> str:
+    """The verdict; whether it is flagged for a report of version 1, which has no other."""
+    if checkpoint.flagged != (checkpoint.verdict in ("at risk", "collapsed")):
+        return "flagged" if checkpoint.flagged else "not flagged"
+    return checkpoint.verdict
+
+
+def verdict_style(checkpoint: CheckpointScreening) -> Style:
+    """Style of a verdict in a table, and the name of its colour in figures."""
+    return _STYLES.get(verdict_word(checkpoint), "bad")
+
+
+def undecided_advice(report: ScreeningReport) -> bool:
+    """Whether the recommended checkpoint is not yet known to be ready."""
+    advice = report.recommendation
+    chosen = [c for c in report.checkpoints if advice is not None and c.name == advice.name]
+    return any(verdict_word(checkpoint) == "undecided" for checkpoint in chosen)
+
+
+def interval_words(interval: Interval | None) -> str:
+    """``low–high``, or nothing."""
+    return "" if interval is None else f"{interval.low:.3f}–{interval.high:.3f}"
+
+
+def _table(
+    title: str,
+    report: ScreeningReport,
+    measures: Sequence[_Measure],
+    before: Sequence[tuple[Column, Sequence[Cell]]],
+    note: str,
+) -> Table:
+    shown = [measure for measure in measures if measure.present(report)]
+    columns = [Column(m.header, "right", importance=m.importance) for m in shown]
+    rows: list[tuple[Cell | str, ...]] = [
+        (c.name, *(cells[i] for _, cells in before), *(measure.cell(c) for measure in shown))
+        for i, c in enumerate(report.checkpoints)
+    ]
+    first = Column("checkpoint", "left")
+    return Table(title, (first, *(column for column, _ in before), *columns), tuple(rows), note)
+
+
+def _measures(report: ScreeningReport) -> list[_Measure]:
+    """In reading order."""
+    found = [_attribute("entropy (nats)", "entropy_nats", importance=0)]
+    if report.has_reward:
+        size = report.settings["group_size"]
+        ks = [k for k in report.settings["ks"] if k > 1]
+        found += [
+            _attribute("pass@1", "pass_at_1", importance=1),
+            _attribute("greedy", "greedy_pass_at_1"),
+            *(
+                _pass_at(k, importance=2 if k == ks[-1] else 5)
+                for k in (ks if len(ks) <= 2 else [ks[len(ks) // 2], ks[-1]])
+            ),
+            _attribute(f"degenerate g={size}", "degenerate_fraction", importance=1),
+            _pair("wrong / right", "degenerate_all_wrong", "degenerate_all_right", importance=4),
+            _attribute(f"p̂/p*({size})", "p_hat_over_p_star", 2, importance=2, interval=False),
+        ]
+    return [
+        *found,
+        _attribute("unique", "unique_fraction", 2, importance=4, interval=False),
+        _attribute("tokens", "mean_tokens", 1, importance=5, interval=False),
+        _attribute("truncated", "truncated_fraction", 2, importance=4, interval=False),
+    ]
+
+
+def _further(report: ScreeningReport) -> list[_Measure]:
+    above = {measure.header for measure in _measures(report)}
+    ks = [k for k in report.settings.get("ks", ()) if k > 1 and f"pass@{k}" not in above]
+    wrong, right = "degenerate_predicted_all_wrong", "degenerate_predicted_all_right"
+    return [
+        _attribute("entropy per rollout", "entropy_sequence_mean"),
+        _attribute("10 % quantile", "entropy_sequence_p10"),
+        _attribute("25 % quantile", "entropy_sequence_p25"),
+        *map(_pass_at, ks),
+        _attribute("variance in groups", "within_group_variance"),
+        _attribute("degenerate, predicted", "degenerate_predicted"),
+        _pair("predicted wrong / right", wrong, right),
+        _attribute("mean reward", "mean_reward"),
+        _attribute("self-BLEU", "self_bleu"),
+        _attribute("repetition", "repetition"),
+        _attribute("held-out loss", "held_out_loss"),
+        _attribute("KL to base", "kl_to_base"),
+        _attribute("held-out KL", "held_out_kl_to_base"),
+        _Measure("rollouts", lambda c: f"{c.num_rollouts}"),
+        _Measure("saved", lambda c: f"{c.samples_saved}" if c.sequential else "–"),
+        _Measure("seconds", lambda c: f"{c.runtime_s:.1f}"),
+    ]
+
+
+def _attribute(
+    header: str, name: str, digits: int = 3, *, importance: int = 3, interval: bool = True
+) -> _Measure:
+    return _Measure(
+        header, lambda c: _number(getattr(c, name), digits), name if interval else "", importance
+    )
+
+
+def _pair(header: str, first: str, second: str, importance: int = 3) -> _Measure:
+    return _Measure(
+        header,
+        lambda c: f"{_number(getattr(c, first))} / {_number(getattr(c, second))}",
+        importance=importance,
+    )
+
+
+def _pass_at(k: int, importance: int = 3) -> _Measure:
+    return _Measure(f"pass@{k}", lambda c: _number(c.pass_at_k.get(k)), f"pass_at_{k}", importance)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """Fixed digits; a dash for what is not there."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _some(names: list[str]) -> str:
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])} and {len(names) - 3} others"

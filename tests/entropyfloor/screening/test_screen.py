@@ -10,6 +10,7 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollouts import encode_prompts
 from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.preparation import prepare
+from entropyfloor.screening.table import screening_markdown
 
 ROWS = tuple({"prompt": f"{a}+{a}=", "answer": str(2 * a), "topic": f"t{a}"} for a in range(1, 7))
 PROMPTS = PromptSet(ROWS, "sums")
@@ -64,7 +65,7 @@ def test_report(save_checkpoint, tmp_path):
     assert (document["schema"], document["schema_version"]) == ("entropyfloor.screening", 2)
     assert document["settings"]["reward"] == "even_start"
     assert document["settings"]["prompts"]["count"] == 6
-    assert (tmp_path / "out/deep/screening.md").read_text() == report.to_markdown()
+    assert (tmp_path / "out/deep/screening.md").read_text() == screening_markdown(report)
     assert (tmp_path / "out/deep/screening.png").read_bytes()[:4] == b"\x89PNG"
     lines = (tmp_path / "out/deep/rollouts-wide.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -127,7 +128,7 @@ def test_without_reward_group_size_does_not_matter(save_checkpoint):
     options = {**SMALL, "num_samples": 2, "group_size": 8}
     report = screen([save_checkpoint()], prompts=PROMPTS, **options)
     assert not report.has_reward
-    assert "pass@1" not in report.to_markdown()
+    assert "pass@1" not in screening_markdown(report)
 
 
 @pytest.mark.parametrize(

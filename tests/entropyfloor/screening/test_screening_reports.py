@@ -6,9 +6,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import sample_reports
-from entropyfloor.screening.plot import write_screening_plot
+from entropyfloor.screening.figures import write_plot
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
-from entropyfloor.screening.table import remarks, screening_table
+from entropyfloor.screening.table import remarks, screening_markdown, screening_table
 from entropyfloor.stats.intervals import Interval
 
 SETTINGS = {
@@ -61,7 +61,7 @@ def report(count=2, *, scored=True):
 
 def text_of(report):
     console = Console(file=io.StringIO(), width=200)
-    console.print(report.table())
+    console.print(screening_table(report).to_rich(200))
     return console.file.getvalue()
 
 
@@ -80,7 +80,7 @@ def test_table_without_reward():
 
 
 def test_markdown():
-    lines = report().to_markdown().splitlines()
+    lines = screening_markdown(report()).splitlines()
     columns = lines[1].count("|")
     assert lines[0].count("|") == lines[3].count("|") == columns
     assert lines[2].startswith(r"| ce \| one | flagged | 0.100 (0.090–0.110) | 0.250 |")
@@ -101,7 +101,7 @@ def test_remarks_put_reasons_before_notes():
 def test_table_of_a_narrow_terminal(width, scored, count, long_names):
     found = sample_reports.report(count, scored=scored, long_names=long_names)
     console = Console(file=io.StringIO(), width=width)
-    table = screening_table(found, width)
+    table = screening_table(found).to_rich(width)
     console.print(table)
     lines = console.file.getvalue().splitlines()
     assert max(map(cell_len, lines)) <= width
@@ -113,12 +113,12 @@ def test_table_of_a_narrow_terminal(width, scored, count, long_names):
         row = next(row for row in rows if re.search(rf"-{step} ", row))
         assert f"{checkpoint.entropy_nats:.3f}" in row and checkpoint.verdict in row
     left_out = len(screening_table(found).columns) - len(table.columns)
-    assert (left_out > 0) == ("no room for" in table.caption)
+    assert (left_out > 0) == ("no room for" in table.caption.plain)
     assert (width > 60 or left_out > 0) and (width < 200 or left_out == 0 or long_names)
 
 
 def test_advice_is_written():
-    text = sample_reports.report(7).to_markdown()
+    text = screening_markdown(sample_reports.report(7))
     assert "- **Start from ce/checkpoint-100: the fewest degenerate groups" in text
     assert "- **Highest pass@1 would pick ce/checkpoint-700: 0.31 more" in text
     assert "- **Calibration of tau_H: fitted on five checkpoints**" in text
@@ -134,5 +134,5 @@ def test_json_is_strict(tmp_path):
 @pytest.mark.parametrize("scored", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_plot(tmp_path, scored, count):
-    path = write_screening_plot(report(count, scored=scored), tmp_path / "new" / "plot.png")
+    path = write_plot(report(count, scored=scored), tmp_path / "new" / "plot.png")
     assert path.read_bytes()[:4] == b"\x89PNG"

@@ -3,18 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-# Okabe and Ito's colours.
-_BLUE, _RED, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#7f7f7f"
-
-Log = Sequence[Mapping[str, float]]
+from entropyfloor.render.figure import Chart, draw_course, series
+from entropyfloor.render.palette import LIGHT
 
 
 def write_floor_plot(
-    log: Log, probes: Sequence[tuple[int, float]], floor: float, path: str | Path
+    log: Sequence[Mapping[str, float]],
+    probes: Sequence[tuple[int, float]],
+    floor: float,
+    path: str | Path,
 ) -> Path:
     """Write a PNG (or what the suffix says) and return its path.
 
@@ -25,33 +22,21 @@ def write_floor_plot(
         path: of the file.
 
     """
-    figure = Figure(figsize=(8.5, 5.5), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
-    entropy, weight = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    _line(entropy, log, "floor_entropy", "teacher-forced, smoothed", color=_BLUE)
-    _line(entropy, log, "floor_target", "its target", color=_GREY, linewidth=1)
-    entropy.plot(*zip(*probes, strict=True), "o", color=_RED, label="rollouts (probe)")
-    entropy.axhline(floor, color=_GREY, linestyle="--", linewidth=1, label=f"floor {floor:g}")
-    entropy.set_yscale("log")
+    chart = Chart(620, 470)
+    entropy, weight = chart.panels(2, 1, sharex=True, height_ratios=[2, 1])
+    points = entropy.plot(*zip(*probes, strict=True), **series(1) | {"linestyle": "none"})
+    line = entropy.axhline(floor, color=LIGHT["soft"], linestyle="--", linewidth=1)
+    draw_course(
+        chart,
+        entropy,
+        log,
+        {"floor_entropy": ("teacher-forced, smoothed", "s0"), "floor_target": ("its target", "s5")},
+        more=[(points[0], "rollouts (probe)"), (line, f"floor {floor:g}")],
+    )
+    entropy.set(yscale="log", ylabel="entropy (nats)")
     entropy.yaxis.set_major_formatter("{x:g}")
     entropy.yaxis.set_minor_formatter("{x:g}")
-    entropy.set_ylabel("entropy (nats)")
-    entropy.legend(fontsize=8)
-    _line(weight, log, "floor_weight", "weight", color=_GREEN)
-    weight.set_ylabel("weight of the term")
+    draw_course(chart, weight, log, {"floor_weight": ("", "s2")})
+    weight.set(ylabel="weight of the term", xlabel="optimiser step")
     weight.set_ylim(bottom=0)
-    weight.set_xlabel("optimiser step")
-    weight.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (entropy, weight):
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target)
-    return target
-
-
-def _line(axes: Axes, log: Log, name: str, label: str, **style: object) -> None:
-    found = [(entry["step"], entry[name]) for entry in log if name in entry]
-    if found:
-        axes.plot(*zip(*found, strict=True), label=label, **style)  # type: ignore[arg-type]
+    return chart.save(path)
