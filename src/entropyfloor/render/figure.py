@@ -144,13 +144,13 @@ class Chart:
     def legend(
         self, entries: Sequence[tuple[Any, str]], *, axes: Axes | None = None, columns: int = 1
     ) -> None:
-        """Name marks: above the right end of ``axes``, or below (beside, if wide) the figure."""
+        """Name marks: above the right end of ``axes``, or below the figure (beside a wide one)."""
         # Told marks and words, matplotlib leaves none out that begins with "_".
         handles = [handle for handle, _ in entries]
         words = [plain(text, _LETTERS) for _, text in entries]
         with _styled():
             if axes is None:
-                wide = self.width > _WIDE
+                wide = self.width > _WIDE and columns == 1
                 place: Any = "outside right upper" if wide else "outside lower left"
                 self.figure.legend(handles, words, loc=place, ncols=columns)
             else:
@@ -183,7 +183,8 @@ class Chart:
             said = ElementTree.Element("desc", {"id": f"{key}-said"})
             said.text = visible(self.description)
             root.insert(0, said)
-        return Markup(ElementTree.tostring(root, encoding="unicode", method="html"))
+        # As XML: as HTML, ElementTree leaves "<" in attributes as it is.
+        return Markup(ElementTree.tostring(root, encoding="unicode"))
 
     def save(self, path: str | Path) -> Path:
         """Write a file of the kind that its suffix names, and return its path.
