@@ -9,14 +9,16 @@ Every loss maps `TokenStatistics` to one value per token and runs on every engin
 `linear_token_statistics` where per-token gradients are needed).
 """
 
-from .base_anchor import BaseHead, BaseTopK
+from .base import BaseHead, BaseTopK
 from .bounded_probability import BoundedProbabilityLoss
 from .cross_entropy import CrossEntropyLoss
 from .entropy_bonus import EntropyBonusLoss
 from .entropy_terms import PLACES, EntropyTerm, PenalisedLoss
-from .fused_head import linear_loss, linear_token_statistics
 from .gem import GEMLoss
 from .group import GroupAdvantages, GroupFineTuningLoss, group_advantages
+from .head import linear_loss, linear_token_statistics
+from .inputs import IGNORE_INDEX
+from .plain import token_statistics
 from .reduction import reduce_tokens, token_mean
 from .registry import (
     LOSS_NAMES,
@@ -25,13 +27,8 @@ from .registry import (
     loss_options,
     needs_calibration,
 )
+from .request import StatisticsRequest, TokenStatistics
 from .selective_entropy import SelectiveEntropyLoss
-from .statistics import (
-    IGNORE_INDEX,
-    StatisticsRequest,
-    TokenStatistics,
-    token_statistics,
-)
 
 __all__ = [
     "IGNORE_INDEX",

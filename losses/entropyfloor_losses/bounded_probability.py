@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .statistics import StatisticsRequest, TokenStatistics
+from .request import StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)

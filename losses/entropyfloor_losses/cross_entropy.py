@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .statistics import StatisticsRequest, TokenStatistics
+from .request import StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class CrossEntropyLoss:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         if self.smoothing == 0.0:
             return -statistics.log_prob
-        assert statistics.mean_log_prob is not None
         return (
             -(1 - self.smoothing) * statistics.log_prob - self.smoothing * statistics.mean_log_prob
         )

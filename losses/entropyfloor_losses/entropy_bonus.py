@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .request import StatisticsRequest, TokenStatistics
 from .selective_entropy import (
     SelectiveEntropyLoss,
     calibrate_tau,
@@ -20,7 +21,6 @@ from .selective_entropy import (
     check_quantile,
     check_tau,
 )
-from .statistics import StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)

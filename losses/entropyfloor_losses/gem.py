@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .statistics import StatisticsRequest, TokenStatistics, check_positive
+from .inputs import check_positive
+from .request import StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ class GEMLoss:
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
-        assert statistics.tempered_log_prob is not None
         return statistics.tempered_log_prob - statistics.log_prob
 
     def selected(self, statistics: TokenStatistics) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .bounded_probability import BoundedProbabilityLoss
-from .statistics import StatisticsRequest, TokenStatistics
+from .request import StatisticsRequest, TokenStatistics
 
 
 class GroupAdvantages(NamedTuple):
@@ -121,11 +121,6 @@ class GroupFineTuningLoss:
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
-        if statistics.advantage is None:
-            raise ValueError(
-                "GroupFineTuningLoss needs advantages: pass advantages=..., one per label, to "
-                "linear_loss or token_statistics (see group_advantages)"
-            )
         return statistics.advantage * BoundedProbabilityLoss(tau=self.tau)(statistics)
 
     def selected(self, statistics: TokenStatistics) -> Tensor:

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .statistics import StatisticsRequest, TokenStatistics
+from .request import StatisticsRequest, TokenStatistics
 
 
 def check_lam(lam: float) -> None:

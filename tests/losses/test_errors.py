@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from entropyfloor_losses import (
+    LOSS_NAMES,
     BoundedProbabilityLoss,
     CrossEntropyLoss,
     EntropyBonusLoss,
+    EntropyTerm,
     GEMLoss,
+    PenalisedLoss,
     SelectiveEntropyLoss,
     StatisticsRequest,
+    TokenStatistics,
     linear_loss,
     linear_token_statistics,
     loss_by_name,
+    loss_options,
     token_statistics,
 )
 
@@ -114,3 +119,44 @@ def test_a_loss_that_reduces_is_refused():
 def test_uncalibrated_tau():
     with pytest.raises(ValueError, match="has not been calibrated"):
         linear_loss(HIDDEN, WEIGHT, LABELS, SelectiveEntropyLoss())
+
+
+@pytest.mark.parametrize(
+    ("loss", "statistic"),
+    [
+        (GEMLoss(), "tempered_log_prob"),
+        (CrossEntropyLoss(smoothing=0.1), "mean_log_prob"),
+        (EntropyTerm("anchor"), "base_kl"),
+        (PenalisedLoss(CrossEntropyLoss(), EntropyTerm("onset_anchor"), 1.0), "base_kl"),
+        (lambda statistics: statistics.top_k_entropy, "top_k_entropy"),
+    ],
+)
+def test_a_statistic_that_was_not_asked_for(loss, statistic):
+    message = f"'{statistic}' was not computed.*request=loss.request"
+    for statistics in (
+        token_statistics(HIDDEN @ WEIGHT.T, LABELS),
+        linear_token_statistics(HIDDEN, WEIGHT, LABELS),
+    ):
+        assert statistics.get(statistic) is None
+        with pytest.raises(ValueError, match=message):
+            loss(statistics)
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_every_loss_runs_on_what_it_asks_for_and_says_what_is_missing(name):
+    options = {"tau": 0.9} if loss_options(name).get("tau") == "auto" else {}
+    loss = loss_by_name(name, **options)
+    full = token_statistics(HIDDEN @ WEIGHT.T, LABELS, request=loss.request)
+    assert loss(full).shape == LABELS.shape
+    empty = TokenStatistics(scored=full.scored)
+    with pytest.raises(ValueError, match=r"was not computed.*StatisticsRequest\("):
+        loss(empty)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"no statistic has the option 'topk'; they are .*top_k"):
+        StatisticsRequest(topk=3)
+    with pytest.raises(ValueError, match="'entrpy' is no statistic"):
+        TokenStatistics(scored=LABELS > 0, entrpy=LABELS)
+    with pytest.raises(AttributeError, match="entrpy"):
+        _ = token_statistics(HIDDEN @ WEIGHT.T, LABELS).entrpy

@@ -9,6 +9,7 @@ from reference import entropy, head_gradients, log_softmax, top_k_mass
 
 from cases import HEADS, LOSSES, SCALES, SHAPES, head_arguments, problem
 from entropyfloor_losses import (
+    StatisticsRequest,
     linear_loss,
     linear_token_statistics,
     reduce_tokens,
@@ -97,7 +98,7 @@ def test_per_token_upstream_is_honoured(engine, loss, head, scale):
 def test_statistics_equal_reference(engine, scale):
     for shape, k in itertools.product(SHAPES, (1, 2, 7)):
         hidden, weight, bias, labels = problem(shape, SCALES[scale])
-        request = LOSSES["gem"][0].request.__class__(top_k=k, mean_log_prob=True, gem_beta=0.5)
+        request = StatisticsRequest(top_k=k, mean_log_prob=True, gem_beta=0.5)
         statistics = statistics_of(engine, hidden, weight, bias, labels, request, HEADS["plain"], 4)
         z = (hidden @ weight.T + bias).numpy()
         log_p, rows = log_softmax(z), np.arange(len(labels))
@@ -144,7 +145,7 @@ def test_each_subset_of_requires_grad(engine, subset):
 def test_gradcheck_of_the_differentiable_operator():
     hidden, weight, bias, labels = problem((4, 3, 11), 1.5)
     labels[1] = -100
-    request = LOSSES["gem"][0].request.__class__(mean_log_prob=True)
+    request = StatisticsRequest(mean_log_prob=True)
 
     def operator(h, w, b):
         s = linear_token_statistics(

@@ -1,0 +1,240 @@
+"""A block of logits, in place: what every statistic is made of, and dL/dz out of their terms.
+
+Rows are tokens, columns the vocabulary. With m the row maximum, s = z - m and S = sum exp(s),
+
+    p = exp(s) / S        log p = s - log S
+
+Statistics (``statistics.py``) read a `Block`, and write their gradients as terms of
+
+    dL/dz = p * (r + f(log p)) + g(s) + t        r [R]; f, g and t [R, V], t often a few columns
+
+which `LogitGradient` sums where the logits were. Subtracting the maximum first keeps entropy exact
+to rounding for peaked rows; nothing here exceeds the block, and a caller who passes blocks that fit
+the cache pays each memory pass at cache speed. Knows no statistic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import BaseTopK
+from .inputs import check_positive
+
+# Columns per tile when looking for the row maximum and the top k. The k largest entries of a row
+# lie in the k tiles with the largest maxima, so one vectorised pass serves the maximum, argmax and
+# any top k.
+_TILE = 128
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """How raw head products become logits: ``cap * tanh(scale * x / cap) / temperature``.
+
+    Raises:
+        ValueError: a temperature or cap that is not positive, or a scale of 0 or NaN.
+
+    """
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature)
+        if self.softcap is not None:
+            check_positive("softcap", self.softcap)
+        if not math.isfinite(self.logit_scale) or self.logit_scale == 0:
+            raise ValueError(
+                f"logit_scale is {self.logit_scale!r}; it must be a finite number other than 0"
+            )
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """The readable form of `apply_`, differentiable."""
+        z = raw * self.logit_scale
+        if self.softcap is not None:
+            z = self.softcap * torch.tanh(z / self.softcap)
+        return z / self.temperature
+
+    def apply_(self, raw: Tensor) -> None:
+        """Turn raw products into logits, in place."""
+        if self.softcap is not None:
+            raw.mul_(self.logit_scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+        elif self.logit_scale != 1.0 or self.temperature != 1.0:
+            raw.mul_(self.logit_scale / self.temperature)
+
+    def chain_(self, gradient: Tensor, logits: Tensor | None) -> None:
+        """Turn dL/dlogits into dL/draw, in place; a soft cap needs, and spoils, ``logits``."""
+        if self.softcap is not None:
+            assert logits is not None
+            # tanh = logits * temperature / cap, and its derivative is 1 - tanh^2.
+            logits.mul_(self.temperature / self.softcap).square_().neg_().add_(1.0)
+            gradient.mul_(logits)
+        if self.logit_scale != self.temperature:
+            gradient.mul_(self.logit_scale / self.temperature)
+
+
+@dataclass
+class Block:
+    """Rows of logits that are at hand, and what all statistics share.
+
+    Attributes:
+        shifted: ``[R, V]`` s = z - m, fp32 or fp64; becomes the gradient in the end.
+        scratch: ``[R, V]`` free for a statistic to overwrite while it is computed.
+        labels: ``[R]`` int64 in [0, V).
+        maximum: ``[R]`` m.
+        total: ``[R]`` S.
+        log_sum: ``[R]`` log S.
+        mean_shifted: ``[R]`` sum_v p_v s_v.
+        likeliest: ``[R, k]`` the k largest s, descending; k what the request asks for.
+        likeliest_columns: ``[R, k]`` their tokens.
+        first_argmax: ``[R]`` the first of the most likely tokens.
+        base_logits: ``[R, V]`` final logits of the base model, or None; free for ``base_kl``.
+        base_top_k: the base model by its most likely tokens instead, or None.
+
+    """
+
+    shifted: Tensor
+    scratch: Tensor
+    labels: Tensor
+    maximum: Tensor
+    total: Tensor
+    log_sum: Tensor
+    mean_shifted: Tensor
+    likeliest: Tensor
+    likeliest_columns: Tensor
+    first_argmax: Tensor
+    base_logits: Tensor | None
+    base_top_k: BaseTopK | None
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        labels: Tensor,
+        scratch: Tensor,
+        likeliest: int,
+        base_logits: Tensor | None = None,
+        base_top_k: BaseTopK | None = None,
+    ) -> Block:
+        """Shift final logits ``[R, V]`` in place and sum what all statistics share."""
+        largest, columns, first_argmax = _top_candidates(logits, likeliest)
+        maximum = largest[:, 0]
+        logits.sub_(maximum.unsqueeze(1))
+        total = torch.exp(logits, out=scratch).sum(-1)
+        return cls(
+            shifted=logits,
+            scratch=scratch,
+            labels=labels,
+            maximum=maximum,
+            total=total,
+            log_sum=total.log(),
+            mean_shifted=scratch.mul_(logits).sum(-1).div_(total),
+            likeliest=largest - maximum.unsqueeze(1),
+            likeliest_columns=columns,
+            first_argmax=first_argmax,
+            base_logits=base_logits,
+            base_top_k=base_top_k,
+        )
+
+    def log_p_of(self, columns: Tensor) -> Tensor:
+        """``[R, k]`` log-probabilities of the tokens ``columns`` ``[R, k]``."""
+        return self.shifted.gather(1, columns) - self.log_sum.unsqueeze(1)
+
+
+class LogitGradient:
+    """dL/dz of a block, as the terms that its statistics add; `write_` sums them in place."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self._rows: Tensor | None = None
+        self._times_p: list[Callable[[Tensor], Tensor]] = []
+        self._of_shifted: list[Callable[[Tensor], Tensor]] = []
+        self._last: list[Callable[[Tensor], object]] = []
+
+    def add_p(self, rows: Tensor) -> None:
+        """``p_v * rows``; rows ``[R]``."""
+        self._rows = rows if self._rows is None else self._rows + rows
+
+    def add_p_times(self, function: Callable[[Tensor], Tensor]) -> None:
+        """``p_v * function(log p)_v``; the function returns a new ``[R, V]``."""
+        self._times_p.append(function)
+
+    def add_of_shifted(self, function_: Callable[[Tensor], Tensor]) -> None:
+        """``function_(s)_v``; the function may work in place, and returns ``[R, V]``."""
+        self._of_shifted.append(function_)
+
+    def add_dense(self, values: Tensor, rows: Tensor) -> None:
+        """``values_v * rows``; values ``[R, V]``, rows ``[R]``."""
+        self._last.append(lambda gradient: gradient.addcmul_(values, rows.unsqueeze(1)))
+
+    def add_rows(self, rows: Tensor) -> None:
+        """The same for each token; rows ``[R]``."""
+        self._last.append(lambda gradient: gradient.add_(rows.unsqueeze(1)))
+
+    def add_columns(self, columns: Tensor, values: Tensor) -> None:
+        """``values`` ``[R, k]`` at the tokens ``columns`` ``[R, k]``."""
+        self._last.append(lambda gradient: gradient.scatter_add_(1, columns, values))
+
+    def write_(self, transform: LogitTransform) -> None:
+        """Replace the block's s by dL/d(raw products)."""
+        block, gradient = self.block, self.block.shifted
+        rows = torch.zeros_like(block.log_sum) if self._rows is None else self._rows
+        # The soft cap's derivative needs the logits after they have become the gradient.
+        capped = transform.softcap is not None
+        logits = gradient + block.maximum.unsqueeze(1) if capped else None
+        if not self._times_p and not self._of_shifted:
+            gradient.exp_().mul_((rows * (-block.log_sum).exp()).unsqueeze(1))
+        else:
+            log_p = torch.sub(gradient, block.log_sum.unsqueeze(1), out=block.scratch)
+            factor = rows.unsqueeze(1)
+            if self._times_p:
+                first, *others = (function(log_p) for function in self._times_p)
+                for other in others:
+                    first += other
+                factor = first.add_(factor)
+            p = log_p.exp_()
+            if self._of_shifted:
+                *earlier, last = self._of_shifted
+                copies = [function_(gradient.clone()) for function_ in earlier]
+                values = last(gradient)
+                if values is not gradient:
+                    gradient.copy_(values)
+                for copy in copies:
+                    gradient.add_(copy)
+                gradient.addcmul_(p, factor)
+            else:
+                torch.mul(p, factor, out=gradient)
+        # The label's share, the largest number of most rows, is declared first and added last.
+        for add_ in reversed(self._last):
+            add_(gradient)
+        transform.chain_(gradient, logits)
+
+
+def _top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest values of each row, descending, their columns, and the first argmax ``[R]``."""
+    rows, vocabulary = logits.shape
+    whole = vocabulary // _TILE * _TILE
+    tiles = whole // _TILE
+    if tiles <= count:
+        return *logits.topk(count, dim=-1), logits.argmax(-1)
+    tiled = logits[:, :whole].unflatten(1, (tiles, _TILE))
+    tile_maxima = tiled.amax(-1)
+    chosen = tile_maxima.topk(count, dim=-1).indices
+    inside = tiled.gather(1, chosen.unsqueeze(-1).expand(rows, count, _TILE)).flatten(1)
+    tail = logits[:, whole:]
+    values, places = torch.cat([inside, tail], dim=1).topk(count, dim=-1)
+    tile = chosen.gather(1, (places // _TILE).clamp(max=count - 1))
+    in_tail = places >= count * _TILE
+    columns = torch.where(in_tail, places - count * _TILE + whole, tile * _TILE + places % _TILE)
+    first_tile = tile_maxima.argmax(-1)
+    in_tile = tiled[torch.arange(rows, device=logits.device), first_tile].argmax(-1)
+    first_argmax = first_tile * _TILE + in_tile
+    if whole < vocabulary:
+        tail_first = tail.amax(-1) > tile_maxima.amax(-1)
+        first_argmax = torch.where(tail_first, whole + tail.argmax(-1), first_argmax)
+    return values, columns, first_argmax

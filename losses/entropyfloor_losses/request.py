@@ -1,0 +1,153 @@
+"""What a loss asks for and what it is given: `StatisticsRequest` and `TokenStatistics`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .statistics import STATISTICS
+
+
+class StatisticsRequest:
+    """Which statistics to compute: the ones that are always there, and those that are asked for.
+
+    Args:
+        options: ``top_k``, k of ``top_k_mass`` (2); ``mean_log_prob=True``; ``gem_beta``, beta > 0
+            of ``tempered_log_prob``; ``top_k_entropy``, its k >= 2; ``base_kl=True``. None leaves a
+            statistic out.
+
+    Attributes:
+        options: by the statistic's name, in the order of `STATISTICS`.
+
+    Raises:
+        ValueError: an unknown option, or a value that it cannot have.
+
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options: dict[str, Any] = {}
+        for name, statistic in STATISTICS.items():
+            option = statistic.option
+            value = options.pop(option, None)
+            if value is None or (value is False and statistic.default is None):
+                value = statistic.default
+            if value is not None:
+                statistic.check(option, value)
+                self.options[name] = value
+        if options:
+            known = ", ".join(s.option for s in STATISTICS.values())
+            raise ValueError(
+                f"no statistic has the option {', '.join(map(repr, options))}; they are {known}"
+            )
+
+    @property
+    def top_k(self) -> int:
+        """K of ``top_k_mass``."""
+        return int(self.options["top_k_mass"])
+
+    @property
+    def likeliest(self) -> int:
+        """How many of the most likely tokens have to be found."""
+        return max(STATISTICS[name].likeliest(value) for name, value in self.options.items())
+
+    def including(self, **options: Any) -> StatisticsRequest:
+        """The same request with these options."""
+        mine = {STATISTICS[name].option: value for name, value in self.options.items()}
+        return StatisticsRequest(**{**mine, **options})
+
+    def check(self, vocabulary: int, base_given: bool) -> None:
+        """Refuse k above the vocabulary, a KL without a base, and a base that nobody asked for."""
+        for name, value in self.options.items():
+            if STATISTICS[name].likeliest(value) > vocabulary:
+                raise ValueError(
+                    f"{STATISTICS[name].option} is {value}, more than the vocabulary of "
+                    f"{vocabulary} tokens"
+                )
+        if base_given != ("base_kl" in self.options):
+            raise ValueError(
+                "a base model was given but nothing would use it: the request has no base_kl=True"
+                if base_given
+                else "base_kl was asked for and no base model was given: pass base=BaseHead(...) "
+                "or BaseTopK(...) to the fused engines, base_logits=... to token_statistics"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StatisticsRequest) and self.options == other.options
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.options.items()))
+
+    def __repr__(self) -> str:
+        options = {STATISTICS[name].option: v for name, v in self.options.items()}
+        return f"StatisticsRequest({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+
+
+class TokenStatistics:
+    """Per-token statistics. Every field has the labels' shape; ignored positions are exactly 0.
+
+    Attributes:
+        log_prob: log-probability of the label, nats, <= 0. Floating (fp32, or fp64 for fp64 input).
+        entropy: Shannon entropy of the next-token distribution, nats, in [0, log V].
+        top_k_mass: probability of the k most likely tokens, in (0, 1]. Not differentiable.
+        is_top1: bool, whether the label is the (first) most likely token.
+        scored: bool, False where the label is -100.
+        mean_log_prob: mean of log p over the vocabulary, on request.
+        tempered_log_prob: GEM's sum_v q_v log p_v with q detached, on request.
+        top_k_entropy: entropy within the k most likely tokens, nats, in [0, log k], on request.
+        base_kl: KL divergence from the base model to the model, nats, >= 0, on request.
+        advantage: what the caller gave for each token, a constant.
+
+    All floating ones except ``top_k_mass`` carry gradients when they come from `token_statistics`
+    or `linear_token_statistics`; those returned by `linear_loss` are detached, because its
+    gradient has been taken already.
+
+    Raises:
+        ValueError: reading a statistic that was not asked for; `get` returns None instead.
+
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    top_k_mass: Tensor
+    is_top1: Tensor
+    scored: Tensor
+    mean_log_prob: Tensor
+    tempered_log_prob: Tensor
+    top_k_entropy: Tensor
+    base_kl: Tensor
+    advantage: Tensor
+
+    def __init__(self, *, scored: Tensor, advantage: Tensor | None = None, **values: Tensor):
+        self.scored = scored
+        if advantage is not None:
+            self.advantage = advantage
+        for name, value in values.items():
+            if name not in STATISTICS:
+                raise ValueError(f"{name!r} is no statistic; they are {', '.join(STATISTICS)}")
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Reached for what is not there."""
+        if name == "advantage":
+            raise ValueError(
+                "this loss needs advantages: pass advantages=..., one per label, to linear_loss or "
+                "token_statistics (see group_advantages)"
+            )
+        if name not in STATISTICS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        option = STATISTICS[name].option
+        raise ValueError(
+            f"the statistic {name!r} was not computed. Ask for what the loss needs with "
+            f"request=loss.request, or in your own with StatisticsRequest({option}=...), given to "
+            "token_statistics or linear_token_statistics; linear_loss reads loss.request"
+        )
+
+    def get(self, name: str) -> Tensor | None:
+        """A statistic by its name, or None where it was not asked for."""
+        return self.__dict__.get(name)
+
+    def where_scored(self, values: Tensor) -> Tensor:
+        """``values``, exactly 0 (and without gradient) where the label is -100."""
+        return torch.where(self.scored, values, torch.zeros_like(values))
