@@ -7,24 +7,18 @@ uniform bonus also feeds junk tokens at positions where only one continuation ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .request import StatisticsRequest, TokenStatistics
-from .selective_entropy import (
-    SelectiveEntropyLoss,
-    calibrate_tau,
-    check_lam,
-    check_quantile,
-    check_tau,
-)
+from .request import TokenStatistics
+from .selective_entropy import UncertainTokens
 
 
 @dataclass(frozen=True)
-class EntropyBonusLoss:
+class EntropyBonusLoss(UncertainTokens):
     """Cross-entropy minus lam times the Shannon entropy of the next-token distribution.
 
     Args:
@@ -38,27 +32,12 @@ class EntropyBonusLoss:
 
     lam: float = 0.1
     selective: bool = False
-    top_k: int = 2
-    tau: float | Literal["auto"] = "auto"
-    quantile: float = 0.3
     name: ClassVar[str] = "entropy_bonus"
 
-    def __post_init__(self) -> None:
-        check_lam(self.lam)
-        check_tau(self.tau)
-        check_quantile(self.quantile)
-        StatisticsRequest(top_k=self.top_k)
-
     @property
-    def request(self) -> StatisticsRequest:
-        """Entropy is always there; the selective variant needs the top-k mass at its own k."""
-        return StatisticsRequest(top_k=self.top_k)
-
-    def calibrated(self, top_k_mass: Tensor) -> EntropyBonusLoss:
-        """The same loss with tau="auto" replaced by the quantile of ``top_k_mass`` ``[n]``."""
-        if not self.selective or self.tau != "auto":
-            return self
-        return replace(self, tau=calibrate_tau(top_k_mass, self.quantile))
+    def needs_calibration(self) -> bool:
+        """Whether tau has to be measured on the initial model first."""
+        return self.selective and super().needs_calibration
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
@@ -69,6 +48,4 @@ class EntropyBonusLoss:
 
     def selected(self, statistics: TokenStatistics) -> Tensor:
         """Tokens that get the bonus: every scored one, or SED's mask."""
-        if not self.selective:
-            return statistics.scored
-        return SelectiveEntropyLoss(top_k=self.top_k, tau=self.tau).selected(statistics)
+        return super().selected(statistics) if self.selective else statistics.scored

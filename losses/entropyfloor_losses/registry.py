@@ -86,9 +86,8 @@ def loss_name_and_options(loss: Any) -> tuple[str, dict[str, Any]]:
 
 def needs_calibration(loss: Any) -> bool:
     """Whether ``loss`` has a tau="auto" that has to be measured on the initial model first."""
-    if not hasattr(loss, "calibrated") or getattr(loss, "tau", None) != "auto":
-        return False
-    return bool(getattr(loss, "selective", True))
+    waits = hasattr(loss, "calibrated") and getattr(loss, "tau", None) == "auto"
+    return bool(getattr(loss, "needs_calibration", waits))
 
 
 def _entry(name: str) -> _Entry:

@@ -16,34 +16,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from .request import StatisticsRequest, TokenStatistics
 
-
-def check_lam(lam: float) -> None:
-    """Refuse a weight that is negative or not finite."""
-    if not (math.isfinite(lam) and lam >= 0):
-        raise ValueError(
-            f"lam is {lam!r}; it must be a finite number >= 0 (0 is plain cross-entropy)"
-        )
-
-
-def check_tau(tau: float | str) -> None:
-    """Refuse a tau that is neither "auto" nor a probability in (0, 1]."""
-    if tau == "auto":
-        return
-    if isinstance(tau, str) or not 0.0 < tau <= 1.0:
-        raise ValueError(f'tau is {tau!r}; it must be "auto" or a number in (0, 1]')
-
-
-def check_quantile(quantile: float) -> None:
-    """Refuse a quantile outside (0, 1)."""
-    if not 0.0 < quantile < 1.0:
-        raise ValueError(f"quantile is {quantile!r}; it must be in (0, 1)")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def calibrate_tau(top_k_mass: Tensor, quantile: float) -> float:
@@ -67,46 +48,40 @@ def calibrate_tau(top_k_mass: Tensor, quantile: float) -> float:
 
 
 @dataclass(frozen=True)
-class SelectiveEntropyLoss:
-    """Cross-entropy plus a push of p_y towards 1/2 where the model is uncertain.
-
-    Args:
-        lam: weight of the penalty, >= 0. The paper's release uses 1.0.
-        top_k: k of the mass that decides what is uncertain.
-        tau: threshold in (0, 1] on the top-k mass, or "auto" (see `calibrated`).
-        quantile: for tau="auto": the share of scored tokens selected when training starts.
-
-    """
+class UncertainTokens:
+    """What losses that act where the model is uncertain share: a weight, and the mask M."""
 
     lam: float = 1.0
     top_k: int = 2
     tau: float | Literal["auto"] = "auto"
     quantile: float = 0.3
-    name: ClassVar[str] = "sed"
 
     def __post_init__(self) -> None:
-        check_lam(self.lam)
-        check_tau(self.tau)
-        check_quantile(self.quantile)
+        if not (math.isfinite(self.lam) and self.lam >= 0):
+            raise ValueError(
+                f"lam is {self.lam!r}; it must be a finite number >= 0 (0 is plain cross-entropy)"
+            )
+        if self.tau != "auto" and (isinstance(self.tau, str) or not 0.0 < self.tau <= 1.0):
+            raise ValueError(f'tau is {self.tau!r}; it must be "auto" or a number in (0, 1]')
+        if not 0.0 < self.quantile < 1.0:
+            raise ValueError(f"quantile is {self.quantile!r}; it must be in (0, 1)")
         StatisticsRequest(top_k=self.top_k)
 
     @property
     def request(self) -> StatisticsRequest:
-        """SED needs the top-k mass at its own k."""
+        """The top-k mass at the loss's own k."""
         return StatisticsRequest(top_k=self.top_k)
 
-    def calibrated(self, top_k_mass: Tensor) -> SelectiveEntropyLoss:
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether tau has to be measured on the initial model first."""
+        return self.tau == "auto"
+
+    def calibrated(self, top_k_mass: Tensor) -> Self:
         """The same loss with tau="auto" replaced by the quantile of ``top_k_mass`` ``[n]``."""
-        if self.tau != "auto":
+        if not self.needs_calibration:
             return self
         return replace(self, tau=calibrate_tau(top_k_mass, self.quantile))
-
-    def __call__(self, statistics: TokenStatistics) -> Tensor:
-        """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
-        probability = statistics.log_prob.exp()
-        penalty = self.lam * (probability - 0.5).square()
-        mask = self.selected(statistics)
-        return -statistics.log_prob + torch.where(mask, penalty, torch.zeros_like(penalty))
 
     def selected(self, statistics: TokenStatistics) -> Tensor:
         """The mask M: scored tokens whose top-k mass is below tau."""
@@ -117,3 +92,25 @@ class SelectiveEntropyLoss:
                 "initial model's statistics s, or pass tau as a number in (0, 1]"
             )
         return (statistics.top_k_mass < self.tau) & statistics.scored
+
+
+@dataclass(frozen=True)
+class SelectiveEntropyLoss(UncertainTokens):
+    """Cross-entropy plus a push of p_y towards 1/2 where the model is uncertain.
+
+    Args:
+        lam: weight of the penalty, >= 0. The paper's release uses 1.0.
+        top_k: k of the mass that decides what is uncertain.
+        tau: threshold in (0, 1] on the top-k mass, or "auto" (see `calibrated`).
+        quantile: for tau="auto": the share of scored tokens selected when training starts.
+
+    """
+
+    name: ClassVar[str] = "sed"
+
+    def __call__(self, statistics: TokenStatistics) -> Tensor:
+        """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
+        probability = statistics.log_prob.exp()
+        penalty = self.lam * (probability - 0.5).square()
+        mask = self.selected(statistics)
+        return -statistics.log_prob + torch.where(mask, penalty, torch.zeros_like(penalty))

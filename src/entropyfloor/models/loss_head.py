@@ -177,7 +177,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             top_k_mass=statistics.top_k_mass,
             selected=_selected(objective_of, statistics),
             acting=None if term is None else term.acts_on(statistics),
-            base_kl=statistics.base_kl,
+            base_kl=statistics.get("base_kl"),
         )
 
     model.forward = types.MethodType(forward, model)
