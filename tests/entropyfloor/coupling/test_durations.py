@@ -5,6 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from tabular import (
+    TabularTask,
+    expected_reward,
+    reward_gradient,
+    sft_gradient,
+    sft_loss,
+    sft_optimum,
+    tilted,
+)
 
 from entropyfloor.coupling.duration_model import (
     fit_model,
@@ -14,15 +23,6 @@ from entropyfloor.coupling.duration_model import (
 )
 from entropyfloor.coupling.durations import PromptCurves, measured_duration
 from entropyfloor.coupling.pl_constant import estimate_pl
-from entropyfloor.coupling.tabular import (
-    TabularTask,
-    expected_reward,
-    reward_gradient,
-    sft_gradient,
-    sft_loss,
-    sft_optimum,
-    tilted,
-)
 
 P0 = 0.2  # the demonstrators' pass rate
 

@@ -6,10 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from entropyfloor.coupling.gradient_gram import agreement
-from entropyfloor.coupling.identity import identity
-from entropyfloor.coupling.tabular import (
+from tabular import (
     TabularTask,
     expected_reward,
     identity_gap,
@@ -20,6 +17,9 @@ from entropyfloor.coupling.tabular import (
     sft_optimum,
     tilted,
 )
+
+from entropyfloor.coupling.gradient_gram import agreement
+from entropyfloor.coupling.identity import identity
 
 X, A = 3, 5
 
