@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 from reference import Head, _parts, entropy_bonus, log_softmax
 
+from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 from entropyfloor_losses import (
     PLACES,
     BaseHead,

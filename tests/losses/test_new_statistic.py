@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 
+from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 from entropyfloor_losses import StatisticsRequest, linear_loss, linear_token_statistics
 from entropyfloor_losses.inputs import check_positive
 from entropyfloor_losses.plain import token_statistics
