@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from entropyfloor.cli.options import (
     add_batches,
+    add_dry_run,
     add_engine,
     add_loading,
     add_prompts,
@@ -21,6 +22,12 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.rollouts.processes import join_processes
 
     prompts = chosen_prompts(arguments)
+    if arguments.dry_run:
+        from entropyfloor.cli.dry_run import say_what_is_sampled
+        from entropyfloor.rl.band import band_edges
+
+        band_edges(arguments.samples, arguments.lowest, arguments.highest)
+        return say_what_is_sampled(arguments, [arguments.checkpoint], prompts)
     processes = join_processes()
     band = calibration_band(
         arguments.checkpoint,
@@ -92,5 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     add_batches(parser)
     add_loading(parser)
     add_engine(parser)
+    add_dry_run(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser

@@ -19,11 +19,9 @@ def main(argv: Sequence[str]) -> int:
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.coupling.couple import measure_coupling
     from entropyfloor.coupling.findings import findings
-    from entropyfloor.rollouts.prompts import load_prompts
 
-    prompts, demonstrations = chosen_prompts(arguments), load_prompts(arguments.demos)
-    if arguments.chat:
-        demonstrations = demonstrations.as_chat(system=arguments.system)
+    prompts = chosen_prompts(arguments)
+    demonstrations = chosen_prompts(arguments, arguments.demos)
     report = measure_coupling(
         arguments.sft,
         arguments.rl,

@@ -26,19 +26,14 @@ from entropyfloor.cli.monitor_flags import (
     monitor_of,
     say_verdict,
 )
+from entropyfloor.cli.prompt_flags import PromptArguments
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
-from entropyfloor.cli.training_rewards import (
-    as_dataset,
-    check_columns,
-    check_only_rows,
-    chosen_rewards,
-    dataset_rows,
-)
+from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
 
 
 @dataclass
-class GFTArguments(MonitorArguments, GRPOScriptArguments):
+class GFTArguments(PromptArguments, MonitorArguments, GRPOScriptArguments):
     """trl's script arguments and ours."""
 
     groups: str | None = field(
@@ -83,7 +78,13 @@ def _train(arguments: Arguments) -> int:
     monitor = monitor_of(script, threshold=training.success_threshold)
     training.model_init_kwargs = model_init_kwargs(training, model)
     rewards = _rewards(script, training)
-    train_rows, test_rows = _rows(arguments, rewards)
+    train_rows, test_rows = training_rows(
+        arguments, rewards, spec=script.groups, flag="--groups", instead="leave it out"
+    )
+    if script.dry_run:
+        from entropyfloor.cli.dry_run import say_what_is_trained_on
+
+        return say_what_is_trained_on(arguments, train_rows)
     with loading(model.model_name_or_path):
         trainer = GFTTrainer(
             model=model.model_name_or_path,
@@ -111,25 +112,6 @@ def _rewards(script: GFTArguments, training: Any) -> list[Any]:
     """None are needed where nothing is sampled and every response was scored before."""
     named = script.reward or script.reward_funcs or script.reward_model_name_or_path
     return [] if training.num_self == 0 and not named else chosen_rewards(script)
-
-
-def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
-    """Groups to train and to evaluate on; the columns that our rewards need are there."""
-    from entropyfloor.rollouts.prompts import load_prompts
-
-    script = arguments.script
-    if script.groups is None:
-        return dataset_rows(arguments, rewards)
-    check_only_rows(arguments, "--groups", instead="leave it out")
-    groups = load_prompts(script.groups)
-    texts = [isinstance(prompt, str) for prompt in groups.prompts]
-    if any(texts) and not all(texts):
-        raise ValueError(
-            f"{groups.source} holds plain prompts (row {texts.index(True)}) and conversations (row "
-            f"{texts.index(False)}); build all of its groups with --chat, or none"
-        )
-    check_columns(rewards, groups)
-    return as_dataset(groups, keep=("prompt", "responses")), None
 
 
 if __name__ == "__main__":  # a process of `accelerate launch`

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from entropyfloor.cli.options import (
     add_batches,
+    add_dry_run,
     add_engine,
     add_loading,
     add_prompts,
@@ -27,7 +28,6 @@ def main(argv: Sequence[str]) -> int:
 
     from entropyfloor.gft.response_groups import build_response_groups
     from entropyfloor.rollouts.processes import join_processes
-    from entropyfloor.rollouts.prompts import load_prompts
 
     if arguments.json is not None:
         if Path(arguments.json).is_dir():
@@ -36,9 +36,18 @@ def main(argv: Sequence[str]) -> int:
     prompts = chosen_prompts(arguments)
     others = None
     if arguments.other is not None:
-        others = load_prompts(arguments.other)
-        if arguments.chat:
-            others = others.as_chat(system=arguments.system)
+        others = chosen_prompts(arguments, arguments.other)
+    if arguments.dry_run:
+        from entropyfloor.cli.dry_run import say_what_is_sampled
+        from entropyfloor.gft.given_responses import given_responses
+
+        given_responses(
+            prompts,
+            expert_column=arguments.expert_column,
+            other_columns=arguments.other_columns,
+            others=others,
+        )
+        return say_what_is_sampled(arguments, [arguments.teacher], prompts)
     processes = join_processes()
     groups = build_response_groups(
         arguments.teacher,
@@ -167,5 +176,6 @@ def _parser() -> argparse.ArgumentParser:
     loading = parser.add_argument_group("loading")
     add_loading(loading)
     add_engine(loading)
+    add_dry_run(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser

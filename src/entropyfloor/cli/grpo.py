@@ -27,31 +27,22 @@ from entropyfloor.cli.monitor_flags import (
     monitor_of,
     say_verdict,
 )
+from entropyfloor.cli.prompt_flags import PromptArguments, chat_options
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
-from entropyfloor.cli.training_rewards import (
-    as_dataset,
-    check_columns,
-    check_only_rows,
-    chosen_rewards,
-    dataset_rows,
-)
+from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
 from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rl.dapo import DAPOConfig
 
 
 @dataclass
-class GRPOArguments(MonitorArguments, GRPOScriptArguments):
+class GRPOArguments(PromptArguments, MonitorArguments, GRPOScriptArguments):
     """trl's script arguments and ours."""
 
     prompts: str | None = field(
         default=None,
         metadata={"help": "JSONL file, save_to_disk folder or 'reasoning_gym:TASK?size=1000'."},
     )
-    chat: bool = field(
-        default=False, metadata={"help": "Send plain --prompts as a user message (chat template)."}
-    )
-    system: str | None = field(default=None, metadata={"help": "System message of --chat."})
     reward: list[str] | None = field(
         default=None,
         metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
@@ -95,7 +86,9 @@ def _parse(argv: Sequence[str]) -> Arguments:
 
 
 def _train(arguments: Arguments) -> int:
-    from trl import GRPOTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
+
+    from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 
     script, training, model = arguments.script, arguments.training, arguments.model
     if script.paper_lora and model.use_peft:
@@ -103,15 +96,25 @@ def _train(arguments: Arguments) -> int:
     monitor = monitor_of(script, threshold=script.success_threshold, reward=script.success_reward)
     training.model_init_kwargs = model_init_kwargs(training, model)
     rewards = chosen_rewards(script)
-    train_rows, test_rows = _rows(arguments, rewards)
+    train_rows, test_rows = training_rows(
+        arguments,
+        rewards,
+        spec=script.prompts,
+        flag="--prompts",
+        instead="use --screen_prompts",
+    )
     _check_screening(arguments, rewards[0])
+    if script.dry_run:
+        from entropyfloor.cli.dry_run import say_what_is_trained_on
+
+        return say_what_is_trained_on(arguments, train_rows)
     peft = get_peft_config(model)
     if script.paper_lora:
         from entropyfloor.rl.dapo import paper_lora
 
         peft = paper_lora(model.model_name_or_path)
     with loading(model.model_name_or_path):
-        trainer = GRPOTrainer(
+        trainer = PromptRowsTrainer(
             model=model.model_name_or_path,
             reward_funcs=rewards,
             args=training,
@@ -151,25 +154,6 @@ def _release(trainer: Any) -> None:
         cuda.empty_cache()
 
 
-def _rows(arguments: Arguments, rewards: list[Any]) -> tuple[Any, Any]:
-    """Rows to train and to evaluate on; the columns that our rewards need are there."""
-    from entropyfloor.rollouts.prompts import load_prompts
-
-    script = arguments.script
-    if script.prompts is None:
-        if script.chat or script.system is not None:
-            raise ValueError("--chat and --system are about --prompts; give it")
-        return dataset_rows(arguments, rewards)
-    if script.system is not None and not script.chat:
-        raise ValueError("--system is the system message of --chat; give both")
-    check_only_rows(arguments, "--prompts", instead="use --screen_prompts")
-    prompts = load_prompts(script.prompts)
-    if script.chat:
-        prompts = prompts.as_chat(system=script.system)
-    check_columns(rewards, prompts)
-    return as_dataset(prompts), None
-
-
 def _check_screening(arguments: Arguments, reward: Any) -> None:
     """Raise now what would raise after training."""
     from entropyfloor.rollouts.references import check_references
@@ -184,16 +168,16 @@ def _check_screening(arguments: Arguments, reward: Any) -> None:
         raise ValueError("--screen_prompts needs a function as reward: give --reward")
     if training.max_completion_length is None:
         raise ValueError("--screen_prompts needs a length limit: give --max_completion_length")
-    check_references(reward, _screening_prompts(script))
+    check_references(reward, _screening_prompts(arguments))
     samples = script.screen_samples or training.num_generations
     check_samples(samples, training.num_generations, None, scored=True)
 
 
-def _screening_prompts(script: GRPOArguments) -> Any:
+def _screening_prompts(arguments: Arguments) -> Any:
     from entropyfloor.rollouts.prompts import load_prompts
 
-    prompts = load_prompts(str(script.screen_prompts))
-    return prompts.as_chat(system=script.system) if script.chat else prompts
+    options = chat_options(arguments.script, arguments.training.chat_template_kwargs)
+    return load_prompts(str(arguments.script.screen_prompts)).with_chat_options(**options)
 
 
 def _screen(arguments: Arguments, reward: Any) -> None:
@@ -206,7 +190,7 @@ def _screen(arguments: Arguments, reward: Any) -> None:
     processes = join_processes()
     report = screen(
         [arguments.model.model_name_or_path, training.output_dir],
-        prompts=_screening_prompts(script),
+        prompts=_screening_prompts(arguments),
         reward=reward,
         num_samples=script.screen_samples or training.num_generations,
         group_size=training.num_generations,

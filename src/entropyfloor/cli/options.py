@@ -1,6 +1,7 @@
 """Options that several verbs share, so that they read and mean the same."""
 
 import argparse
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ Target = Any  # an ArgumentParser or one of its groups
 
 
 def add_prompts(parser: Target, *, required: bool, size: int = 24) -> None:
-    """``--prompts``, ``--chat`` and ``--system``; read them with :func:`chosen_prompts`."""
+    """``--prompts`` and how they are rendered; read them with :func:`chosen_prompts`."""
     parser.add_argument(
         "--prompts",
         required=required,
@@ -21,22 +22,49 @@ def add_prompts(parser: Target, *, required: bool, size: int = 24) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="send plain prompts as a user message (chat template)"
     )
-    parser.add_argument("--system", metavar="TEXT", help="system message before it")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="system message of conversations that have none"
+    )
+    parser.add_argument(
+        "--chat-template-kwargs",
+        "--chat_template_kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}'; a row's "
+        "column chat_template_kwargs wins",
+    )
 
 
-def check_chat(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for a system message that nothing would send."""
-    if arguments.system is not None and not arguments.chat:
-        raise ValueError("--system is the system message of --chat; give both")
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
 
 
-def chosen_prompts(arguments: argparse.Namespace) -> "PromptSet":
-    """The prompts that :func:`add_prompts`' options name."""
+_json_object.__name__ = "JSON object"  # how argparse names it in a usage error
+
+
+def chosen_prompts(arguments: argparse.Namespace, spec: str | None = None) -> "PromptSet":
+    """The prompts that :func:`add_prompts`' options name, or others, rendered as they are."""
     from entropyfloor.rollouts.prompts import load_prompts
 
-    check_chat(arguments)
-    prompts = load_prompts(arguments.prompts)
-    return prompts.as_chat(system=arguments.system) if arguments.chat else prompts
+    return load_prompts(spec or arguments.prompts).with_chat_options(
+        chat=arguments.chat,
+        system=arguments.system,
+        chat_template_kwargs=arguments.chat_template_kwargs,
+    )
+
+
+def add_dry_run(parser: Target) -> None:
+    """``--dry-run``; see ``entropyfloor.cli.dry_run``."""
+    parser.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="check and print what would be done, the first prompt as the model reads it "
+        "included, and stop before weights are loaded",
+    )
 
 
 def add_sampling(parser: Target) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from entropyfloor.cli.options import (
     add_batches,
+    add_dry_run,
     add_engine,
     add_loading,
     add_prompts,
     add_sampling,
-    check_chat,
     chosen_prompts,
 )
 from entropyfloor.io import write_atomic
@@ -22,6 +22,7 @@ from entropyfloor.screening.verdict import AT_RISK, COLLAPSED, TAU_H, UNDECIDED
 
 if TYPE_CHECKING:
     from entropyfloor.rollouts.processes import Processes
+    from entropyfloor.rollouts.prompts import PromptSet
     from entropyfloor.screening.records import Calibration
     from entropyfloor.screening.report import ScreeningReport
 
@@ -54,13 +55,14 @@ def main(argv: Sequence[str]) -> int:
         screening_table,
     )
 
-    check_chat(arguments)
     for target in (arguments.json, arguments.plot, arguments.markdown, arguments.html):
         if target is not None:
             _check_target(target)
     if arguments.plot is not None:
         check_suffix(arguments.plot)
     outcomes = None if arguments.calibrate is None else read_outcomes(arguments.calibrate)
+    if arguments.dry_run:
+        return _dry_run(arguments)
     processes = join_processes()
     report = _report(arguments, processes, outcomes_alone=outcomes is not None)
     if not processes.main:
@@ -98,7 +100,6 @@ def _report(
     arguments: argparse.Namespace, processes: "Processes", *, outcomes_alone: bool
 ) -> "ScreeningReport | None":
     """Screen, or read rollouts; None where outcomes bring their own measures."""
-    from entropyfloor.rollouts.prompts import load_prompts
     from entropyfloor.screening.from_rollouts import screen_from_rollouts
     from entropyfloor.screening.screen import screen
 
@@ -139,12 +140,33 @@ def _report(
         trust_remote_code=arguments.trust_remote_code,
         greedy=not arguments.no_greedy,
         until_decided=arguments.until_decided,
-        held_out=None if arguments.held_out is None else load_prompts(arguments.held_out),
+        held_out=_held_out(arguments),
         base=arguments.base,
         output_dir=arguments.output_dir,
         progress=not arguments.no_progress,
         engine=arguments.engine,
         processes=processes,
+    )
+
+
+def _held_out(arguments: argparse.Namespace) -> "PromptSet | None":
+    return None if arguments.held_out is None else chosen_prompts(arguments, arguments.held_out)
+
+
+def _dry_run(arguments: argparse.Namespace) -> int:
+    """Print what would be screened, after the checks that need no weights."""
+    from entropyfloor.cli.dry_run import say_what_is_sampled
+    from entropyfloor.screening.preparation import check_samples
+
+    if not arguments.checkpoints or arguments.prompts is None:
+        raise ValueError("--dry-run is about checkpoints and --prompts; give both")
+    size = 8 if arguments.group_size is None else arguments.group_size
+    check_samples(arguments.samples, size, arguments.k, scored=arguments.reward is not None)
+    return say_what_is_sampled(
+        arguments,
+        arguments.checkpoints,
+        chosen_prompts(arguments),
+        held_out=_held_out(arguments),
     )
 
 
@@ -270,5 +292,6 @@ def _parser() -> argparse.ArgumentParser:
         help="write screening.json, .md, .html, .png and the rollouts there; given again after a "
         "kill, it goes on where it was",
     )
+    add_dry_run(output)
     output.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser

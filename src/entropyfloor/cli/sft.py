@@ -11,12 +11,31 @@ under that launcher instead, as ``trl sft`` does.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
+from entropyfloor.cli.prompt_flags import PromptArguments, chat_options, mapped_rows
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, split_of
+
+
+@dataclass
+class SFTArguments(PromptArguments, ScriptArguments):
+    """trl's script arguments and ours."""
+
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Variables of the chat template, such as '{\"enable_thinking\": false}'; "
+            "a row's column chat_template_kwargs wins."
+        },
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,13 +45,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Arguments:
     """Read command line and YAML; refuse words that nobody knows."""
-    from trl import ScriptArguments
-
     from entropyfloor import SEDConfig
 
     return parse_training(
         argv,
-        script=ScriptArguments,
+        script=SFTArguments,
         training=SEDConfig,
         verb="sft",
         description="Supervised fine-tuning with an entropy-preserving loss.",
@@ -46,11 +63,17 @@ def _train(arguments: Arguments) -> int:
 
     training, model = arguments.training, arguments.model
     training.model_init_kwargs = model_init_kwargs(training, model)
-    dataset = load_rows(arguments.script, arguments.mixture)
-    train_rows = split_of(dataset, arguments.script.dataset_train_split, "train")
+    script = arguments.script
+    dataset = load_rows(script, arguments.mixture)
+    options = chat_options(script, _variables(script.chat_template_kwargs))
+    train_rows = mapped_rows(split_of(dataset, script.dataset_train_split, "train"), options)
     test_rows = None
     if training.eval_strategy != "no":
-        test_rows = split_of(dataset, arguments.script.dataset_test_split, "test")
+        test_rows = mapped_rows(split_of(dataset, script.dataset_test_split, "test"), options)
+    if script.dry_run:
+        from entropyfloor.cli.dry_run import say_what_is_trained_on
+
+        return say_what_is_trained_on(arguments, train_rows)
     with loading(model.model_name_or_path):
         trainer = SEDTrainer(
             model=model.model_name_or_path,
@@ -68,6 +91,16 @@ def _train(arguments: Arguments) -> int:
     push(trainer, arguments)
     trainer.end()
     return 0
+
+
+def _variables(given: Any) -> Any:
+    try:
+        return json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"--chat_template_kwargs is no JSON ({error.msg}): {given}; give an object such as "
+            "'{\"enable_thinking\": false}'"
+        ) from error
 
 
 if __name__ == "__main__":  # a process of `accelerate launch`

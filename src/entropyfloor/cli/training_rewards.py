@@ -1,4 +1,4 @@
-"""Rewards that a training verb names, and rows that have the columns they need."""
+"""Rewards that a verb of RL names, and rows that have the columns they need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropyfloor.cli.launching import Arguments
+from entropyfloor.cli.prompt_flags import chat_options, mapped_rows
 from entropyfloor.cli.training_inputs import load_rows, split_of
 
 if TYPE_CHECKING:
@@ -53,23 +54,54 @@ def chosen_rewards(script: Any) -> list[Any]:
     return found
 
 
-def dataset_rows(arguments: Arguments, rewards: Sequence[Any]) -> tuple[Any, Any]:
-    """What --dataset_name or a mixture names, to train and to evaluate on; None without."""
-    from entropyfloor.rollouts.prompts import PromptSet
+def training_rows(
+    arguments: Arguments, rewards: Sequence[Any], *, spec: str | None, flag: str, instead: str
+) -> tuple[Any, Any]:
+    """Rows to train and to evaluate on; None without the latter.
+
+    Args:
+        arguments: --dataset_name or a mixture, unless ``spec`` names the rows; how they are
+            rendered.
+        rewards: those of ours find their columns, or ValueError is raised.
+        spec: prompts as ``load_prompts`` takes them.
+        flag: of ``spec``, for messages.
+        instead: what to do instead of evaluating on ``spec``.
+
+    """
+    from entropyfloor.cli.dry_run import encode_training_rows, training_tokenizer
+    from entropyfloor.rollouts.prompts import PromptSet, load_prompts
     from entropyfloor.rollouts.rewards import check_reward_columns
 
     script, training = arguments.script, arguments.training
-    dataset = load_rows(script, arguments.mixture)
-    train = split_of(dataset, script.dataset_train_split, "train")
+    options = chat_options(script, training.chat_template_kwargs)
+    # Read as every other verb reads it: Arrow would hand a reward other objects.
+    named = str(script.dataset_name or "")
+    if spec is not None:
+        check_only_rows(arguments, flag, instead=instead)
+    elif named.endswith(".jsonl") and Path(named).is_file() and not script.dataset_streaming:
+        spec = named
+    if spec is not None:
+        prompts = load_prompts(spec).with_chat_options(**options)
+        check_columns(rewards, prompts)
+        encode_training_rows(prompts.rows, training_tokenizer(arguments), arguments)
+        splits: Any = {"train": prompts.dataset()}
+        if spec != named:
+            return splits["train"], None
+    else:
+        splits = load_rows(script, arguments.mixture)
+    train = split_of(splits, script.dataset_train_split, "train")
     test = None
     if training.eval_strategy != "no":
-        test = split_of(dataset, script.dataset_test_split, "test")
-    name = str(script.dataset_name or "the mixture")
-    if hasattr(train, "__len__"):
-        check_columns(rewards, PromptSet(tuple(train), name))
-    else:  # streamed: its first row says which columns there are
-        for reward in filter(callable, rewards):
-            check_reward_columns(reward, PromptSet((next(iter(train)),), name))
+        test = split_of(splits, script.dataset_test_split, "test")
+    if spec is None:
+        train, test = (mapped_rows(rows, options) for rows in (train, test))
+        if hasattr(train, "__len__"):
+            check_columns(rewards, PromptSet(tuple(train), named or "the mixture"))
+        else:  # streamed: its first row says which columns there are
+            for reward in filter(callable, rewards):
+                check_reward_columns(
+                    reward, PromptSet((next(iter(train)),), named or "the mixture")
+                )
     return train, test
 
 
@@ -91,30 +123,3 @@ def check_columns(rewards: Sequence[Any], prompts: PromptSet) -> None:
     for reward in rewards:
         if callable(reward):
             check_references(reward, prompts)
-
-
-def as_dataset(prompts: PromptSet, *, keep: Sequence[str] = ("prompt",)) -> Any:
-    """A ``datasets.Dataset`` of a prompt set; nested columns as JSON, which our rewards read.
-
-    Arrow would give every row the keys of all rows. Columns to ``keep`` stay as they are.
-    """
-    import json
-
-    from datasets import Dataset
-
-    names = sorted({name for row in prompts.rows for name in row})
-    nested = {
-        name
-        for name in names
-        if name not in keep and any(isinstance(row.get(name), dict | list) for row in prompts.rows)
-    }
-    rows = [
-        {
-            name: json.dumps(row.get(name), ensure_ascii=False, default=str)
-            if name in nested
-            else row.get(name)
-            for name in names
-        }
-        for row in prompts.rows
-    ]
-    return Dataset.from_list(rows)

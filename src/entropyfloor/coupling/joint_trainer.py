@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from entropyfloor.rl.prompt_rows import PromptRows
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, encode_held_out
 
 
-class JointGRPOTrainer(GRPOTrainer):
+class JointGRPOTrainer(PromptRows, GRPOTrainer):
     """``trl.GRPOTrainer`` whose every step also learns from demonstrations.
 
     Args:
@@ -73,6 +74,7 @@ class JointGRPOTrainer(GRPOTrainer):
             )
         self.sft_weight = sft_weight
         self.sft_batch_size = sft_batch_size
+        rows = PromptSet(tuple(map(self.with_options, rows.rows)), rows.source)
         encoded = encode_prompts(rows, self._tokenizer, where="the model in training")
         self._demonstrations = encode_held_out(rows, encoded, self._tokenizer)
         self._micro_batch = (-1, 0)  # global step, and how many of its micro-batches are done

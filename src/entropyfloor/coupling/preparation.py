@@ -9,7 +9,8 @@ from typing import Any
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import context_length, load_tokenizer
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import check_lengths, encode_prompts
+from entropyfloor.rollouts.rendering import encode_prompts
+from entropyfloor.rollouts.rollouts import check_lengths
 from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, encode_held_out
 
 ORDERS = ("sft-rl", "rl-sft")

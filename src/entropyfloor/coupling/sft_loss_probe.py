@@ -33,8 +33,8 @@ from entropyfloor.coupling.durations import check_weight
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rl.grpo_probe import find_trainer
-from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.prompts import PromptSet, row_with_chat_options
+from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import (
     Completion,
     check_held_out,
@@ -152,8 +152,11 @@ class SFTLossProbe(TrainerCallback, ExportableState):
             )
         tokenizer = handed["processing_class"]
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        encoded = encode_prompts(self.rows, tokenizer, where="the model in training")
-        self._completions = encode_held_out(self.rows, encoded, tokenizer)
+        variables = getattr(self._trainer, "chat_template_kwargs", None)
+        options = (row_with_chat_options(r, chat_template_kwargs=variables) for r in self.rows.rows)
+        rows = PromptSet(tuple(options), self.rows.source)
+        encoded = encode_prompts(rows, tokenizer, where="the model in training")
+        self._completions = encode_held_out(rows, encoded, tokenizer)
         self.probes, self.acted_at, self.message, self._rewards = [], None, "", []
         kept = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step > 0 and isinstance(kept, dict):

@@ -16,6 +16,7 @@ from entropyfloor.echelon.small_grpo import GRPORun, train_grpo
 from entropyfloor.echelon.sources import Sources, digest
 from entropyfloor.io import save_json
 from entropyfloor.models.merging import merged_directory
+from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import reward_by_name
 from entropyfloor.screening.screen import screen
 
@@ -132,14 +133,13 @@ class Cells(Places):
 
     def _train_grpo(self, weights: Path, folder: Path, seed: int) -> GRPORun:
         import torch
-        from datasets import Dataset
 
         found: Sources = self.sources(seed)
         on_gpu = torch.cuda.is_available()
         return train_grpo(
             # GRPO starts an adapter of its own on a whole model, as the rank-inversion paper does.
             merged_directory(weights, folder / "start"),
-            Dataset.from_list([dict(row) for row in found.rl]),
+            PromptSet(found.rl, "prompts for RL").dataset(),
             reward=reward_by_name(found.reward),
             max_new_tokens=found.tokens(after_rl=False),
             training=self.recipe.grpo_training(),

@@ -160,9 +160,9 @@ def _trainer(
 ) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOTrainer
 
     from entropyfloor.rl.dapo import dapo_config
+    from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 
     settings: dict[str, Any] = {
         "max_steps": training.steps,
@@ -181,7 +181,7 @@ def _trainer(
         "shuffle_dataset": False,  # see _in_order
     }
     config = dapo_config(folder, **{**settings, **options})
-    return GRPOTrainer(
+    return PromptRowsTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32),
         reward_funcs=reward,
         args=config,

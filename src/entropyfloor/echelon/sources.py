@@ -50,6 +50,7 @@ _WORKED = {
     "subtraction": False,
     "ways": None,
 }
+_RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from
 _FILES: dict[str, Any] = {"train": None, "held_out": None, "rl": None, "reward": None}
 _TASKS: dict[str, dict[str, Any]] = {"small_sums": _SMALL, "worked_sums": _WORKED, "files": _FILES}
 _SMALL_MODEL = {"pretraining_steps": 325}
@@ -93,7 +94,8 @@ class Sources:
     @property
     def probe_prompts(self) -> list[Any] | None:
         """What an entropy floor is probed on; None: SEDTrainer chooses."""
-        return [row["prompt"] for row in self.rl] or None
+        rows = [{name: row[name] for name in _RENDERED if name in row} for row in self.rl]
+        return [row["prompt"] if len(row) == 1 else row for row in rows] or None
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:

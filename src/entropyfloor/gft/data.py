@@ -21,15 +21,16 @@ from entropyfloor.gft.rows import (
     GIVEN_REWARDS,
     OURS,
     check_rows,
+    columns_of,
     encode_given,
-    number_rows,
-    reward_columns,
+    without_ours,
 )
 from entropyfloor.gft.sampler import EpochSampler
 from entropyfloor.gft.scoring import add_rewards
+from entropyfloor.rl.prompt_rows import PromptRows
 
 
-class GroupRowsTrainer(GRPOTrainer):
+class GroupRowsTrainer(PromptRows, GRPOTrainer):
     """Data and rewards of `GFTTrainer`."""
 
     # Set by the classes above, which have no types.
@@ -75,7 +76,7 @@ class GroupRowsTrainer(GRPOTrainer):
 
     def _scored(self, dataset: Dataset, name: str) -> Dataset:
         """The dataset with numbered rows and the rewards of its given responses."""
-        if GIVEN_REWARDS in dataset.column_names:
+        if GIVEN_REWARDS in columns_of(dataset):
             return dataset
         accelerator = self.accelerator
         if self._reward_file is None:
@@ -83,7 +84,7 @@ class GroupRowsTrainer(GRPOTrainer):
                 self.args.output_dir, resumed=self._resumed, writes=accelerator.is_main_process
             )
         return add_rewards(
-            number_rows(dataset),
+            dataset,
             self._score_given,
             self.args,
             name=name,
@@ -94,13 +95,12 @@ class GroupRowsTrainer(GRPOTrainer):
         )
 
     def _score_given(self, rows: list[dict[str, Any]], completions: list[Any]) -> list[float]:
-        prompts = [row["prompt"] for row in rows]
-        prompt_ids = self._tokenize_prompts(prompts)[0]
+        whole = [self.with_options(row) for row in rows]
         rewards = super()._calculate_rewards(
-            [reward_columns(row) for row in rows],
-            prompts,
+            [without_ours(row) for row in rows],
+            [row["prompt"] for row in rows],
             completions,
-            encode_given(prompts, prompt_ids, completions, self._tokenizer),
+            encode_given(whole, self.encode_rows(rows), completions, self._tokenizer),
         )
         # What reward functions logged is of no step.
         self._pending_metrics.clear()

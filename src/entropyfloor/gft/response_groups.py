@@ -154,6 +154,7 @@ def build_response_groups(
         tuple({k: v for k, v in row.items() if k not in moved} for row in prompts.rows),
         prompts.source,
     )
+    bare.check_json()
     function = reward_by_name(reward) if isinstance(reward, str) else reward
     folder = Path(output_dir)
     blocks = RolloutBlocks(
@@ -185,7 +186,7 @@ def build_response_groups(
             )
             counts += found
             record = {**bare.rows[row], RESPONSES_COLUMN: [each.to_dict() for each in group]}
-            lines.append(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         with unfinished.open("a", encoding="utf-8") as file:
             file.writelines(lines)
     settings = {

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from entropyfloor.gft.config import SOURCES
-from entropyfloor.gft.rows import GIVEN_REWARDS, ROW, draw, encode_given
+from entropyfloor.gft.rows import GIVEN_REWARDS, draw, encode_given
+from entropyfloor.rollouts.prompts import ROW_COLUMN
 from entropyfloor_losses import IGNORE_INDEX
 
 
@@ -61,11 +62,11 @@ def given_responses(
 
     """
     if not prompt_ids:
-        raise ValueError(f"row {row[ROW]}: the tokenizer turns the prompt into no tokens")
+        raise ValueError(f"row {row[ROW_COLUMN]}: the tokenizer turns the prompt into no tokens")
     drawn = draw(row, counts, seed=seed, step=step)
     given = [row["responses"][number] for number in drawn]
     ids = encode_given(
-        [row["prompt"]] * len(given),
+        [row] * len(given),
         [prompt_ids] * len(given),
         [response["completion"] for response in given],
         tokenizer,

@@ -18,13 +18,13 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from entropyfloor.gft.config import GIVEN, GFTConfig
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.prompts import ROW_COLUMN, PromptSet
 from entropyfloor.rollouts.teacher_forced import encode_held_out
 
 logger = get_logger(__name__)
 
-ROW, GIVEN_REWARDS = "_row", "_given_rewards"  # columns added to the dataset
-OURS = (ROW, GIVEN_REWARDS, "responses")
+GIVEN_REWARDS = "_given_rewards"
+OURS = (ROW_COLUMN, GIVEN_REWARDS, "responses")  # two of them are added to the dataset
 
 
 def check_rows(dataset: Any, args: GFTConfig, *, num_self: int, name: str) -> None:
@@ -44,25 +44,25 @@ def check_rows(dataset: Any, args: GFTConfig, *, num_self: int, name: str) -> No
         )
     if not len(dataset):
         raise ValueError(f"{name} has no rows")
-    if "prompt" not in dataset.column_names:
-        raise ValueError(f"{name} has the columns {dataset.column_names}; 'prompt' is missing")
-    has_given = "responses" in dataset.column_names
+    present = columns_of(dataset)
+    if "prompt" not in present:
+        raise ValueError(f"{name} has the columns {present}; 'prompt' is missing")
+    has_given = "responses" in present
     if not has_given and not num_self:
         raise ValueError(f"{name} has no column 'responses' and num_self is 0: nothing to train on")
-    columns = ["prompt", "responses"] if has_given else ["prompt"]
     counts = args.response_counts()
     left_out = dict.fromkeys(GIVEN, 0)
-    for index, row in enumerate(dataset.select_columns(columns)):
+    for index, row in enumerate(dataset):
         _check_row(row, f"{name}, row {index}")
-        present = [response["source"] for response in row.get("responses") or []]
-        drawn = {source: min(counts[source], present.count(source)) for source in GIVEN}
+        given = [response["source"] for response in row.get("responses") or []]
+        drawn = {source: min(counts[source], given.count(source)) for source in GIVEN}
         for source in GIVEN:
-            left_out[source] += present.count(source) if not counts[source] else 0
+            left_out[source] += given.count(source) if not counts[source] else 0
         size = num_self + sum(drawn.values())
         if size == 0:
             raise ValueError(
                 f"{name}, row {index} has no response to train on: it has "
-                f"{', '.join(present) or 'none'}, and at most {counts} are taken and "
+                f"{', '.join(given) or 'none'}, and at most {counts} are taken and "
                 f"{num_self} own samples. Leave it out or raise num_self"
             )
         if size == 1 and args.group_of_one == "error" and args.advantages:
@@ -103,13 +103,13 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
             )
 
 
-def number_rows(dataset: Dataset) -> Dataset:
-    """Add the number of each row, by which errors name it."""
-    return dataset.add_column(ROW, np.arange(len(dataset)))
+def columns_of(dataset: Dataset) -> list[str]:
+    """Names of a dataset's columns, which that of a ``PromptSet`` knows by its rows only."""
+    return list(dataset[0]) if len(dataset) else dataset.column_names
 
 
 def encode_given(
-    prompts: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
     prompt_ids: Sequence[Sequence[int]],
     completions: Sequence[Any],
     tokenizer: Any,
@@ -117,16 +117,16 @@ def encode_given(
     """Token ids of given responses, the end-of-sequence token included.
 
     Args:
-        prompts: text or messages, one for each completion.
-        prompt_ids: their tokens, as for generation.
+        rows: with ``prompt`` and what its chat template needs, one for each completion.
+        prompt_ids: tokens of their prompts, as for generation.
         completions: text or messages.
         tokenizer: of the model.
 
     """
-    rows = [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
-    if not rows:
+    whole = [{**row, "completion": c} for row, c in zip(rows, completions, strict=True)]
+    if not whole:
         return []
-    found = encode_held_out(PromptSet(tuple(rows)), prompt_ids, tokenizer)
+    found = encode_held_out(PromptSet(tuple(whole)), prompt_ids, tokenizer)
     return [list(completion.ids) for completion in found]
 
 
@@ -137,7 +137,7 @@ def draw(row: Mapping[str, Any], counts: Mapping[str, int], *, seed: int, step: 
     alone: the same on any number of processes, and after a resume.
     """
     given = row.get("responses") or []
-    generator = np.random.default_rng((seed, step, row[ROW]))
+    generator = np.random.default_rng((seed, step, row[ROW_COLUMN]))
     chosen: list[int] = []
     for source in GIVEN:
         present = [n for n, response in enumerate(given) if response["source"] == source]
@@ -147,8 +147,8 @@ def draw(row: Mapping[str, Any], counts: Mapping[str, int], *, seed: int, step: 
     return chosen
 
 
-def reward_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as reward functions see it: without what the trainer keeps in it."""
+def without_ours(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without what the trainer keeps in it."""
     return {name: value for name, value in row.items() if name not in OURS}
 
 
@@ -168,7 +168,7 @@ def check_all_cached(dataset: Dataset, args: GFTConfig, *, num_self: int, name: 
     if num_self:
         raise ValueError(f"without reward_funcs own samples cannot be scored: {way_out}")
     counts = args.response_counts()
-    for index, row in enumerate(dataset.select_columns(["responses"])):
+    for index, row in enumerate(dataset):
         for number, response in enumerate(row["responses"] or []):
             if counts[response["source"]] and response.get("reward") is None:
                 raise ValueError(

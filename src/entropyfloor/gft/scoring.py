@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from entropyfloor.gft.config import GFTConfig
 from entropyfloor.gft.reward_file import RewardFile, response_key
 from entropyfloor.gft.rows import GIVEN_REWARDS
+from entropyfloor.rollouts.prompts import ROW_COLUMN, row_dataset
 
 _AT_ONCE = 64  # responses per call of the reward functions and process
 
@@ -31,7 +32,9 @@ def add_rewards(
     rank: int = 0,
     progress: bool = False,
 ) -> Dataset:
-    """Add the reward of every given response that may be drawn: the cached one, else computed.
+    """Add rows' numbers and the reward of every given response that may be drawn.
+
+    The reward is the cached one, else computed.
 
     Args:
         dataset: checked by `check_rows`.
@@ -82,7 +85,7 @@ def add_rewards(
     for index, number in missing:
         rewards[index][number] = value = file.known[keys[index, number]]
         _check(name, (index, number), value, args)
-    return dataset.add_column(GIVEN_REWARDS, rewards)
+    return row_dataset(dataset, {ROW_COLUMN: range(len(dataset)), GIVEN_REWARDS: rewards})
 
 
 def _check(name: str, pair: Pair, value: float, args: GFTConfig) -> None:
@@ -94,6 +97,4 @@ def _check(name: str, pair: Pair, value: float, args: GFTConfig) -> None:
 
 
 def _responses(dataset: Dataset) -> list[list[dict[str, Any]]]:
-    if "responses" not in dataset.column_names:
-        return [[] for _ in range(len(dataset))]
-    return [row["responses"] or [] for row in dataset.select_columns(["responses"])]
+    return [row.get("responses") or [] for row in dataset]

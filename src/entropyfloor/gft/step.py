@@ -17,7 +17,7 @@ from entropyfloor.gft.config import GFTConfig
 from entropyfloor.gft.groups import Group, group_counts, set_advantages
 from entropyfloor.gft.metrics import GROUP_SUMS, group_vector
 from entropyfloor.gft.responses import Response, collate, given_responses
-from entropyfloor.gft.rows import ROW
+from entropyfloor.rollouts.prompts import ROW_COLUMN
 
 AddUp = Callable[[Tensor], Tensor]  # fp64 vector -> its sum over processes
 
@@ -96,7 +96,7 @@ def make_step(
         given = given_responses(
             row, prefix, tokenizer, args.response_counts(), seed=args.seed, step=step
         )
-        groups.append(Group(row[ROW], given + samples))
+        groups.append(Group(row[ROW_COLUMN], given + samples))
     deviation = None
     if args.scale_rewards == "batch":
         deviation = _deviation(groups, args.advantage_ddof, add_up)

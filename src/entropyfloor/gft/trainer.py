@@ -41,11 +41,11 @@ from entropyfloor.gft.rows import (
     check_all_cached,
     check_rows,
     named_datasets,
-    reward_columns,
+    without_ours,
 )
 from entropyfloor.gft.step import make_step
 from entropyfloor.models.loss_head import LossHeadOutput, attach_loss_head
-from entropyfloor.rollouts.prompts import Prompt
+from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.floor.floor_in_training import (
     FlooredTrainer,
@@ -97,7 +97,7 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
         *,
-        probe_prompts: Sequence[Prompt | dict[str, Any]] | None = None,
+        probe_prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None = None,
         probe_reward: str | RewardFunction | None = None,
         **grpo_kwargs: Any,
     ) -> None:
@@ -182,8 +182,8 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         args, mode = self.args, "train" if self.model.training else "eval"
         rows = [row for batch in micro_batches for row in batch]
         step = make_step(
-            rows,
-            self._tokenize_prompts([row["prompt"] for row in rows])[0],
+            [self.with_options(row) for row in rows],
+            self.encode_rows(rows),
             self._own_samples(rows, mode),
             args,
             tokenizer=self._tokenizer,
@@ -208,7 +208,7 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         count = self.num_generations if mode == "train" else self.num_generations_eval
         if not count:
             return [[] for _ in rows]
-        repeated = [reward_columns(row) for row in rows for _ in range(count)]
+        repeated = [without_ours(row) for row in rows for _ in range(count)]
         found = self._generate_and_score_completions(repeated)
         # Of the own samples alone, while a group has given responses too: see groups/degenerate.
         self._metrics[mode].pop("frac_reward_zero_std", None)

@@ -172,6 +172,7 @@ def calibration_band(
 
     """
     low, high = band_edges(num_samples, lowest, highest)
+    prompts.check_json()
     sampling = SamplingSettings(max_new_tokens, temperature, top_p, top_k, batch_size, seed)
     blocks = RolloutBlocks(
         checkpoint,
@@ -220,6 +221,6 @@ def _write(band: Band, settings: dict[str, Any]) -> None:
         "passes": list(band.passes),
         "kept": len(band.kept),
     }
-    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in band.rows()]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in band.rows()]
     write_atomic(band.path, "".join(lines))
     save_json(band.folder / "band.json", document)

@@ -8,19 +8,32 @@ how they are written:
     DIRECTORY                                    a ``datasets.Dataset`` written by ``save_to_disk``
     reasoning_gym:TASK?size=24&seed=7&...        generated here; options go to the task's config
 
-Everything is checked when the set is made: nothing is generated from a set with a broken row.
+Everything is checked when the set is made: nothing is generated from a set with a broken row. Rows
+stay the Python objects that were read: wherever a row goes, a reward function is handed its values
+as they are here, and None for a column that other rows have.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entropyfloor.rollouts.reasoning_gym_prompts import PREFIX, reasoning_gym_rows
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 Prompt = str | list[dict[str, Any]]
+
+# What trl calls a reward function with, and answers to a prompt: never among a row's columns there.
+_NO_REWARD_COLUMNS = {
+    *("prompt", "prompts", "completion", "completions", "completion_ids", "responses"),
+    *("trainer_state", "log_extra", "log_metric", "environments"),
+}
+ROW_COLUMN = "entropyfloor_row"  # of `row_dataset`: the row's number
 
 _ALLOWED = (
     "a JSONL file, a directory written by datasets' save_to_disk, or "
@@ -88,16 +101,141 @@ class PromptSet:
             for prompt in self.prompts
         ]
 
-    def as_chat(self, *, system: str | None = None) -> "PromptSet":
-        """Send each plain prompt as a user message, after ``system`` if given."""
-        before = [] if system is None else [{"role": "system", "content": system}]
-        rows = [
-            {**row, "prompt": [*before, {"role": "user", "content": row["prompt"]}]}
-            if isinstance(row["prompt"], str)
-            else row
-            for row in self.rows
-        ]
-        return PromptSet(tuple(rows), self.source)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns, in the order in which they are met."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row))
+
+    def with_chat_options(
+        self,
+        *,
+        chat: bool = False,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> "PromptSet":
+        """:func:`row_with_chat_options` of every row.
+
+        Raises:
+            ValueError: ``system`` or ``chat_template_kwargs`` for a plain prompt, which no chat
+                template renders.
+
+        """
+        options = {"--system": system, "--chat_template_kwargs": chat_template_kwargs}
+        idle = " and ".join(name for name, value in options.items() if value)
+        plain = next((i for i, prompt in enumerate(self.prompts) if isinstance(prompt, str)), None)
+        if idle and not chat and plain is not None:
+            raise ValueError(
+                f"{self.source}, row {plain} is a plain prompt, which no chat template renders: "
+                f"{idle} would have no effect; give --chat (chat=True) too"
+            )
+        change = partial(
+            row_with_chat_options,
+            chat=chat,
+            system=system,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return PromptSet(tuple(map(change, self.rows)), self.source)
+
+    def dataset(self) -> "Dataset":
+        """A ``datasets.Dataset`` for trl's trainers, whose rows are these Python objects.
+
+        Arrow holds the rows' numbers only. It would give the messages of every conversation all
+        keys of all messages, turn 12 into 12.0 beside 0.5, and refuse ``"a"`` beside ``["b"]``.
+        """
+        names = self.columns
+        return row_dataset([{name: row.get(name) for name in names} for row in self.rows])
+
+    def check_json(self) -> None:
+        """Raise ValueError if a row cannot be written as JSON and read back as it is."""
+        for index, row in enumerate(self.rows):
+            for name, value in row.items():
+                if (kind := _not_json(value)) is not None:
+                    raise ValueError(
+                        f"{self.source}, row {index}: column {name!r} holds {kind}, which JSON "
+                        "cannot hold, and the rows are to be written as JSON Lines; convert it to "
+                        "text or numbers, or remove the column"
+                    )
+
+
+def row_with_chat_options(
+    row: Mapping[str, Any],
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Mapping[str, Any]:
+    """One row as the options ask for it; what the row says itself wins.
+
+    Args:
+        row: with ``prompt``, or ``messages`` (a row for SFT).
+        chat: send a plain prompt as a user message, and its completion as the assistant's.
+        system: message before every conversation that has none.
+        chat_template_kwargs: variables of the chat template, such as ``enable_thinking``.
+
+    """
+    row = dict(row)
+    if chat and isinstance(row.get("prompt"), str):
+        row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+        if row.get("completion") and isinstance(row["completion"], str):
+            row["completion"] = [{"role": "assistant", "content": row["completion"]}]
+    for name in ("prompt", "messages"):
+        messages = row.get(name)
+        if system is not None and isinstance(messages, list) and messages[0]["role"] != "system":
+            row[name] = [{"role": "system", "content": system}, *messages]
+    if chat_template_kwargs:
+        own = row.get("chat_template_kwargs") or {}
+        known = {name: value for name, value in own.items() if value is not None}
+        row["chat_template_kwargs"] = {**chat_template_kwargs, **known}
+    return row
+
+
+def reward_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that a reward function is handed."""
+    return {name: value for name, value in row.items() if name not in _NO_REWARD_COLUMNS}
+
+
+def row_dataset(
+    rows: Sequence[Mapping[str, Any]], added: Mapping[str, Sequence[Any]] | None = None
+) -> "Dataset":
+    """A ``datasets.Dataset`` of row numbers that hands out ``rows``, with ``added`` columns.
+
+    Its rows have the keys of the first one, and ``rows`` may be a dataset itself.
+    """
+    from datasets import Dataset
+
+    numbers = Dataset.from_dict({ROW_COLUMN: list(range(len(rows)))})
+    return numbers.with_transform(_LookUp(rows, added or {}))
+
+
+class _LookUp:
+    """Row numbers to rows."""
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], added: Mapping[str, Sequence[Any]]
+    ) -> None:
+        self._rows, self._added = rows, added
+
+    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+        numbers = batch[ROW_COLUMN]
+        rows = [self._rows[number] for number in numbers]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        added = {name: [values[n] for n in numbers] for name, values in self._added.items()}
+        return {**columns, **added}
+
+
+def _not_json(value: Any) -> str | None:
+    """What in a value JSON would lose; None if it reads back as it was."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return None
+    if type(value) is list:
+        return next((kind for each in value if (kind := _not_json(each))), None)
+    if isinstance(value, dict):
+        key = next((key for key in value if not isinstance(key, str)), None)
+        if key is not None:
+            return f"an object with the key {key!r}"
+        return _not_json(list(value.values()))
+    article = "an" if type(value).__name__[0] in "aeiou" else "a"
+    return f"{article} {type(value).__name__}"
 
 
 def load_prompts(spec: str | Path) -> PromptSet:
@@ -165,6 +303,21 @@ def _check_row(row: Any, where: str) -> None:
             f"{where} has no column 'prompt', only "
             f"{', '.join(map(repr, sorted(row))) or 'nothing'}; rename the column that holds the "
             "prompt"
+        )
+    variables, tools = row.get("chat_template_kwargs"), row.get("tools")
+    if variables is not None and not isinstance(variables, Mapping):
+        raise ValueError(
+            f"{where}: chat_template_kwargs is a {type(variables).__name__}; give an object such "
+            'as {"enable_thinking": false}'
+        )
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: tools are no JSON ({error.msg})") from error
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError(
+            f"{where}: tools are a {type(tools).__name__}; give a list of JSON schemas"
         )
     prompt = row["prompt"]
     if isinstance(prompt, str):

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 PREFIX = "reasoning_gym:"
+_JUDGED = 4  # entries by which the verifier of a task is asked whether it takes lists
 _INSTALL = "reasoning-gym is not installed; pip install 'entropyfloor[tasks]'"
 
 
@@ -69,7 +70,7 @@ def reasoning_gym_rows(spec: str) -> list[dict[str, Any]]:
     """Rows ``prompt`` (the question), ``answer`` and ``entry`` of a ``reasoning_gym:`` spec."""
     task, options = parse_reasoning_gym_spec(spec)
     dataset = reasoning_gym_dataset(task, options)
-    entries = [dataset[index] for index in range(len(dataset))]
+    entries = _as_json(dataset, [dataset[index] for index in range(len(dataset))])
     return [
         {"prompt": entry["question"], "answer": entry["answer"], "entry": entry}
         for entry in entries
@@ -127,3 +128,24 @@ def gym_entry(value: Any, *, where: str) -> GymEntry:
             f"{where} does not"
         )
     return GymEntry(item, _verifier(task))
+
+
+def _as_json(dataset: Any, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with lists for tuples: what is written as JSON then reads back as the same rows.
+
+    As they are for a task whose verifier takes no lists (``arc_agi``, ``rearc``).
+    """
+    plain: list[dict[str, Any]] = [_lists(entry) for entry in entries]
+    for entry, other in zip(entries[:_JUDGED], plain, strict=False):
+        answer = str(entry["answer"])
+        if GymEntry(entry, dataset).score(answer) != GymEntry(other, dataset).score(answer):
+            return entries
+    return plain
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_lists(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _lists(each) for key, each in value.items()}
+    return str(value) if isinstance(value, str) else value

@@ -8,7 +8,6 @@ does. A rollout without one is *truncated*.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from transformers import GenerationConfig
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.prefill import shared_prefill
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.sampling import (
     EntropyRecorder,
     InverseCDFSampler,
@@ -80,42 +78,6 @@ class Rollout:
     text: str
     truncated: bool
     greedy: bool = False
-
-
-def encode_prompts(prompts: PromptSet, tokenizer: Any, *, where: str) -> list[list[int]]:
-    """Token ids of every prompt; conversations through the chat template.
-
-    As in trl, a conversation that ends with an assistant message is continued instead.
-
-    Raises:
-        ValueError: a conversation for a tokenizer without chat template, or a prompt of no tokens.
-
-    """
-    if prompts.conversational and not tokenizer.chat_template:
-        raise ValueError(
-            f"{prompts.source} holds conversations but the tokenizer of {where} has no chat "
-            "template; give plain prompts, or save a tokenizer with a chat template beside the "
-            "checkpoint"
-        )
-    encoded: list[list[int]] = []
-    for index, prompt in enumerate(prompts.prompts):
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt)["input_ids"]
-        else:
-            continues = prompt[-1]["role"] == "assistant"
-            ids = tokenizer.apply_chat_template(
-                prompt,
-                add_generation_prompt=not continues,
-                continue_final_message=continues,
-                tokenize=True,
-                return_dict=True,
-            )["input_ids"]
-        if not ids:
-            raise ValueError(
-                f"{prompts.source}, row {index}: the tokenizer of {where} turns it into no tokens"
-            )
-        encoded.append(list(ids))
-    return encoded
 
 
 def check_lengths(

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.prompts import Prompt, PromptSet, reward_columns
 from entropyfloor.rollouts.rewards import RewardFunction, call_reward
 from entropyfloor.rollouts.rollouts import Rollout
-
-_RESERVED = {"prompt", "completion", "completion_ids"}  # trl's own arguments, never columns
 
 
 def score_rollouts(
@@ -24,7 +22,10 @@ def score_rollouts(
         reward,
         prompts,
         rows=[rollout.prompt_index for rollout in rollouts],
-        completions=[_completion(prompts, rollout) for rollout in rollouts],
+        completions=[
+            completion_to(prompts.rows[rollout.prompt_index]["prompt"], rollout.text)
+            for rollout in rollouts
+        ],
         completion_ids=[list(rollout.token_ids) for rollout in rollouts],
     )
 
@@ -50,18 +51,17 @@ def score_completions(
         ValueError: as :func:`score_rollouts`.
 
     """
-    names = sorted({name for row in prompts.rows for name in row} - _RESERVED)
-    found = [prompts.rows[row] for row in rows]
+    names = reward_columns(dict.fromkeys(prompts.columns))
+    chosen = [prompts.rows[row] for row in rows]
     return call_reward(
         reward,
-        prompts=[row["prompt"] for row in found],
+        prompts=[row["prompt"] for row in chosen],
         completions=completions,
         completion_ids=completion_ids,
-        columns={name: [row.get(name) for row in found] for name in names},
+        columns={name: [row.get(name) for row in chosen] for name in names},
     )
 
 
-def _completion(prompts: PromptSet, rollout: Rollout) -> Any:
-    if isinstance(prompts.rows[rollout.prompt_index]["prompt"], str):
-        return rollout.text
-    return [{"role": "assistant", "content": rollout.text}]
+def completion_to(prompt: Prompt, text: str) -> str | list[dict[str, Any]]:
+    """A completion as rewards are given it: text, or for a conversation one message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -26,6 +26,7 @@ from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.logit_transform import final_logits
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rendering import encode_messages
 from entropyfloor.screening.measure import TokenSums
 from entropyfloor_losses import token_statistics
 
@@ -81,11 +82,7 @@ def encode_held_out(
                 else list(completion)
             )
             text = messages[-1]["content"]
-            whole = list(
-                tokenizer.apply_chat_template(
-                    [*row["prompt"], *messages], tokenize=True, return_dict=True
-                )["input_ids"]
-            )
+            whole = encode_messages([*row["prompt"], *messages], row, tokenizer)
         if whole[: len(prefix)] == list(prefix) and len(whole) > len(prefix):
             ids = whole[len(prefix) :]
         else:

@@ -9,7 +9,8 @@ from typing import Any
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import context_length, load_tokenizer, tokenizer_directory
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import check_lengths, encode_prompts
+from entropyfloor.rollouts.rendering import encode_prompts, rendered_text
+from entropyfloor.rollouts.rollouts import check_lengths
 from entropyfloor.rollouts.teacher_forced import Completion, encode_held_out
 from entropyfloor.stats.pass_at_k import default_ks
 
@@ -25,12 +26,14 @@ class Task:
         source: where it is.
         encoded: token ids per prompt.
         held_out: held-out completions in its tokens; empty without any.
+        example: the first prompt as the model reads it, special tokens included.
 
     """
 
     source: CheckpointSource
     encoded: list[list[int]]
     held_out: tuple[Completion, ...]
+    example: str = ""
 
 
 def check_samples(
@@ -73,20 +76,21 @@ def prepare(
     """
     tasks = []
     # Checkpoints of one run have one tokenizer: its work is done once.
-    known: dict[str, tuple[list[list[int]], tuple[Completion, ...]]] = {}
+    known: dict[str, tuple[list[list[int]], tuple[Completion, ...], str]] = {}
     for source in find_checkpoints(checkpoints, trust_remote_code=trust_remote_code):
         digest = _tokenizer_digest(source)
         if digest not in known:
             tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
             encoded = encode_prompts(prompts, tokenizer, where=source.given)
-            known[digest] = encoded, _held_out(held_out, tokenizer, source.given)
-        encoded, completions = known[digest]
+            completions = _held_out(held_out, tokenizer, source.given)
+            known[digest] = encoded, completions, rendered_text(encoded[0], tokenizer)
+        encoded, completions, example = known[digest]
         context = context_length(source, trust_remote_code=trust_remote_code)
         check_lengths(
             encoded, context_length=context, max_new_tokens=max_new_tokens, where=source.given
         )
         _check_held_out_lengths(held_out, completions, context, source.given)
-        tasks.append(Task(source, encoded, completions))
+        tasks.append(Task(source, encoded, completions, example))
     return tasks
 
 

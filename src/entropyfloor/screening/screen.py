@@ -181,7 +181,12 @@ def screen(
         "success_threshold": success_threshold,
         "confidence": 0.95,
         "until_decided": ERROR_RATE if until_decided else None,
-        "prompts": {"source": prompts.source, "count": len(prompts), "digest": prompts.digest},
+        "prompts": {
+            "source": prompts.source,
+            "count": len(prompts),
+            "digest": prompts.digest,
+            "example": tasks[0].example,
+        },
         **reference.describe(),
         "dtype": dtype_record(dtype, resolved_device),
         "device": resolved_device.type,

@@ -28,7 +28,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from entropyfloor.models.loss_head import LossHeadOutput, attach_loss_head
-from entropyfloor.rollouts.prompts import Prompt
+from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.floor.base_cache import CachedBase, fingerprint
 from entropyfloor.sft.floor.base_cache_pass import write_base_cache
@@ -59,9 +59,9 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         *sft_args: SFTTrainer's further positional arguments, unchanged.
         loss: replaces ``args.loss``: a name, an object of `entropyfloor_losses`, or any callable
             that maps `TokenStatistics` of n tokens to ``[n]`` values token by token.
-        probe_prompts: held-out prompts (strings, conversations, or rows with ``prompt`` and the
-            reward's columns) whose rollouts the entropy floor is measured on; default: the
-            evaluation set's, else the training set's.
+        probe_prompts: held-out prompts (a ``PromptSet``, strings, conversations, or rows with
+            ``prompt`` and the reward's columns) whose rollouts the entropy floor is measured on;
+            default: the evaluation set's, else the training set's.
         probe_reward: a reward by name or in trl's signature: probes then measure pass@1 too.
         **sft_kwargs: SFTTrainer's keyword arguments, unchanged.
 
@@ -85,7 +85,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         args: TrainingArguments | None = None,
         *sft_args: Any,
         loss: str | Loss | None = None,
-        probe_prompts: Sequence[Prompt | dict[str, Any]] | None = None,
+        probe_prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None = None,
         probe_reward: str | RewardFunction | None = None,
         **sft_kwargs: Any,
     ) -> None:

@@ -37,7 +37,7 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
     (tmp_path / "gft_length_reward.py").write_text(
         "import json\n"
         "def short(completions, answer, entry, **_):\n"
-        "    assert all(json.loads(e)['number'] == int(a) - 1 for e, a in zip(entry, answer))\n"
+        "    assert all(e['number'] == int(a) - 1 for e, a in zip(entry, answer))\n"
         "    with open('scored.txt', 'a') as file:\n"
         "        file.writelines(json.dumps(c) + '\\n' for c in completions)\n"
         "    return [float(len(c) % 2) for c in completions]\n"
@@ -170,10 +170,5 @@ def test_refused_before_the_model_is_loaded(flags, changes, words, capsys, monke
 
 
 def test_bad_rows_are_named(flags, write_jsonl, capsys):
-    mixed = write_jsonl(
-        [ROWS[0], {**ROWS[1], "prompt": [{"role": "user", "content": "1 + 1 ="}]}], "mixed.jsonl"
-    )
-    said = error_of(flags(groups=mixed), capsys)
-    assert "plain prompts (row 0) and conversations (row 1)" in said
     broken = [ROWS[0], {**ROWS[1], "responses": [{"source": "self", "completion": "x"}]}]
     assert "row 1, response 0" in error_of(flags(groups=write_jsonl(broken, "b.jsonl")), capsys)

@@ -54,7 +54,7 @@ def test_chat(words, write_jsonl, tmp_path):
     ("more", "said"),
     [
         (["--expert-column", "gold"], "no column 'gold'"),
-        (["--system", "x"], "--system is the system message of --chat"),
+        (["--system", "x"], "--system would have no effect"),
         (["--other", "nowhere.jsonl"], "no prompts at 'nowhere.jsonl'"),
         (["--samples", "0"], "1 sample per prompt or more"),
     ],

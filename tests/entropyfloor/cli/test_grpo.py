@@ -10,9 +10,8 @@ from trl.scripts.grpo import GRPOScriptArguments
 from entropyfloor.cli import grpo
 from entropyfloor.cli.main import main
 from entropyfloor.cli.monitor_flags import monitor_of
-from entropyfloor.cli.training_rewards import as_dataset, chosen_rewards
+from entropyfloor.cli.training_rewards import chosen_rewards
 from entropyfloor.rl.monitor_log import read_log
-from entropyfloor.rollouts.prompts import PromptSet
 
 ROWS = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(8)]
 
@@ -143,13 +142,6 @@ def test_screened_afterwards_with_the_start(flags, tmp_path, capsys):
     assert "Screening" in capsys.readouterr().out
 
 
-def test_nested_columns_travel_as_json():
-    rows = ({"prompt": "a", "entry": {"x": [1, None]}, "n": 1}, {"prompt": "b", "entry": {"y": 2}})
-    dataset = as_dataset(PromptSet(rows))
-    assert [json.loads(row["entry"]) for row in dataset] == [{"x": [1, None]}, {"y": 2}]
-    assert [row["n"] for row in dataset] == [1, None]
-
-
 def test_reasoning_gym_rows_and_reward(flags):
     pytest.importorskip("reasoning_gym")
     argv = flags(prompts="reasoning_gym:chain_sum?size=8&seed=7", reward="reasoning_gym")
@@ -164,8 +156,8 @@ def test_reasoning_gym_rows_and_reward(flags):
         ({"reward": "reasoning_gym"}, "needs a column 'entry'"),
         ({"prompts": None}, "no training data"),
         ({"dataset_name": "rows.jsonl"}, "both name rows"),
-        ({"prompts": None, "dataset_name": "rows.jsonl", "chat": True}, "are about --prompts"),
-        ({"system": "x"}, "--system is the system message of --chat"),
+        ({"system": "x"}, "--system would have no effect; give --chat"),
+        ({"chat_template_kwargs": '{"a": 1}'}, "--chat_template_kwargs would have no effect"),
         ({"paper_lora": True, "use_peft": True}, "two adapters"),
         ({"monitor_tau_2": 3}, "between 0 and 1"),
         ({"epsilon_high": 0.1}, "below epsilon"),

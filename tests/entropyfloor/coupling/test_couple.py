@@ -14,7 +14,7 @@ from entropyfloor.coupling.couple import measure_coupling
 from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.models.checkpoints import load_checkpoint
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import encode_held_out
 from entropyfloor.stats.intervals import bootstrap_interval
 from tiny_models import tiny_model, tiny_tokenizer
@@ -215,7 +215,7 @@ def test_refusals_come_before_any_model_is_loaded(run, save_checkpoint, tmp_path
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "")
     tokenizer.save_pretrained(template)
     with pytest.raises(ValueError, match="same vocabulary but turn these rows into different"):
-        measure(start, template, prompts=PROMPTS.as_chat())
+        measure(start, template, prompts=PROMPTS.with_chat_options(chat=True))
     with pytest.raises(ValueError, match=r"starts from one checkpoint; with 4 SFT and 4 RL"):
         measure(folder, folder)
     with pytest.raises(ValueError, match="2 steps were given for 4 checkpoints"):

@@ -201,7 +201,7 @@ def test_columns_go_to_the_reward_functions_and_ours_do_not(tmp_path):
     assert len(seen) == 2
     for columns in seen:
         assert {"prompts", "completion_ids", "answer", "level", "trainer_state"} <= columns
-        assert not columns & {"responses", "_row", "_given_rewards"}
+        assert not columns & {"responses", "entropyfloor_row", "_given_rewards"}
 
 
 def test_conversations_are_rendered_by_the_chat_template(tmp_path):
@@ -237,11 +237,13 @@ def test_conversations_are_rendered_by_the_chat_template(tmp_path):
 
 def test_more_responses_than_are_taken_are_drawn_from():
     sources = ["teacher"] * 6 + ["expert"] * 2
-    rich = {"responses": [{"source": source} for source in sources], "_row": 5}
+    rich = {"responses": [{"source": source} for source in sources], "entropyfloor_row": 5}
     counts = {"expert": 1, "teacher": 3, "other": 0}
     drawn = [draw(rich, counts, seed=1, step=step) for step in range(40)]
     assert drawn == [draw(rich, counts, seed=1, step=step) for step in range(40)]
-    assert drawn != [draw({**rich, "_row": 6}, counts, seed=1, step=step) for step in range(40)]
+    assert drawn != [
+        draw({**rich, "entropyfloor_row": 6}, counts, seed=1, step=step) for step in range(40)
+    ]
     for chosen in drawn:
         assert sum(sources[n] == "teacher" for n in chosen) == 3
         assert len(set(chosen)) == len(chosen) == 4

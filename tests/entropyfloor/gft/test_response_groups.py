@@ -121,7 +121,7 @@ def test_truncated_samples_are_left_out(arguments, tmp_path):
 
 
 def test_conversations(arguments):
-    chat = PROMPTS.as_chat(system="Add.")
+    chat = PROMPTS.with_chat_options(chat=True, system="Add.")
 
     def content(completions, completion_ids, **_):
         assert all(len(ids) > 0 for ids in completion_ids)

@@ -13,7 +13,8 @@ from entropyfloor.rollouts import teacher_forced
 from entropyfloor.rollouts.engines import choose_engine
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import SamplingSettings, encode_prompts, generate_rollouts
+from entropyfloor.rollouts.rendering import encode_prompts
+from entropyfloor.rollouts.rollouts import SamplingSettings, generate_rollouts
 from entropyfloor.rollouts.teacher_forced import Completion, token_entropies
 from entropyfloor.screening.screen import screen
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer

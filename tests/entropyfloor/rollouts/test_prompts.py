@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import reasoning_gym
 from datasets import Dataset, DatasetDict
@@ -31,7 +33,10 @@ def test_reasoning_gym():
     prompts = load_prompts("reasoning_gym:chain_sum?size=3&seed=7&min_terms=2&max_terms=2")
     reference = reasoning_gym.create_dataset("chain_sum", size=3, seed=7, min_terms=2, max_terms=2)
     assert prompts.prompts == [entry["question"] for entry in reference]
-    assert prompts.rows[2]["entry"] == reference[2]
+    # Tuples are lists from the start: a row that was written as JSON reads back the same.
+    assert prompts.rows[2]["entry"] == json.loads(json.dumps(reference[2]))
+    grids = load_prompts("reasoning_gym:arc_agi?size=1&seed=1").rows[0]["entry"]
+    assert isinstance(grids["metadata"]["output"], tuple)  # its verifier takes no lists
     assert prompts.rows[2]["answer"] == reference[2]["answer"]
 
 
@@ -91,10 +96,10 @@ def test_a_file_that_is_no_text(tmp_path):
         load_prompts(path)
 
 
-def test_as_chat():
+def test_chat_options():
     prompts = PromptSet(({"prompt": "1+1=", "answer": "2"}, {"prompt": CHAT}))
-    chat = prompts.as_chat(system="Be brief.")
-    assert chat.prompts == [[{"role": "system", "content": "Be brief."}, *CHAT], CHAT]
+    chat = prompts.with_chat_options(chat=True, system="Be brief.")
+    assert chat.prompts == [[{"role": "system", "content": "Be brief."}, *CHAT]] * 2
     assert chat.rows[0]["answer"] == "2"
     assert chat.digest != prompts.digest
 

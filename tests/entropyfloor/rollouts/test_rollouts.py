@@ -9,10 +9,10 @@ from transformers import GenerationConfig
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint, load_checkpoint
 from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.rollouts import (
     SamplingSettings,
     check_lengths,
-    encode_prompts,
     generate_rollouts,
 )
 from tiny_models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer

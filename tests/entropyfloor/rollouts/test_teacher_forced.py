@@ -7,7 +7,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from entropyfloor.models.checkpoints import LoadedCheckpoint, load_checkpoint
 from entropyfloor.rollouts import teacher_forced
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import encode_held_out, held_out_loss, kl_to_base
 from entropyfloor.screening.screen import screen
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer

@@ -7,7 +7,7 @@ import torch
 
 from entropyfloor import ScreeningReport, p_star, screen
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import encode_prompts
+from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.preparation import prepare
 from entropyfloor.screening.table import screening_markdown
@@ -115,7 +115,7 @@ def test_conversations_reach_the_reward_as_in_trl(save_checkpoint):
         seen.update(prompts=prompts, completions=completions)
         return [1.0] * len(prompts)
 
-    chat = PromptSet(ROWS[:2]).as_chat()
+    chat = PromptSet(ROWS[:2]).with_chat_options(chat=True)
     report = screen([save_checkpoint()], prompts=chat, reward=reward, **SMALL)
     assert seen["prompts"][0] == [{"role": "user", "content": "1+1="}]
     (message,) = seen["completions"][0]
@@ -166,7 +166,7 @@ def test_the_last_checkpoint_is_checked_before_the_first_is_loaded(
         "missing": lambda: tmp_path / "bad",
     }[broken]()
     with pytest.raises((ValueError, FileNotFoundError), match="bad"):
-        screen([good, bad], prompts=PROMPTS.as_chat(), **SMALL)
+        screen([good, bad], prompts=PROMPTS.with_chat_options(chat=True), **SMALL)
 
 
 def test_broken_weights_name_their_checkpoint(save_checkpoint):

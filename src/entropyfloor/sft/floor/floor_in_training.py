@@ -7,7 +7,7 @@ entropy, adds ``floor.logs()`` to its log, and what ``floor.save()`` returns to 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from accelerate.logging import get_logger
 from peft import PeftModel
 
 from entropyfloor.models.loss_head import LossHead
-from entropyfloor.rollouts.prompts import Prompt, PromptSet
+from entropyfloor.rollouts.prompts import Prompt, PromptSet, row_with_chat_options
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.sft.floor.base_cache_pass import cached_onset
 from entropyfloor.sft.floor.base_states import AdapterFreeBase, FrozenBase, LiveBase
@@ -56,17 +56,23 @@ def base_of_term(
 
 def probe_prompts_of(
     args: FloorOptions,
-    probe_prompts: Sequence[Prompt | dict[str, Any]] | None,
+    probe_prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None,
     *datasets: Any,
 ) -> PromptSet | None:
     """The first prompts of those given, else of the first dataset that has any; or None."""
     count = args.floor_probe_prompts
     if args.entropy_floor is None or not count:
         return None
-    rows = [p if isinstance(p, dict) else {"prompt": p} for p in (probe_prompts or [])[:count]]
-    if rows:
-        return PromptSet(tuple(rows), "probe_prompts")
-    return next((p for data in datasets if (p := prompts_of(data, count)) is not None), None)
+    given = probe_prompts.rows if isinstance(probe_prompts, PromptSet) else probe_prompts or []
+    rows = [p if isinstance(p, Mapping) else {"prompt": p} for p in given[:count]]
+    prompts = PromptSet(tuple(rows), "probe_prompts") if rows else None
+    if prompts is None:
+        prompts = next((p for data in datasets if (p := prompts_of(data, count))), None)
+    variables = getattr(args, "chat_template_kwargs", None)  # of GRPOConfig; SFT has the column
+    if prompts is None or not variables:
+        return prompts
+    options = (row_with_chat_options(r, chat_template_kwargs=variables) for r in prompts.rows)
+    return PromptSet(tuple(options), prompts.source)
 
 
 def attach_floor(

@@ -17,11 +17,11 @@ from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.references import check_references
+from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollouts import (
     SamplingSettings,
     check_lengths,
-    encode_prompts,
     generate_rollouts,
 )
 from entropyfloor.rollouts.scoring import score_rollouts

@@ -1,0 +1,124 @@
+"""``--dry-run``: everything that can be checked without weights, and what would be done.
+
+Printed are the number of prompts, the longest in tokens, and the first prompt as the model reads
+it, special tokens included: most of what goes wrong with chat templates is seen there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entropyfloor.cli.launching import Arguments
+    from entropyfloor.rollouts.prompts import PromptSet
+
+_STREAMED = 1000  # rows of a streamed set that are looked at
+
+
+def say_what_is_sampled(
+    arguments: argparse.Namespace,
+    checkpoints: Sequence[str],
+    prompts: PromptSet,
+    *,
+    held_out: PromptSet | None = None,
+) -> int:
+    """Of a verb that draws rollouts of checkpoints.
+
+    Raises:
+        ValueError: what the verb itself would raise before it loads a model.
+        FileNotFoundError: no such checkpoint.
+
+    """
+    from entropyfloor.rollouts.references import check_references
+    from entropyfloor.rollouts.rewards import reward_by_name
+    from entropyfloor.screening.preparation import prepare
+
+    if arguments.reward is not None:
+        check_references(reward_by_name(arguments.reward), prompts)
+    tasks = prepare(
+        checkpoints,
+        prompts,
+        held_out,
+        max_new_tokens=arguments.max_new_tokens,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    print(
+        f"Would draw {arguments.samples} rollouts of up to {arguments.max_new_tokens} tokens per "
+        f"prompt from {', '.join(task.source.given for task in tasks)}, scored by "
+        f"{arguments.reward or 'no reward'}."
+    )
+    _say_prompts(prompts.source, list(map(len, tasks[0].encoded)), tasks[0].example)
+    return 0
+
+
+def say_what_is_trained_on(arguments: Arguments, rows: Any) -> int:
+    """Of a verb that trains; ``rows`` are the set that it would train on.
+
+    Raises:
+        ValueError: rows that the chat template refuses, or no tokenizer.
+
+    """
+    from entropyfloor.rollouts.rendering import rendered_text
+
+    tokenizer = training_tokenizer(arguments)
+    streamed = not hasattr(rows, "__len__")
+    seen = list(islice(rows, _STREAMED)) if streamed else rows
+    encoded = encode_training_rows(seen, tokenizer, arguments)
+    training = arguments.training
+    steps = f"{training.max_steps} steps" if training.max_steps > 0 else "by epochs"
+    print(
+        f"Would train {arguments.model.model_name_or_path} ({steps}; "
+        f"{training.num_train_epochs:g} epochs where steps do not say) and write it to "
+        f"{training.output_dir}."
+    )
+    name = arguments.script.dataset_name or "the rows"
+    source = f"the first rows of {name}" if streamed else str(name)
+    _say_prompts(source, list(map(len, encoded)), rendered_text(encoded[0], tokenizer))
+    return 0
+
+
+def training_tokenizer(arguments: Arguments) -> Any:
+    """The tokenizer that the trainer will take."""
+    from transformers import AutoTokenizer
+
+    from entropyfloor.cli.training_command import loading
+
+    model = arguments.model
+    with loading(model.model_name_or_path):
+        return AutoTokenizer.from_pretrained(
+            model.model_name_or_path,
+            revision=model.model_revision,
+            trust_remote_code=arguments.training.trust_remote_code,
+        )
+
+
+def encode_training_rows(
+    rows: Iterable[Mapping[str, Any]], tokenizer: Any, arguments: Arguments
+) -> list[list[int]]:
+    """Token ids of prompts; of whole conversations and texts where SFT rows have no prompt."""
+    from entropyfloor.rollouts.prompts import PromptSet
+    from entropyfloor.rollouts.rendering import encode_messages, encode_prompts
+
+    listed = list(rows)
+    if not listed:
+        raise ValueError("there are no rows to train on")
+    where = str(arguments.model.model_name_or_path)
+    if "prompt" in listed[0]:
+        return encode_prompts(PromptSet(tuple(listed), "the rows"), tokenizer, where=where)
+    if "messages" in listed[0]:
+        return [encode_messages(row["messages"], row, tokenizer) for row in listed]
+    field = getattr(arguments.training, "dataset_text_field", "text")
+    if field not in listed[0]:
+        raise ValueError(
+            f"the rows have the columns {', '.join(listed[0])}; one of prompt, messages and "
+            f"{field} is needed"
+        )
+    return [list(tokenizer(row[field])["input_ids"]) for row in listed]
+
+
+def _say_prompts(source: str, lengths: Sequence[int], example: str) -> None:
+    print(f"{len(lengths)} prompts of {source}; the longest has {max(lengths)} tokens.")
+    print(f"The first one as the model reads it:\n{example}")
