@@ -21,7 +21,7 @@ from entropyfloor.rollouts.rewards import NAMED_REWARDS
 from tiny_models import tiny_model, tiny_tokenizer
 
 USER = {"role": "user", "content": "3+3="}
-TESTS = ["def check(f):\n    assert f(1) == 2", "assert 1 == int('1')"]
+TESTS = ["assert add(1) == 2", "assert add(2) == 3"]
 ROWS = [
     {"prompt": "1+1=", "n": 12, "mixed": "a", "deep": {"x": [1, None]}, "answer": 2},
     {"prompt": [USER], "n": 0.5, "mixed": ["b"], "deep": [[1], "2"], "late": True, "answer": "6"},
