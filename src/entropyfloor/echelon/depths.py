@@ -32,8 +32,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 # What only continuing needs, beside the weights: two thirds of a checkpoint's size, and pickles.
 TRAINING_STATE = (
     "optimizer.pt",
-    "floor_base.safetensors",
-    "floor_base.json",
+    "floor_reference.safetensors",
+    "floor_reference.json",
     "scheduler.pt",
     "rng_state.pth",
     "scaler.pt",

@@ -12,7 +12,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from entropyfloor.sft.floor.floor_options import FloorOptions
+from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor_losses import GroupFineTuningLoss
 
 GIVEN = ("expert", "teacher", "other")

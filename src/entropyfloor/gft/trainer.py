@@ -24,7 +24,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.utils import get_config_model_id
 
 from entropyfloor.gft.config import GFTConfig
@@ -44,16 +43,10 @@ from entropyfloor.gft.rows import (
     without_ours,
 )
 from entropyfloor.gft.step import make_step
-from entropyfloor.models.loss_head import LossHeadOutput, attach_loss_head
+from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
-from entropyfloor.sft.floor.floor_in_training import (
-    FlooredTrainer,
-    attach_floor,
-    base_of_term,
-    probe_prompts_of,
-    restore_floor,
-)
+from entropyfloor.sft.floor.floor import FlooredTrainer
 
 
 class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
@@ -140,18 +133,12 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
                 "cannot generate (its balancing loss does not fit a single token). Set it to "
                 "False: that loss is computed in training nevertheless"
             )
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        frozen = base_of_term(self, args)
-        self._head = attach_loss_head(base, args.build_loss())
-        if args.entropy_floor is not None:
-            self.floor = attach_floor(
-                self,
-                self._head,
-                args,
-                base=frozen,
-                prompts=probe_prompts_of(args, probe_prompts, eval_dataset, train_dataset),
-                reward=probe_reward,
-            )
+        self._attach(
+            args.build_loss(),
+            probe_prompts=probe_prompts,
+            probe_reward=probe_reward,
+            datasets=(eval_dataset, train_dataset),
+        )
         self._sums: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
         self._steps_summed = {"train": 0, "eval": 0}
         self._micro_batches: list[list[dict[str, Any]]] = []
@@ -296,12 +283,10 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train as GRPOTrainer does; on resume the entropy floor goes on from the checkpoint."""
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
-        self._resumed = bool(checkpoint)
-        if isinstance(checkpoint, str | Path) and self.floor is not None:
-            restore_floor(self.floor, checkpoint)
+        checkpoint = self._checkpoint_of(resume_from_checkpoint)
+        self._resumed = checkpoint is not None
+        if checkpoint is not None and self.floor is not None:
+            self.floor.restore(checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
 

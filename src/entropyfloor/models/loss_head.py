@@ -48,7 +48,7 @@ class LossHeadOutput(FusedCausalLMOutput):
         top_k_mass: ``[batch, length]`` top-k mass at the loss's k, detached, 0 where ignored.
         selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
         acting: ``[batch, length]`` bool, tokens on which the entropy term has a gradient, or None.
-        base_kl: ``[batch, length]`` KL between base and model, detached, or None.
+        base_kl: ``[batch, length]`` KL between reference and model, detached, or None.
 
     """
 
@@ -67,15 +67,15 @@ class LossHead:
         loss: maps `TokenStatistics` to per-token values.
         term: of entropy, added to the loss in training mode only; None for none.
         weight: of the term; at 0 it is not computed.
-        base: for a term that needs it: maps a forward's next-token targets and arguments to the
-            base model at these positions.
+        reference: for a term that needs it: maps a forward's next-token targets and arguments to
+            the reference model at these positions.
 
     """
 
     loss: Callable[[TokenStatistics], Tensor]
     term: EntropyTerm | None = None
     weight: float = 0.0
-    base: Callable[..., BaseHead | BaseTopK] | None = None
+    reference: Callable[..., BaseHead | BaseTopK] | None = None
 
 
 def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], Tensor]) -> LossHead:
@@ -129,8 +129,8 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         objective_of = head.loss if term is None else PenalisedLoss(head.loss, term, head.weight)
         base = None
         if term is not None and term.needs_base:
-            assert head.base is not None
-            base = head.base(targets, *args, **kwargs)
+            assert head.reference is not None
+            base = head.reference(targets, *args, **kwargs)
         backbone = self.base_model(*args, **kwargs)
         hidden = backbone.last_hidden_state
         if shift_labels is None:

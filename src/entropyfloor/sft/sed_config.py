@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from entropyfloor.sft.floor.floor_options import FloorOptions
+from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor_losses import loss_by_name, loss_name_and_options
 
 _CACHED_PLACES = ("onset_anchor", "anchor")
@@ -35,11 +35,11 @@ class SEDConfig(FloorOptions, SFTConfig):
         beta: GEM's temperature.
         smoothing: label smoothing of cross-entropy, in [0, 1).
         calibration_rows: for tau="auto": rows of the training set that are measured, spread evenly.
-        floor_base_cache: folder for the base's most likely tokens at every scored position of the
-            training set, computed before the first step ("anchor") or at the onset
+        floor_reference_cache: folder for the reference model's most likely tokens at every scored
+            position of the training set, computed before the first step ("anchor") or at the onset
             ("onset_anchor"): the anchor then costs neither a second model nor a second forward
             pass. An onset's cache is of one run.
-        floor_base_top_k: how many tokens per position it keeps.
+        floor_reference_top_k: how many tokens per position it keeps.
 
     The entropy floor's further fields are those of `FloorOptions`.
 
@@ -81,12 +81,12 @@ class SEDConfig(FloorOptions, SFTConfig):
         default=128, metadata={"help": "tau='auto': training rows measured to calibrate tau."}
     )
 
-    floor_base_cache: str | None = field(
+    floor_reference_cache: str | None = field(
         default=None,
-        metadata={"help": "Anchors: folder that caches the base model's most likely tokens."},
+        metadata={"help": "Anchors: folder that caches the reference's most likely tokens."},
     )
-    floor_base_top_k: int = field(
-        default=32, metadata={"help": "Tokens per position in floor_base_cache."}
+    floor_reference_top_k: int = field(
+        default=32, metadata={"help": "Tokens per position in floor_reference_cache."}
     )
 
     def __post_init__(self) -> None:
@@ -125,13 +125,15 @@ class SEDConfig(FloorOptions, SFTConfig):
         super().check_floor()
         if self.entropy_floor is None:
             return
-        if self.floor_base_cache is not None and self.floor_place not in _CACHED_PLACES:
+        if self.floor_reference_cache is not None and self.floor_place not in _CACHED_PLACES:
             raise ValueError(
-                f"floor_base_cache keeps what floor_place={' or '.join(map(repr, _CACHED_PLACES))} "
-                f"needs; with floor_place={self.floor_place!r} nothing would use it"
+                f"floor_reference_cache keeps what floor_place={self.floor_place!r} does not need, "
+                f"so nothing would use it; it is for {' and '.join(_CACHED_PLACES)}"
             )
-        if self.floor_base_top_k < 1:
-            raise ValueError(f"floor_base_top_k is {self.floor_base_top_k}; it must be >= 1")
+        if self.floor_reference_top_k < 1:
+            raise ValueError(
+                f"floor_reference_top_k is {self.floor_reference_top_k}; it must be >= 1"
+            )
 
     @classmethod
     def from_arguments(cls, args: TrainingArguments) -> SEDConfig:

@@ -23,24 +23,15 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
-from entropyfloor.models.loss_head import LossHeadOutput, attach_loss_head
+from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
-from entropyfloor.sft.floor.base_cache import CachedBase, fingerprint
-from entropyfloor.sft.floor.base_cache_pass import write_base_cache
-from entropyfloor.sft.floor.base_states import LiveBase
-from entropyfloor.sft.floor.floor_in_training import (
-    FlooredTrainer,
-    attach_floor,
-    base_of_term,
-    probe_prompts_of,
-    restore_floor,
-)
-from entropyfloor.sft.floor.onset_base import CachedOnset
+from entropyfloor.sft.floor.floor import FlooredTrainer
+from entropyfloor.sft.floor.reference_cache import cached_reference
+from entropyfloor.sft.floor.reference_model import ReferenceModel
 from entropyfloor.sft.run_record import read_recorded_loss
 from entropyfloor.sft.sed_config import SEDConfig
 from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
@@ -115,19 +106,14 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 "sequence parallelism (Ulysses/ALST) makes Trainer reduce the model's own loss, so "
                 "the chosen loss would be ignored. Use context parallelism (cp_size) or none"
             )
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._chosen_loss = chosen
-        frozen = base_of_term(self, args, cached=args.floor_base_cache is not None)
-        self._head = attach_loss_head(base, chosen)
-        if args.entropy_floor is not None:
-            self.floor = attach_floor(
-                self,
-                self._head,
-                args,
-                base=frozen,
-                prompts=probe_prompts_of(args, probe_prompts, eval_data, train_data),
-                reward=probe_reward,
-            )
+        self._attach(
+            chosen,
+            probe_prompts=probe_prompts,
+            probe_reward=probe_reward,
+            datasets=(eval_data, train_data),
+            cached=args.floor_reference_cache is not None,
+        )
 
     @property
     def loss(self) -> Loss:
@@ -136,14 +122,12 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train as SFTTrainer does; on resume, a calibrated tau comes from the checkpoint."""
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
-        self._use_base_cache(resumed=bool(checkpoint))
-        if isinstance(checkpoint, str | Path) and self.floor is not None:
-            restore_floor(self.floor, checkpoint)
+        checkpoint = self._checkpoint_of(resume_from_checkpoint)
+        self._use_reference_cache(resumed=checkpoint is not None)
+        if checkpoint is not None and self.floor is not None:
+            self.floor.restore(checkpoint)
         # The loss as chosen: an evaluation before may have calibrated it, on another model.
-        if isinstance(checkpoint, str | Path) and needs_calibration(self._chosen_loss):
+        if checkpoint is not None and needs_calibration(self._chosen_loss):
             self._restore_tau(checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -167,28 +151,11 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         self._add_to_sums(outputs[0])
         return result
 
-    def _use_base_cache(self, *, resumed: bool = False) -> None:
-        """Use the cache of the base from now on; made if it is missing, an onset's at the onset."""
-        args, live = self.args, self._head.base
-        if args.floor_base_cache is None or not isinstance(live, LiveBase):
-            return
-        if not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                "floor_base_cache reads the whole training set at once, and a streamed set can be "
-                "read once; load it whole, or leave floor_base_cache out"
-            )
-        folder = Path(args.floor_base_cache)
-        if isinstance(live, CachedOnset):
-            if CachedBase.complete(folder) and not resumed and not live.taken:
-                raise ValueError(
-                    f"floor_base_cache {folder} holds the cache of another run, and an onset's is "
-                    "of one run; remove it, give another folder, or resume that run"
-                )
-            return
-        base = fingerprint(live.model)
-        if not CachedBase.complete(folder):
-            write_base_cache(self, live, base)
-        self._head.base = CachedBase(folder, base=base, k=args.floor_base_top_k)
+    def _use_reference_cache(self, *, resumed: bool = False) -> None:
+        """Read the reference from its cache from now on; made if missing, at the onset if of it."""
+        reference = self._head.reference
+        if self.args.floor_reference_cache and isinstance(reference, ReferenceModel):
+            self._head.reference = cached_reference(self, reference, resumed=resumed)
 
     def calibrate(self, model: Any | None = None) -> None:
         """Replace tau="auto" by a number: a quantile of the current model's top-k mass.

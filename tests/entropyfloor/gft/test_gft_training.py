@@ -8,7 +8,7 @@ from gft_runs import gft, group_rows, ids_of, logged
 from peft import LoraConfig
 
 from entropyfloor import CollapseMonitor
-from entropyfloor.sft.floor.entropy_floor import measured
+from entropyfloor.sft.floor.probe import measured
 from entropyfloor.sft.run_record import read_record
 from tiny_models import tiny_model
 

@@ -9,9 +9,8 @@ import torch
 from peft import LoraConfig, PromptTuningConfig
 from sft_runs import Run, prompt_completion_rows, sed_trainer, text_rows
 
-from entropyfloor.sft.floor.entropy_floor import best_above, last_above, measured
-from entropyfloor.sft.floor.floor_options import PLACES
-from entropyfloor.sft.floor.rollout_probe import prompts_of
+from entropyfloor.sft.floor.options import PLACES
+from entropyfloor.sft.floor.probe import best_above, last_above, measured, prompts_of
 from entropyfloor.sft.run_record import read_record
 from entropyfloor_losses import IGNORE_INDEX, BaseHead, token_statistics
 from tiny_models import tiny_model
@@ -95,7 +94,7 @@ def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
     torch.testing.assert_close(output.base_kl, wanted, rtol=1e-4, atol=1e-5)
     assert (output.base_kl[labels == IGNORE_INDEX] == 0).all()
     assert not any(module.training for module in inner.children())
-    assert isinstance(trainer._head.base(labels, **inputs), BaseHead)
+    assert isinstance(trainer._head.reference(labels, **inputs), BaseHead)
 
 
 def test_an_onset_anchor_is_the_model_that_came_near_the_floor(tmp_path):
@@ -110,7 +109,7 @@ def test_an_onset_anchor_is_the_model_that_came_near_the_floor(tmp_path):
     plain = {**FLOOR, **settings, "entropy_floor": None, "max_steps": onset}
     then = Run.of(sed_trainer(tmp_path / "b", **plain))
     assert then.series("loss") == run.series("loss")[:onset]
-    for name, value in run.trainer._head.base._copies.items():
+    for name, value in run.trainer._head.reference._snapshot.items():
         assert value.equal(then.weights[name])
     late = entropies[-10:]
     assert all(2.0 < entropy < 3.2 for entropy in late)
@@ -384,8 +383,8 @@ def test_a_cache_of_the_whole_vocabulary_is_the_frozen_copy(tmp_path, config):
     cached = Run.of(
         floored(
             tmp_path / "cache",
-            floor_base_cache=str(tmp_path / "base"),
-            floor_base_top_k=261,
+            floor_reference_cache=str(tmp_path / "base"),
+            floor_reference_top_k=261,
             **settings,
         )
     )
@@ -403,8 +402,8 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
             tmp_path / "b",
             trainer=dict(lora),
             **CACHED,
-            floor_base_cache=folder,
-            floor_base_top_k=64,
+            floor_reference_cache=folder,
+            floor_reference_top_k=64,
         )
     )
     pairs = list(zip(few.series("base_kl")[1:], whole.series("base_kl")[1:], strict=True))
@@ -413,19 +412,21 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
     def computed(*_, **__):
         raise AssertionError("the cache was computed again")
 
-    monkeypatch.setattr("entropyfloor.sft.floor.base_cache_pass.write_cache", computed)
+    monkeypatch.setattr("entropyfloor.sft.floor.reference_cache.write_cache", computed)
     again = Run.of(
         floored(
             tmp_path / "c",
             trainer=dict(lora),
             **CACHED,
-            floor_base_cache=folder,
-            floor_base_top_k=64,
+            floor_reference_cache=folder,
+            floor_reference_top_k=64,
         )
     )
     assert again.series("loss") == few.series("loss")
     with pytest.raises(ValueError, match="caches k 64 and this run has 8"):
-        floored(tmp_path / "d", **CACHED, floor_base_cache=folder, floor_base_top_k=8).train()
+        floored(
+            tmp_path / "d", **CACHED, floor_reference_cache=folder, floor_reference_top_k=8
+        ).train()
 
 
 ONSET = {
@@ -446,7 +447,7 @@ def test_a_cache_of_the_whole_vocabulary_is_the_model_of_the_onset(tmp_path, lor
         return Run.of(floored(tmp_path / folder, trainer=extra, **ONSET, **config))
 
     held = run("held")
-    cached = run("cached", floor_base_cache=str(tmp_path / "base"), floor_base_top_k=261)
+    cached = run("cached", floor_reference_cache=str(tmp_path / "base"), floor_reference_top_k=261)
     assert held.series("floor_weight")[0] == 0 < held.series("floor_weight")[-1]
     assert max(held.series("base_kl")) > 0.01
     for name in ("loss", "base_kl", "floor_weight"):
@@ -455,7 +456,7 @@ def test_a_cache_of_the_whole_vocabulary_is_the_model_of_the_onset(tmp_path, lor
 
 def test_an_onset_cache_is_of_one_run_and_resumes_with_it(tmp_path):
     settings = {**ONSET, "save_strategy": "steps", "save_steps": 5}
-    cached = {"floor_base_cache": str(tmp_path / "base")}
+    cached = {"floor_reference_cache": str(tmp_path / "base")}
     whole = Run.of(floored(tmp_path / "whole", **settings, **cached))
     weights = whole.series("floor_weight")
     onset = next(step for step, weight in enumerate(weights, start=1) if weight > 0)
@@ -469,7 +470,7 @@ def test_an_onset_cache_is_of_one_run_and_resumes_with_it(tmp_path):
             assert value.equal(whole.weights[name])
     with pytest.raises(ValueError, match="an onset's is of one run"):
         floored(tmp_path / "other", **settings, **cached).train()
-    elsewhere = floored(tmp_path / "b", **settings, floor_base_cache=str(tmp_path / "none"))
+    elsewhere = floored(tmp_path / "b", **settings, floor_reference_cache=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="has no cache"):
         elsewhere.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-35"))
 
@@ -481,7 +482,7 @@ def test_evaluation_is_of_the_loss_alone(tmp_path):
         tmp_path,
         trainer={"eval_dataset": held_out},
         **CACHED,
-        floor_base_cache=str(tmp_path / "base"),
+        floor_reference_cache=str(tmp_path / "base"),
     )
     trainer.train()
     assert trainer._head.weight > 0
@@ -491,16 +492,16 @@ def test_evaluation_is_of_the_loss_alone(tmp_path):
 
 def test_a_cache_of_other_data_or_another_base_is_refused(tmp_path):
     folder = str(tmp_path / "base")
-    floored(tmp_path / "a", **CACHED, floor_base_cache=folder).train()
+    floored(tmp_path / "a", **CACHED, floor_reference_cache=folder).train()
     other = {"train_dataset": prompt_completion_rows(40).select(range(20, 40))}
     with pytest.raises(ValueError, match="a row of the training set is not in"):
-        floored(tmp_path / "b", trainer=other, **CACHED, floor_base_cache=folder).train()
-    with pytest.raises(ValueError, match="caches base"):
+        floored(tmp_path / "b", trainer=other, **CACHED, floor_reference_cache=folder).train()
+    with pytest.raises(ValueError, match="caches reference"):
         floored(
             tmp_path / "c",
             trainer={"model": tiny_model("qwen2")},
             **CACHED,
-            floor_base_cache=folder,
+            floor_reference_cache=folder,
         ).train()
     with pytest.raises(ValueError, match="nothing would use it"):
-        floored(tmp_path, floor_base_cache=folder, floor_place="uniform")
+        floored(tmp_path, floor_reference_cache=folder, floor_place="uniform")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from entropyfloor.sft.floor.floor_controller import SATURATED_STEPS, FloorController
+from entropyfloor.sft.floor.controller import SATURATED_STEPS, FloorController
 
 
 def run(controller, *, fall, push, momentum=0.0, late=0, start=2.0, steps=400, ceiling=3.0):

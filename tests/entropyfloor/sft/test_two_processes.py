@@ -60,7 +60,7 @@ def test_floor(results, case):
 def test_one_process_writes_the_checkpoint(results):
     """What the run is resumed from is written once; the other process's random state is its own."""
     first, second = (results[2, rank]["floor-onset"]["files"] for rank in (0, 1))
-    checkpoint = ("entropyfloor.json", "floor_base.safetensors", "model.safetensors")
+    checkpoint = ("entropyfloor.json", "floor_reference.safetensors", "model.safetensors")
     expected = {"README.md", "entropy_floor.png", *(f"checkpoint-3/{name}" for name in checkpoint)}
     assert expected <= set(first)
     assert second == ["checkpoint-3/rng_state_1.pth"]

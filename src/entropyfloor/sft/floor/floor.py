@@ -1,30 +1,47 @@
-"""What SEDTrainer does for ``entropy_floor``: control, probe, judge, log, restore.
+"""What a trainer does for ``entropy_floor``: control, probe, judge, log, save, resume.
 
 each micro-batch   `observe` sums teacher-forced entropy over tokens and ranks
 each step          the controller sets the weight of the entropy term for the next one
 now and then       a probe samples rollouts; the controller's target moves; a violation is seen
 each checkpoint    carries the state, and the entropy of rollouts it was saved with
+
+A trainer derives from `FlooredTrainer`, calls ``floor.observe`` with each micro-batch's entropy and
+adds ``floor.logs()`` to its log.
 """
+
+from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from entropyfloor.models.loss_head import LossHead
-from entropyfloor.sft.floor.floor_controller import FloorController
-from entropyfloor.sft.floor.onset_base import OnsetBase
-from entropyfloor.sft.floor.rollout_probe import ProbeResult, RolloutProbe, slowest
-from entropyfloor.sft.run_record import read_record
+from entropyfloor.models.loss_head import LossHead, attach_loss_head
+from entropyfloor.rollouts.prompts import Prompt, PromptSet
+from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.sft.floor.controller import FloorController
+from entropyfloor.sft.floor.options import FloorOptions
+from entropyfloor.sft.floor.probe import (
+    ProbeResult,
+    RolloutProbe,
+    last_above,
+    probe_of,
+    slowest,
+)
+from entropyfloor.sft.floor.reference_cache import CachedOnset
+from entropyfloor.sft.floor.reference_model import OnsetModel, ReferenceModel, starting_model
+from entropyfloor.sft.run_record import read_record, write_run_record
+from entropyfloor_losses import TokenStatistics
 
 logger = get_logger(__name__)
 
-VIOLATIONS = ("constrain", "stop", "warn")
 _FIRST_PROBE = 10  # steps, where the interval is chosen by cost
 
 
@@ -63,9 +80,9 @@ class EntropyFloor:
             self._interval = self.probe_steps
 
     @property
-    def _onset(self) -> OnsetBase | None:
-        """The base of an anchor that is taken from the model in training."""
-        return self.head.base if isinstance(self.head.base, OnsetBase) else None
+    def _onset(self) -> OnsetModel | None:
+        """The reference of an anchor to the model in training as it was at one moment."""
+        return self.head.reference if isinstance(self.head.reference, OnsetModel) else None
 
     @property
     def constrains(self) -> bool:
@@ -88,9 +105,9 @@ class EntropyFloor:
         self._steps_here += 1
         self.controller.update(entropy)
         onset = self._onset
-        if onset is not None and not onset.taken:
+        if onset is not None and not onset.captured:
             if self.controller.arriving:
-                onset.take()
+                onset.capture()
             else:
                 self.controller.rest()
         self.head.weight = self.controller.weight if self.constrains else 0.0
@@ -113,8 +130,8 @@ class EntropyFloor:
         """Time since `begin` without that of probes, on this process."""
         return max(time.perf_counter() - self._started - self._probe_seconds, 1e-9)
 
-    def take(self, result: ProbeResult, training_seconds: float) -> None:
-        """Take a probe: move the target, choose the next interval, see a violation.
+    def add_probe(self, result: ProbeResult, training_seconds: float) -> None:
+        """Heed a probe: move the target, choose the next interval, see a violation.
 
         Args:
             result: the same on all processes.
@@ -139,7 +156,7 @@ class EntropyFloor:
     def logs(self) -> dict[str, float]:
         """What is logged beside the loss."""
         spent = max(time.perf_counter() - self._started, 1e-9)
-        found = {
+        values = {
             "floor_weight": self.head.weight,
             "floor_target": self.controller.target,
             "floor_entropy": self.controller.entropy,
@@ -147,14 +164,17 @@ class EntropyFloor:
             "probe_pass_at_1": self.probes[-1].pass_at_1 if self.probes else None,
             "probe_share": self._probe_seconds / spent if self.probes else None,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint carries."""
         return {
             "settings": self.controller.settings() | {"on_violation": self.on_violation},
             "state": self.controller.state_dict()
-            | {"interval": self._interval, "onset": self._onset is not None and self._onset.taken},
+            | {
+                "interval": self._interval,
+                "onset": self._onset is not None and self._onset.captured,
+            },
             "probes": [asdict(probe) for probe in self.probes],
         }
 
@@ -169,14 +189,25 @@ class EntropyFloor:
             f"the term {self.head.weight:.4f}; {last.tokens} tokens sampled).\n"
         )
 
-    def save(self, directory: str | Path) -> dict[str, Any]:
+    def save(self, directory: Path) -> dict[str, Any]:
         """The record; into a checkpoint's directory goes what `restore` needs beside it."""
-        if self._onset is not None and Path(directory).name.startswith(PREFIX_CHECKPOINT_DIR):
+        if self._onset is not None and directory.name.startswith(PREFIX_CHECKPOINT_DIR):
             self._onset.save(directory)
         return self.record()
 
-    def restore(self, record: dict[str, Any], checkpoint: str | Path) -> None:
-        """Go on from a checkpoint and its record."""
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it was saved without a floor.
+
+        """
+        record = (read_record(checkpoint) or {}).get("floor")
+        if record is None:
+            raise ValueError(
+                f"{checkpoint} was not trained with an entropy floor, so the controller has no "
+                "state to go on from. Start a run from it (model=...) instead of resuming"
+            )
         if self._onset is not None and record["state"].get("onset"):
             self._onset.load(checkpoint)
         self.controller.load_state_dict(record["state"])
@@ -185,42 +216,8 @@ class EntropyFloor:
         self.head.weight = self.controller.weight if self.constrains else 0.0
 
 
-def measured(checkpoint: str | Path) -> ProbeResult | None:
-    """The probe of rollouts that a checkpoint was saved with; None where there was none."""
-    record = (read_record(checkpoint) or {}).get("floor")
-    return ProbeResult(**record["probes"][-1]) if record and record["probes"] else None
-
-
-def last_above(output_dir: str | Path, floor: float) -> Path | None:
-    """The latest checkpoint-* of a run whose rollout entropy is at least ``floor``, or None."""
-    above = _above(output_dir, floor)
-    return above[0][0] if above else None
-
-
-def best_above(output_dir: str | Path, floor: float) -> Path | None:
-    """The checkpoint-* with the highest pass@1 among those above ``floor`` (the latest of equals).
-
-    Raises:
-        ValueError: a checkpoint above the floor was saved without pass@1.
-
-    """
-    above = _above(output_dir, floor)
-    for path, probe in above:
-        if probe.pass_at_1 is None:
-            raise ValueError(f"{path} has no pass@1; train with SEDTrainer(probe_reward=...)")
-    return max(above, key=lambda found: found[1].pass_at_1 or 0.0)[0] if above else None
-
-
-def _above(output_dir: str | Path, floor: float) -> list[tuple[Path, ProbeResult]]:
-    found = sorted(
-        Path(output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])
-    )
-    probes = [(path, probe) for path in found if (probe := measured(path)) is not None]
-    return [(path, probe) for path, probe in probes if probe.entropy >= floor]
-
-
 class FloorCallback(TrainerCallback):
-    """Calls an `EntropyFloor` at the right moments of a SEDTrainer's run."""
+    """Calls an `EntropyFloor` at the right moments of a trainer's run."""
 
     def __init__(self, trainer: Any, floor: EntropyFloor) -> None:
         self._trainer, self._floor = trainer, floor
@@ -247,8 +244,8 @@ class FloorCallback(TrainerCallback):
 
     def _probe(self, state: TrainerState, control: TrainerControl) -> None:
         floor, trainer = self._floor, self._trainer
-        taken = floor.probes[-1].step if floor.probes else None
-        if floor.probe is None or taken == state.global_step:
+        last = floor.probes[-1].step if floor.probes else None
+        if floor.probe is None or last == state.global_step:
             return
         training_seconds = slowest(trainer.accelerator, floor.training_seconds)
         result = floor.probe.measure(
@@ -257,7 +254,7 @@ class FloorCallback(TrainerCallback):
             step=state.global_step,
             teacher_forced=floor.controller.entropy,
         )
-        floor.take(result, training_seconds)
+        floor.add_probe(result, training_seconds)
         if floor.violated and floor.on_violation != "constrain":
             logger.warning(floor.violated)
             if floor.on_violation == "stop":
@@ -269,7 +266,7 @@ class FloorCallback(TrainerCallback):
         """Plot the run; with "stop" put the weights of the last checkpoint above the floor back."""
         floor = self._floor
         if floor.probes and state.is_world_process_zero:
-            from entropyfloor.sft.floor.floor_plot import write_floor_plot
+            from entropyfloor.sft.floor.plot import write_floor_plot
 
             write_floor_plot(
                 state.log_history,
@@ -290,7 +287,97 @@ class FloorCallback(TrainerCallback):
             )
             return
         self._trainer._load_from_checkpoint(str(good))
-        recorded = read_record(good)
-        assert recorded is not None
-        floor.restore(recorded["floor"], good)
+        floor.restore(good)
         logger.warning(f"training stopped ({floor.violated}); restored {good.name}")
+
+
+class FlooredTrainer:
+    """A trainer with a loss head and, if ``entropy_floor`` is set, a floor; before trl's class."""
+
+    args: Any
+    floor: EntropyFloor | None = None
+    _head: LossHead
+
+    def _attach(
+        self,
+        loss: Callable[[TokenStatistics], Tensor],
+        *,
+        probe_prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None,
+        probe_reward: str | RewardFunction | None,
+        datasets: Sequence[Any],
+        cached: bool = False,
+    ) -> None:
+        """Put the loss into the model's forward, and the floor around it; once the model is there.
+
+        Args:
+            loss: of a micro-batch's tokens.
+            probe_prompts: of the probe; None: the first of the first dataset that has any.
+            probe_reward: by name or in trl's signature.
+            datasets: those of evaluation, then those of training.
+            cached: the reference will be read from ``floor_reference_cache``.
+
+        """
+        model: Any = self.model  # type: ignore[attr-defined]
+        reference = self._reference(cached)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._head = attach_loss_head(base, loss)
+        args: FloorOptions = self.args
+        if args.entropy_floor is None:
+            return
+        self._head.term, self._head.reference = args.build_term(), reference
+        controller = args.build_controller()
+        vocabulary = model.config.get_text_config().vocab_size
+        if controller.floor >= math.log(vocabulary):
+            raise ValueError(
+                f"entropy_floor is {controller.floor} nats; no distribution over {vocabulary} "
+                f"tokens has more than {math.log(vocabulary):.2f}. The paper's threshold is 0.18"
+            )
+        self.floor = EntropyFloor(
+            controller,
+            self._head,
+            probe_of(self, probe_prompts, probe_reward, datasets),
+            on_violation=args.on_violation,
+            probe_steps=args.floor_probe_steps,
+        )
+        self.add_callback(FloorCallback(self, self.floor))  # type: ignore[attr-defined]
+
+    def _reference(self, cached: bool) -> ReferenceModel | None:
+        """The reference model of an anchor; None without one."""
+        args: FloorOptions = self.args
+        constrained = args.entropy_floor is not None and args.on_violation == "constrain"
+        if not constrained or not args.build_term().needs_base:
+            return None
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"floor_place={args.floor_place!r} needs the whole reference model on every "
+                "process, which DeepSpeed and FSDP shard. Use floor_place='uniform'"
+            )
+        model = self.model  # type: ignore[attr-defined]
+        if args.floor_place == "onset_anchor":
+            return CachedOnset(self) if cached else OnsetModel(model)
+        return starting_model(model, copied=not cached)
+
+    def _checkpoint_of(self, resume_from_checkpoint: str | Path | bool | None) -> Path | None:
+        """The checkpoint that ``train(resume_from_checkpoint)`` goes on from."""
+        if isinstance(resume_from_checkpoint, bool):
+            last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
+            return None if last is None else Path(last)
+        return None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of trl, and the entropy of rollouts the model was last measured with."""
+        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+        if self.floor is not None and self.floor.probes and self.is_world_process_zero():  # type: ignore[attr-defined]
+            card = Path(self.args.output_dir) / "README.md"
+            card.write_text(f"{card.read_text()}\n{self.floor.card()}")
+
+    # Checkpoints and final models alike; where FSDP saves a sharded state it calls no `_save`.
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, and beside the weights our record; written where Trainer writes its files."""
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        floor = None if self.floor is None else self.floor.save(directory)
+        write_run_record(directory, self._head.loss, floor)

@@ -1,4 +1,4 @@
-"""OnsetBase: the model of one moment, whatever has happened to it since."""
+"""OnsetModel: the model of one moment, whatever has happened to it since."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from entropyfloor.sft.floor.onset_base import FILE_NAME, OnsetBase
+from entropyfloor.sft.floor.reference_model import FILE_NAME, OnsetModel
 from tiny_models import tiny_model
 
 IDS = torch.tensor([[5, 9, 20, 7], [3, 3, 8, 1]])
@@ -32,9 +32,9 @@ def lora():
 @pytest.mark.parametrize("make", [tiny_model, lora])
 def test_the_base_stays_what_it_was(make):
     model = make().train()
-    base = OnsetBase(model)
-    assert not base.taken
-    base.take()
+    base = OnsetModel(model)
+    assert not base.captured
+    base.capture()
     with torch.no_grad():
         then = copy.deepcopy(model).eval()(IDS).logits
     changed(model)
@@ -51,8 +51,8 @@ def test_the_base_stays_what_it_was(make):
 
 def test_a_call_under_autocast_leaves_no_cast_of_the_base_behind():
     model = tiny_model()
-    base = OnsetBase(model)
-    base.take()
+    base = OnsetModel(model)
+    base.capture()
     changed(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         wanted = model(IDS).logits
@@ -63,30 +63,30 @@ def test_a_call_under_autocast_leaves_no_cast_of_the_base_behind():
 
 def test_only_what_is_trained_is_held():
     model = lora()
-    base = OnsetBase(model)
-    base.take()
-    assert base._copies and all(".lora_" in name for name in base._copies)
+    base = OnsetModel(model)
+    base.capture()
+    assert base._snapshot and all(".lora_" in name for name in base._snapshot)
 
 
 def test_saved_and_loaded(tmp_path):
     model = tiny_model()
-    first = OnsetBase(model)
+    first = OnsetModel(model)
     first.save(tmp_path)
     assert not (tmp_path / FILE_NAME).exists()
-    first.take()
+    first.capture()
     first.save(tmp_path)
     wanted = first(IDS, input_ids=IDS).hidden
     changed(model)
-    second = OnsetBase(model)
+    second = OnsetModel(model)
     second.load(tmp_path)
     assert second(IDS, input_ids=IDS).hidden.equal(wanted)
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is missing"):
-        OnsetBase(tiny_model()).load(tmp_path)
-    other = OnsetBase(lora())
-    other.take()
+        OnsetModel(tiny_model()).load(tmp_path)
+    other = OnsetModel(lora())
+    other.capture()
     other.save(tmp_path)
     with pytest.raises(ValueError, match="is of another model"):
-        OnsetBase(tiny_model()).load(tmp_path)
+        OnsetModel(tiny_model()).load(tmp_path)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from entropyfloor.sft.floor.entropy_floor import VIOLATIONS
-from entropyfloor.sft.floor.floor_controller import FloorController
+from entropyfloor.sft.floor.controller import FloorController
 from entropyfloor_losses import EntropyTerm
 
 PLACES = ("onset_anchor", "anchor", "uniform")
+VIOLATIONS = ("constrain", "stop", "warn")
 
 # The model of the onset has little more entropy than the target. Weight 1 ends at the mean of its
-# distribution and the label's, and that is about what holds; the base model has much more.
+# distribution and the label's, and that is about what holds; the starting model has much more.
 _ONSET_WEIGHT = 1.0
 
 

@@ -1,4 +1,4 @@
-"""The base on disk: what is written is found again, whenever the writer was killed."""
+"""The reference on disk: what is written is found again, whenever the writer was killed."""
 
 import itertools
 
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from entropyfloor.sft.floor.base_cache import CachedBase, fingerprint, write_cache
+from entropyfloor.sft.floor.reference_cache import (
+    ReferenceCache,
+    fingerprint,
+    finish_cache,
+    write_cache,
+)
+from entropyfloor.sft.floor.reference_model import ReferenceModel
 from entropyfloor_losses import IGNORE_INDEX
 from tiny_models import tiny_model
 
@@ -18,7 +24,7 @@ class Killed(Exception):
 
 
 class Pass:
-    """A pass over four batches of three rows; counts the forward passes of the base."""
+    """A pass over four batches of three rows; counts the forward passes of the reference."""
 
     def __init__(self, folder, *, seed=0, rank=0, ranks=1):
         self.model, self.folder, self.forwards = tiny_model(seed=seed), folder, 0
@@ -33,36 +39,28 @@ class Pass:
             for rows in range(0, 12, 3)
         ]
 
-    def hidden(self, batch):
-        self.forwards += 1
-        return self.model.model(batch["input_ids"]).last_hidden_state
-
     def write(self, *, killed_after=None):
+        """``forwards`` counts the batches that are computed."""
+
         def until_killed():
             yield from itertools.islice(self.batches, killed_after)
             if killed_after is not None:
                 raise Killed
 
-        with torch.no_grad():
-            self._write(until_killed())
-        return self
+        def counted(*_):
+            self.forwards += 1
 
-    def _write(self, batches):
-        write_cache(
-            self.folder,
-            batches,
-            hidden_of=self.hidden,
-            model=self.model,
-            base=fingerprint(self.model),
-            k=K,
-            rank=self.rank,
-            ranks=self.ranks,
-            wait=lambda: None,
-        )
+        hook = self.model.model.register_forward_hook(counted)
+        which = fingerprint(self.model)
+        reference = ReferenceModel(self.model)
+        write_cache(self.folder, until_killed(), reference, which=which, k=K, rank=self.rank)
+        finish_cache(self.folder, which=which, k=K, parts=self.ranks)
+        hook.remove()
+        return self
 
     def check(self):
         """What is found at every scored position against the model itself, in float64."""
-        cached = CachedBase(self.folder, base=fingerprint(self.model), k=K)
+        cached = ReferenceCache(self.folder, reference=fingerprint(self.model), k=K)
         wide = tiny_model(seed=0).double()
         wide.load_state_dict({n: v.double() for n, v in self.model.state_dict().items()})
         for batch in self.batches:
@@ -81,7 +79,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("torn", ["", "indices-0.bin", "log_probs-0.bin", "documents-0.jsonl"])
+@pytest.mark.parametrize("torn", ["", "entries-0.bin", "documents-0.jsonl"])
 def test_what_a_killed_pass_wrote_is_not_computed_again(tmp_path, torn):
     """Also where the kill came in the middle of a write."""
     whole = Pass(tmp_path / "whole").write()
@@ -90,24 +88,24 @@ def test_what_a_killed_pass_wrote_is_not_computed_again(tmp_path, torn):
     folder = tmp_path / "half"
     with pytest.raises(Killed):
         Pass(folder).write(killed_after=2)
-    assert not CachedBase.complete(folder)
+    assert not ReferenceCache.complete(folder)
     if torn:
         with (folder / torn).open("ab") as file:
-            file.write(b'["half a')
+            file.write(b'{"half a')
     again = Pass(folder).write()
     assert again.forwards == 2
     again.check()
     assert content(folder) == content(tmp_path / "whole")
 
 
-def test_another_base_begins_anew(tmp_path):
+def test_another_reference_begins_anew(tmp_path):
     with pytest.raises(Killed):
         Pass(tmp_path).write(killed_after=2)
     other = Pass(tmp_path, seed=1).write()
     assert other.forwards == 4
     other.check()
-    with pytest.raises(ValueError, match="caches base"):
-        CachedBase(tmp_path, base=fingerprint(tiny_model()), k=K)
+    with pytest.raises(ValueError, match="caches reference"):
+        ReferenceCache(tmp_path, reference=fingerprint(tiny_model()), k=K)
 
 
 def test_two_processes_write_a_part_each(tmp_path):
@@ -124,7 +122,7 @@ def test_two_processes_write_a_part_each(tmp_path):
 
 def test_a_row_that_is_not_there_is_named(tmp_path):
     one = Pass(tmp_path).write()
-    cached = CachedBase(tmp_path, base=fingerprint(one.model), k=K)
+    cached = ReferenceCache(tmp_path, reference=fingerprint(one.model), k=K)
     ids = torch.full((1, 6), 4)
     with pytest.raises(ValueError, match=r"not in .* was the data or its preparation changed"):
         cached(ids[:, 1:], input_ids=ids)
@@ -136,7 +134,7 @@ def test_a_set_without_scored_tokens_is_complete_and_empty(tmp_path):
         batch["labels"][:] = IGNORE_INDEX
     one.write()
     targets = one.batches[0]["labels"][:, 1:]
-    found = CachedBase(tmp_path, base=fingerprint(one.model), k=K)(
+    found = ReferenceCache(tmp_path, reference=fingerprint(one.model), k=K)(
         targets, input_ids=one.batches[0]["input_ids"]
     )
     assert one.forwards == 0 and found.indices.shape == (*targets.shape, K)

@@ -6,25 +6,31 @@ temperature 1. Samples are drawn from their own seed: no random state of the tra
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.prompts import Prompt, PromptSet, row_with_chat_options
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollouts import (
     SamplingSettings,
     check_lengths,
     generate_rollouts,
 )
 from entropyfloor.rollouts.scoring import score_rollouts
+from entropyfloor.sft.run_record import read_record
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,3 +161,84 @@ def prompts_of(dataset: Any, count: int) -> PromptSet | None:
         if len(different) == count:
             break
     return PromptSet(tuple(different.values()), "the dataset's prompts") if different else None
+
+
+def probe_of(
+    trainer: Any,
+    prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None,
+    reward: str | RewardFunction | None,
+    datasets: Sequence[Any],
+) -> RolloutProbe | None:
+    """The probe of a trainer with `FloorOptions`; None where there are no prompts.
+
+    Args:
+        trainer: with model and tokenizer.
+        prompts: the first are probed; without, those of the first dataset that has any.
+        reward: by name or in trl's signature.
+        datasets: each as in `prompts_of`.
+
+    """
+    args, config = trainer.args, trainer.model.config.get_text_config()
+    count = args.floor_probe_prompts
+    passed = (prompts.rows if isinstance(prompts, PromptSet) else prompts or [])[:count]
+    rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in passed]
+    sets = (prompts_of(dataset, count) for dataset in datasets)
+    probed = PromptSet(tuple(rows), "probe_prompts") if rows else next(filter(None, sets), None)
+    if probed is None:
+        if count:
+            logger.warning(
+                "the datasets have no column 'prompt', so the entropy floor holds for "
+                "teacher-forced entropy only, which is not that of rollouts. Pass "
+                f"{type(trainer).__name__}(probe_prompts=[...])"
+            )
+        return None
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise ValueError(
+            "the probe samples from the model in training, which DeepSpeed and FSDP shard. "
+            "Set floor_probe_prompts=0: the floor then holds for teacher-forced entropy"
+        )
+    if variables := getattr(args, "chat_template_kwargs", None):  # GRPO's; SFT has the column
+        options = (row_with_chat_options(r, chat_template_kwargs=variables) for r in probed.rows)
+        probed = PromptSet(tuple(options), probed.source)
+    return RolloutProbe(
+        probed,
+        getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
+        max_new_tokens=args.floor_probe_tokens,
+        seed=args.seed,
+        reward=reward_by_name(reward) if isinstance(reward, str) else reward,
+        context_length=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def measured(checkpoint: str | Path) -> ProbeResult | None:
+    """The probe of rollouts that a checkpoint was saved with; None where there was none."""
+    record = (read_record(checkpoint) or {}).get("floor")
+    return ProbeResult(**record["probes"][-1]) if record and record["probes"] else None
+
+
+def last_above(output_dir: str | Path, floor: float) -> Path | None:
+    """The latest checkpoint-* of a run whose rollout entropy is at least ``floor``, or None."""
+    above = _above(output_dir, floor)
+    return above[0][0] if above else None
+
+
+def best_above(output_dir: str | Path, floor: float) -> Path | None:
+    """The checkpoint-* with the highest pass@1 among those above ``floor`` (the latest of equals).
+
+    Raises:
+        ValueError: a checkpoint above the floor was saved without pass@1.
+
+    """
+    above = _above(output_dir, floor)
+    for path, probe in above:
+        if probe.pass_at_1 is None:
+            raise ValueError(f"{path} has no pass@1; train with SEDTrainer(probe_reward=...)")
+    return max(above, key=lambda pair: pair[1].pass_at_1 or 0.0)[0] if above else None
+
+
+def _above(output_dir: str | Path, floor: float) -> list[tuple[Path, ProbeResult]]:
+    checkpoints = sorted(
+        Path(output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])
+    )
+    probes = [(path, probe) for path in checkpoints if (probe := measured(path)) is not None]
+    return [(path, probe) for path, probe in probes if probe.entropy >= floor]
