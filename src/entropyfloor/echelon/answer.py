@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from entropyfloor.echelon.comparison import EchelonComparison
-from entropyfloor.echelon.ladder_course import CourseRow
+from entropyfloor.echelon.compare import EchelonComparison
+from entropyfloor.echelon.ladder import LadderRow
 from entropyfloor.echelon.measure_names import count, outcome_words, title
 from entropyfloor.echelon.rank_inversion import RankInversion
 from entropyfloor.echelon.rungs import epochs
-from entropyfloor.echelon.selection_rules import RECOMMENDED, RuleResult
+from entropyfloor.echelon.selection import RECOMMENDED, RuleResult
 
 
 def answer(comparison: EchelonComparison) -> list[str]:
@@ -75,7 +75,7 @@ def _counted(found: RankInversion, comparison: EchelonComparison) -> str:
 
 def _course(comparison: EchelonComparison) -> str:
     plan = comparison.plan
-    rows = [r for r in comparison.course if r.loss == plan.reference and r.outcomes]
+    rows = [r for r in comparison.ladder if r.loss == plan.reference and r.outcomes]
     if len(rows) < 2 or any("pass_at_1" not in row.before for row in rows):
         return ""
     first, last = rows[0], rows[-1]
@@ -93,7 +93,7 @@ def _course(comparison: EchelonComparison) -> str:
 
 
 def _course_of_sft(comparison: EchelonComparison) -> Iterator[str]:
-    rows = [r for r in comparison.course if r.loss == comparison.plan.reference]
+    rows = [r for r in comparison.ladder if r.loss == comparison.plan.reference]
     if len(rows) < 2:
         return
     first, last = rows[0].before, rows[-1].before
@@ -130,7 +130,7 @@ def _above_tau(comparison: EchelonComparison) -> Iterator[str]:
 
 def _rules_in_short(comparison: EchelonComparison) -> Iterator[str]:
     plan = comparison.plan
-    rules = {r.rule: r for r in comparison.rules_of(comparison.scopes[0])}
+    rules = {r.rule: r for r in comparison.rules_of(comparison.plan.scopes[0])}
     highest = rules.get("highest pass@1")
     if highest is None or (lost := highest.regret(plan.outcome)) is None:
         return
@@ -160,7 +160,7 @@ def _moved(first: float, last: float) -> str:
     return f"{'rose' if last > first else 'fell'} from {first:.3f} to {last:.3f}"
 
 
-def seeds_of(row: CourseRow, outcome: str) -> set[int]:
+def seeds_of(row: LadderRow, outcome: str) -> set[int]:
     """Seeds in which a rung has that outcome."""
     return set(row.outcomes[outcome].by_seed)
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from entropyfloor.echelon.comparison import EchelonComparison
-from entropyfloor.echelon.ladder_course import BASE, CourseRow, Spread
+from entropyfloor.echelon.compare import EchelonComparison
+from entropyfloor.echelon.ladder import BASE, LadderRow, Spread
 from entropyfloor.echelon.measure_names import title
 
 
@@ -24,7 +24,7 @@ class Panel:
     after: str | None
     heading: str
 
-    def spread(self, row: CourseRow) -> Spread | None:
+    def spread(self, row: LadderRow) -> Spread | None:
         """What the panel shows of a rung."""
         if self.after is None:
             return row.before.get(self.measure)
@@ -34,7 +34,7 @@ class Panel:
 def panels(comparison: EchelonComparison) -> list[Panel]:
     """Entropy, pass@1, pass@k, degenerate groups before RL, each with its counterpart after RL."""
     plan = comparison.plan
-    through = any(row.outcomes for row in comparison.course)
+    through = any(row.outcomes for row in comparison.ladder)
     found = []
     names = ("entropy_nats", "pass_at_1", f"pass_at_{plan.outcome_k}", "degenerate_fraction")
     for measure in dict.fromkeys(names):
@@ -44,19 +44,19 @@ def panels(comparison: EchelonComparison) -> list[Panel]:
             found.append(Panel(measure, f"peak_{measure}", f"peak {name} after RL"))
         elif through:
             found.append(Panel(measure, measure, f"{name} after the last step of RL"))
-    return [panel for panel in found if any(panel.spread(row) for row in comparison.course)]
+    return [panel for panel in found if any(panel.spread(row) for row in comparison.ladder)]
 
 
 def ladder(comparison: EchelonComparison, loss: str, panel: Panel) -> list[tuple[float, Spread]]:
     """``(depth, spread)`` of one loss, shallowest first."""
-    found = [(row.depth, panel.spread(row)) for row in comparison.course if row.loss == loss]
+    found = [(row.depth, panel.spread(row)) for row in comparison.ladder if row.loss == loss]
     return [(depth, spread) for depth, spread in found if spread is not None]
 
 
 def all_spreads(comparison: EchelonComparison, measure: str) -> list[Spread]:
     """Everything that the panels of a measure show: they share their scale."""
     pair = [panel for panel in panels(comparison) if panel.measure == measure]
-    return [s for panel in pair for row in comparison.course if (s := panel.spread(row))]
+    return [s for panel in pair for row in comparison.ladder if (s := panel.spread(row))]
 
 
 def base_spread(comparison: EchelonComparison, panel: Panel) -> Spread | None:

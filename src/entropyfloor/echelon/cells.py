@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.echelon.cell_measures import measures
 from entropyfloor.echelon.depths import DepthTraining, train_depths
 from entropyfloor.echelon.places import BASE, Places, cell_name, steps_of
+from entropyfloor.echelon.provenance import provenance
 from entropyfloor.echelon.recipe import Recipe, lora_config
-from entropyfloor.echelon.run_facts import run_facts
+from entropyfloor.echelon.rungs import measures
 from entropyfloor.echelon.small_grpo import GRPORun, train_grpo
 from entropyfloor.echelon.sources import Sources, digest
 from entropyfloor.io import save_json
@@ -80,7 +80,7 @@ class Cells(Places):
                 peft_config=lora_config(self.recipe),
                 probe_prompts=found.probe_prompts if self._has_floor(loss) else None,
             )
-        save_json(folder / "record.json", run_facts(facts, seed=seed, seconds=seconds()))
+        save_json(folder / "record.json", provenance(facts, seed=seed, seconds=seconds()))
 
     def run_rung(self, loss: str, seed: int, depth: float) -> None:
         """Screen one checkpoint, train it with GRPO, evaluate what comes out."""
@@ -118,7 +118,7 @@ class Cells(Places):
             with _timed() as seconds:
                 run = self._train_grpo(weights, folder, seed)
             facts = self._grpo_facts(loss, seed, depth)
-            record = run_facts(facts, seed=seed, seconds=seconds())
+            record = provenance(facts, seed=seed, seconds=seconds())
             save_json(folder / "record.json", {**record, "steps": sorted(run.checkpoints)})
         for step in steps_of(folder) or ():
             facts = self._evaluation_facts(loss, seed, depth, step)
@@ -176,7 +176,7 @@ class Cells(Places):
                 progress=self.progress,
                 **self._screen_options(seed, after_rl=after_rl),
             )
-        record = run_facts(facts, seed=seed, seconds=seconds())
+        record = provenance(facts, seed=seed, seconds=seconds())
         measured = measures(report.checkpoints[0])
         save_json(file, {"name": name, "measures": measured, "record": record})
 

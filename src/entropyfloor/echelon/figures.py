@@ -12,8 +12,8 @@ from entropyfloor.echelon.axes import (
     logarithmic,
     rounded_range,
 )
-from entropyfloor.echelon.comparison import EchelonComparison
-from entropyfloor.echelon.ladder_course import Spread
+from entropyfloor.echelon.compare import EchelonComparison
+from entropyfloor.echelon.ladder import Spread
 from entropyfloor.echelon.measure_names import outcome_words, seed_words, title
 from entropyfloor.echelon.rungs import rung_name, value
 from entropyfloor.render.figure_parts import WIDTH, apart, bar, marker

@@ -13,9 +13,9 @@ from entropyfloor.echelon.answer import (
     missing_words,
     seeds_of,
 )
-from entropyfloor.echelon.comparison import EchelonComparison
+from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.frontier_report import frontier_findings
-from entropyfloor.echelon.ladder_course import BASE, CourseRow
+from entropyfloor.echelon.ladder import BASE, LadderRow
 from entropyfloor.echelon.measure_names import (
     count,
     outcome_words,
@@ -23,10 +23,10 @@ from entropyfloor.echelon.measure_names import (
     seed_words,
     title,
 )
-from entropyfloor.echelon.predictor_ranks import PredictorRank
+from entropyfloor.echelon.predictors import PredictorRank
 from entropyfloor.echelon.rank_inversion import RankInversion
 from entropyfloor.echelon.rungs import epochs, rung_name, value
-from entropyfloor.echelon.selection_rules import RANDOM
+from entropyfloor.echelon.selection import RANDOM
 
 
 def findings(comparison: EchelonComparison) -> list[str]:
@@ -49,7 +49,7 @@ def details(comparison: EchelonComparison) -> list[str]:
 
 def _inversions(comparison: EchelonComparison) -> Iterator[str]:
     plan = comparison.plan
-    wanted = dict.fromkeys([plan.reference, comparison.scopes[0]])
+    wanted = dict.fromkeys([plan.reference, comparison.plan.scopes[0]])
     for scope in wanted:
         found = comparison.inversion(plan.outcome, scope)
         if found is not None:
@@ -126,7 +126,7 @@ def rank_words(rank: PredictorRank) -> str:
 
 def _losses(comparison: EchelonComparison) -> Iterator[str]:
     plan = comparison.plan
-    done = [r for r in comparison.course if r.outcomes and r.loss != BASE]
+    done = [r for r in comparison.ladder if r.outcomes and r.loss != BASE]
     if not done:
         return
     # Means over different seeds do not compare: of the largest sets of seeds, the commonest.
@@ -156,7 +156,7 @@ def _losses(comparison: EchelonComparison) -> Iterator[str]:
         yield _against(deepest[-1], others, comparison)
 
 
-def _against(reference: CourseRow, others: Sequence[CourseRow], c: EchelonComparison) -> str:
+def _against(reference: LadderRow, others: Sequence[LadderRow], c: EchelonComparison) -> str:
     """The deepest rungs side by side, by how many seeds agree."""
     outcome = c.plan.outcome
     kinds: dict[str, list[str]] = {"higher in every seed": [], "lower in every seed": []}
@@ -181,7 +181,7 @@ def _against(reference: CourseRow, others: Sequence[CourseRow], c: EchelonCompar
 
 def _predictors(comparison: EchelonComparison) -> Iterator[str]:
     plan = comparison.plan
-    for scope in dict.fromkeys([comparison.scopes[0], plan.reference]):
+    for scope in dict.fromkeys([comparison.plan.scopes[0], plan.reference]):
         ranks = [r for r in comparison.ranks_of(plan.outcome, scope) if r.aim is not None]
         if not ranks:
             continue
@@ -196,7 +196,7 @@ def _predictors(comparison: EchelonComparison) -> Iterator[str]:
 
 def _rules(comparison: EchelonComparison) -> Iterator[str]:
     plan = comparison.plan
-    for scope in dict.fromkeys([comparison.scopes[0], plan.reference]):
+    for scope in dict.fromkeys([comparison.plan.scopes[0], plan.reference]):
         rules = [r for r in comparison.rules_of(scope) if r.regret(plan.outcome) is not None]
         if not rules:
             continue
@@ -230,7 +230,7 @@ def _caveats(comparison: EchelonComparison) -> Iterator[str]:
         yield words
 
 
-def _ahead(row: CourseRow, reference: CourseRow, outcome: str) -> tuple[int, int]:
+def _ahead(row: LadderRow, reference: LadderRow, outcome: str) -> tuple[int, int]:
     """Seeds in which a row is ahead, and seeds that both have."""
     mine, theirs = row.outcomes[outcome].by_seed, reference.outcomes[outcome].by_seed
     shared = set(mine) & set(theirs)

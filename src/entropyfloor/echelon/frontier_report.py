@@ -6,9 +6,8 @@ from markupsafe import Markup
 
 from entropyfloor.echelon import figures
 from entropyfloor.echelon.axes import rounded_range
-from entropyfloor.echelon.comparison import EchelonComparison
-from entropyfloor.echelon.frontier import frontier_measures
-from entropyfloor.echelon.ladder_course import BASE
+from entropyfloor.echelon.compare import EchelonComparison
+from entropyfloor.echelon.ladder import BASE, frontier_measures
 from entropyfloor.echelon.measure_names import count, title
 from entropyfloor.echelon.rungs import rung_name
 from entropyfloor.render.figure_parts import WIDTH, apart
@@ -17,7 +16,7 @@ from entropyfloor.render.svg import Scale, entropy_scale, figure, group, label, 
 
 def frontier_words(comparison: EchelonComparison) -> str:
     """``at least its entropy, pass@1 and pass@8 and at most its degenerate fraction``."""
-    measures = frontier_measures(comparison.course, comparison.plan)
+    measures = frontier_measures(comparison.ladder, comparison.plan)
     more = [title(name) for name, sign in measures.items() if sign > 0]
     less = [title(name) for name, sign in measures.items() if sign < 0]
     words = " and ".join([", ".join(more[:-1]), more[-1]] if len(more) > 1 else more)
@@ -47,13 +46,13 @@ def frontier_findings(comparison: EchelonComparison) -> Iterator[str]:
 
 def frontier_figures(comparison: EchelonComparison) -> list[tuple[str, Markup]]:
     """``(measure, figure)`` of each measure against entropy; none without a frontier."""
-    measures = frontier_measures(comparison.course, comparison.plan) if comparison.frontier else {}
+    measures = frontier_measures(comparison.ladder, comparison.plan) if comparison.frontier else {}
     return [(n, _against_entropy(comparison, n)) for n in measures if n != "entropy_nats"]
 
 
 def _against_entropy(comparison: EchelonComparison, measure: str) -> Markup:
     plan = comparison.plan
-    rows = [row for row in comparison.course if row.loss != BASE]
+    rows = [row for row in comparison.ladder if row.loss != BASE]
     beaten = {(r.loss, r.depth): bool(r.beaten_by) for r in comparison.frontier}
     entropy = {id(row): row.before["entropy_nats"].mean for row in rows}
     heights = [row.before[measure].mean for row in rows]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from entropyfloor.echelon.answer import answer
-from entropyfloor.echelon.comparison import EchelonComparison
+from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.findings import details
 from entropyfloor.echelon.table import tables
 from entropyfloor.render.text_table import Table

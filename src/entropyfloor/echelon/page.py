@@ -5,23 +5,28 @@ from pathlib import Path
 from entropyfloor.echelon import figures
 from entropyfloor.echelon.answer import answer, missing_words
 from entropyfloor.echelon.axes import panels
-from entropyfloor.echelon.comparison import EchelonComparison
+from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.findings import details
 from entropyfloor.echelon.frontier_report import frontier_figures
+from entropyfloor.echelon.markdown import echelon_markdown
 from entropyfloor.echelon.measure_names import outcome_words, title
+from entropyfloor.echelon.plot import write_echelon_plot
 from entropyfloor.echelon.rungs import epochs
 from entropyfloor.echelon.table import tables
+from entropyfloor.io import save_json, write_atomic
 from entropyfloor.render.page import flat_settings, page_environment, style_sheet
 
 _PREDICTORS = ("pass_at_1", "entropy_nats", "degenerate_fraction")
 
 
-def write_echelon_html(comparison: EchelonComparison, path: str | Path) -> Path:
-    """Write the page and return its path; missing parent directories are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(echelon_html(comparison), encoding="utf-8")
-    return target
+def write_report(comparison: EchelonComparison, folder: str | Path) -> None:
+    """Write echelon.json, .md, .html and .png; a missing folder is made."""
+    target = Path(folder)
+    document = {**comparison.to_dict(), "answer": answer(comparison)}
+    save_json(target / "echelon.json", document)
+    write_atomic(target / "echelon.md", echelon_markdown(comparison))
+    write_atomic(target / "echelon.html", echelon_html(comparison))
+    write_echelon_plot(comparison, target / "echelon.png")
 
 
 def echelon_html(comparison: EchelonComparison) -> str:
@@ -29,7 +34,7 @@ def echelon_html(comparison: EchelonComparison) -> str:
     plan = comparison.plan
     through = any(rung.outcomes for rung in comparison.rungs)
     scatter = [figures.predictor_figure(comparison, name) for name in _PREDICTORS]
-    scopes = list(dict.fromkeys([comparison.scopes[0], plan.reference]))
+    scopes = list(dict.fromkeys([comparison.plan.scopes[0], plan.reference]))
     regrets = [(scope, figures.regret_figure(comparison, scope)) for scope in scopes]
     return (
         page_environment()
@@ -55,7 +60,7 @@ def echelon_html(comparison: EchelonComparison) -> str:
             by_loss=[
                 (loss, figures.loss_figure(comparison, loss))
                 for loss in plan.losses
-                if any(row.loss == loss for row in comparison.course)
+                if any(row.loss == loss for row in comparison.ladder)
             ],
             frontier=[
                 (_capital(title(name)), chart) for name, chart in frontier_figures(comparison)

@@ -16,7 +16,7 @@ from entropyfloor.echelon.axes import (
     panels,
     rounded_range,
 )
-from entropyfloor.echelon.comparison import EchelonComparison
+from entropyfloor.echelon.compare import EchelonComparison
 
 # Okabe and Ito's colours and two more, with markers, so that losses stay apart without colour too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#946200", "#4f5660", "#6a3fb5", "#7d2a1e")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from entropyfloor.echelon.rungs import Plan, Rung, interval, value
+from entropyfloor.echelon.rungs import Plan, Rung, interval, through_rl, value
 from entropyfloor.stats.intervals import Interval
 
 
@@ -62,31 +62,40 @@ class RankInversion:
         """Seeds where pass@1 ranks in reverse."""
         return tuple(seed for seed, order in self.by_seed.items() if order.inverted)
 
+    @property
+    def turned(self) -> int:
+        """Turned pairs of all seeds."""
+        return sum(order.turned for order in self.by_seed.values())
 
-def rank_inversions(rungs: Sequence[Rung], plan: Plan) -> list[RankInversion]:
+    @property
+    def clear(self) -> int:
+        """Clear pairs of all seeds."""
+        return sum(order.clear for order in self.by_seed.values())
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of all seeds that are kept or turned."""
+        return self.turned + sum(order.kept for order in self.by_seed.values())
+
+
+def rank_inversions(rungs: Sequence[Rung], plan: Plan) -> tuple[RankInversion, ...]:
     """Every outcome, over all losses and within each; a seed needs two rungs with an outcome."""
-    scopes: list[str | None] = [None, *plan.losses] if len(plan.losses) > 1 else [plan.losses[0]]
-    found = []
+    measured = [rung for rung in rungs if value(rung.before, "pass_at_1") is not None]
+    inversions = []
     for outcome in plan.outcomes:
-        for scope in scopes:
-            inside = [
-                r
-                for r in rungs
-                if r.outcomes
-                and scope in (None, r.loss)
-                and value(r.before, "pass_at_1") is not None
-            ]
+        for scope in plan.scopes:
             by_seed = {
-                seed: _order([r for r in inside if r.seed == seed], outcome)
-                for seed in plan.seeds
-                if sum(r.seed == seed for r in inside) >= 2
+                seed: _order(sorted(here, key=lambda rung: rung.depth), outcome)
+                for seed, here in sorted(through_rl(measured, scope).items())
+                if len(here) >= 2
             }
             if by_seed:
-                found.append(RankInversion(outcome, scope, by_seed))
-    return found
+                inversions.append(RankInversion(outcome, scope, by_seed))
+    return tuple(inversions)
 
 
 def _order(rungs: Sequence[Rung], outcome: str) -> SeedOrder:
+    """Rungs of one seed, shallowest first."""
     kept = turned = clear = 0
     for one, other in combinations(rungs, 2):
         low, high = sorted((one, other), key=_pass_at_1)
@@ -100,9 +109,8 @@ def _order(rungs: Sequence[Rung], outcome: str) -> SeedOrder:
             and _apart(interval(low.before, "pass_at_1"), interval(high.before, "pass_at_1"))
             and _apart(high.outcomes[outcome].interval, low.outcomes[outcome].interval)
         )
-    shallow = sorted(rungs, key=lambda rung: rung.depth)
-    picked = max(shallow, key=_pass_at_1)
-    best = max(shallow, key=lambda rung: rung.outcomes[outcome].value)
+    picked = max(rungs, key=_pass_at_1)
+    best = max(rungs, key=lambda rung: rung.outcomes[outcome].value)
     got, most = picked.outcomes[outcome], best.outcomes[outcome]
     return SeedOrder(
         rungs=len(rungs),
@@ -119,9 +127,9 @@ def _order(rungs: Sequence[Rung], outcome: str) -> SeedOrder:
 
 
 def _pass_at_1(rung: Rung) -> float:
-    found = value(rung.before, "pass_at_1")
-    assert found is not None
-    return found
+    rate = value(rung.before, "pass_at_1")
+    assert rate is not None
+    return rate
 
 
 def _apart(lower: Interval | None, upper: Interval | None) -> bool:

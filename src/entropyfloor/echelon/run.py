@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.echelon.cells import Cells
-from entropyfloor.echelon.comparison import EchelonComparison, compare
+from entropyfloor.echelon.compare import EchelonComparison, compare
 from entropyfloor.echelon.executors import open_executor
 from entropyfloor.echelon.recipe import Recipe, load_recipe
 from entropyfloor.echelon.schedule import (
@@ -106,8 +106,7 @@ def run_echelon(
 
 def write_results(cells: Cells) -> EchelonComparison | None:
     """Write cells.json and, if a cell is finished, echelon.json, .md, .html and .png."""
-    from entropyfloor.echelon.page import write_echelon_html
-    from entropyfloor.echelon.plot import write_echelon_plot
+    from entropyfloor.echelon.page import write_report
 
     found = finished_cells(cells)
     recipe, folder = cells.recipe, cells.folder
@@ -119,10 +118,7 @@ def write_results(cells: Cells) -> EchelonComparison | None:
     if not found:
         return None
     comparison = compare(found, base, comparison_settings(recipe))
-    save_json(folder / "echelon.json", comparison.to_dict())
-    (folder / "echelon.md").write_text(comparison.to_markdown(), encoding="utf-8")
-    write_echelon_html(comparison, folder / "echelon.html")
-    write_echelon_plot(comparison, folder / "echelon.png")
+    write_report(comparison, folder)
     return comparison
 
 

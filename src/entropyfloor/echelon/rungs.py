@@ -11,15 +11,42 @@ than the others had would be too low, so a rung that is not through is named as 
 out of whatever compares outcomes.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
 from entropyfloor.stats.intervals import Interval
 
+if TYPE_CHECKING:
+    from entropyfloor.screening.report import CheckpointScreening
+
+# What a screening leaves of a checkpoint: one number (or word) each, and beside them "pass_at_k"
+# and "intervals" (95 %, over prompts), as plain data that went through JSON.
 Measures = Mapping[str, Any]
+MEASURES = (
+    "entropy_nats",
+    "pass_at_1",
+    "degenerate_fraction",
+    "degenerate_all_wrong",
+    "degenerate_all_right",
+    "p_hat_over_p_star",
+    "unique_fraction",
+    "held_out_loss",
+    "truncated_fraction",
+    "verdict",
+)
+
+
+def measures(checkpoint: CheckpointScreening) -> dict[str, Any]:
+    """`MEASURES` as far as they were measured, ``pass_at_k`` and their 95 % ``intervals``."""
+    document = checkpoint.to_dict()
+    kept = {key: document[key] for key in (*MEASURES, "intervals") if key in document}
+    kept["pass_at_k"] = {str(k): value for k, value in document["pass_at_k"].items()}
+    return kept
 
 
 @dataclass(frozen=True)
@@ -115,6 +142,17 @@ class Plan:
         names = [f"{when}_pass_at_{k}" for k in (self.outcome_k, 1) for when in ("peak", "last")]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def scopes(self) -> tuple[str | None, ...]:
+        """What rungs are compared within: all losses (None), then each; the only loss by itself."""
+        return (None, *self.losses) if len(self.losses) > 1 else self.losses
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is followed along the ladder, in reading order."""
+        names = ("entropy_nats", "pass_at_1", f"pass_at_{self.outcome_k}", "degenerate_fraction")
+        return tuple(dict.fromkeys((*names, "unique_fraction", "held_out_loss")))
+
 
 def rung_name(loss: str, depth: float) -> str:
     """``ce, 2 epochs``."""
@@ -140,6 +178,15 @@ def interval(measures: Measures, name: str) -> Interval | None:
     """A measure's 95 % interval over prompts."""
     found = measures.get("intervals", {}).get(name)
     return None if found is None else Interval(*found)
+
+
+def through_rl(rungs: Sequence[Rung], scope: str | None) -> dict[int, list[Rung]]:
+    """Rungs that have an outcome, of one loss or of all (None), by seed."""
+    by_seed: dict[int, list[Rung]] = {}
+    for rung in rungs:
+        if rung.outcomes and scope in (None, rung.loss):
+            by_seed.setdefault(rung.seed, []).append(rung)
+    return by_seed
 
 
 def make_plan(cells: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Plan:

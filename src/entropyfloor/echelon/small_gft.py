@@ -28,8 +28,8 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from entropyfloor.echelon.cell_measures import measures
 from entropyfloor.echelon.depths import train_ladder
+from entropyfloor.echelon.rungs import measures
 from entropyfloor.echelon.small_grpo import QuietBar
 from entropyfloor.echelon.small_run import SmallRun
 from entropyfloor.echelon.small_task import MAX_NEW_TOKENS

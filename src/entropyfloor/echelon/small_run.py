@@ -27,8 +27,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from entropyfloor import __version__
-from entropyfloor.echelon.cell_measures import measures
 from entropyfloor.echelon.depths import DepthTraining, train_depths
+from entropyfloor.echelon.rungs import measures
 from entropyfloor.echelon.screening_store import load_screening
 from entropyfloor.echelon.small_grpo import GRPORun, GRPOTraining, train_grpo
 from entropyfloor.echelon.small_model import small_model_directory

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from entropyfloor.echelon.comparison import EchelonComparison
-from entropyfloor.echelon.frontier import Beater
+from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.frontier_report import frontier_words
-from entropyfloor.echelon.ladder_course import (
+from entropyfloor.echelon.ladder import (
+    Beater,
     Spread,
-    measure_names,
-    predictor_names,
 )
 from entropyfloor.echelon.measure_names import (
     count,
@@ -18,25 +16,25 @@ from entropyfloor.echelon.measure_names import (
     short_outcome,
     title,
 )
-from entropyfloor.echelon.predictor_ranks import PredictorRank
+from entropyfloor.echelon.predictors import PredictorRank, predictors
 from entropyfloor.echelon.rungs import rung_name
-from entropyfloor.echelon.selection_rules import RANDOM, RECOMMENDED, Pick
+from entropyfloor.echelon.selection import RANDOM, RECOMMENDED, Pick
 from entropyfloor.render.text_table import Cell, Table
 
 
 def tables(comparison: EchelonComparison) -> list[Table]:
     """What there is to show, in reading order."""
     found = [before_table(comparison)]
-    if any(row.outcomes for row in comparison.course):
+    if any(row.outcomes for row in comparison.ladder):
         found.append(after_table(comparison))
-    scopes = list(dict.fromkeys([comparison.scopes[0], comparison.plan.reference]))
+    scopes = list(dict.fromkeys([comparison.plan.scopes[0], comparison.plan.reference]))
     found += [rules_table(comparison, scope) for scope in scopes if comparison.rules_of(scope)]
     found += [
         ranks_table(comparison, scope)
         for scope in scopes
         if any(r.pooled is not None for r in comparison.ranks_of(comparison.plan.outcome, scope))
     ]
-    if len(comparison.scopes) > 2:
+    if len(comparison.plan.scopes) > 2:
         found.append(within_table(comparison))
     if comparison.missing:
         found.append(missing_table(comparison))
@@ -48,8 +46,8 @@ def before_table(comparison: EchelonComparison) -> Table:
     seeds = comparison.plan.seeds
     names = [
         name
-        for name in measure_names(comparison.plan)
-        if any(name in row.before for row in comparison.course)
+        for name in comparison.plan.measures
+        if any(name in row.before for row in comparison.ladder)
     ]
     found = {(rung.loss, rung.depth): rung.beaten_by for rung in comparison.frontier}
     note = (
@@ -72,7 +70,7 @@ def before_table(comparison: EchelonComparison) -> Table:
                 *_spreads(row.before, names, seeds),
                 *([_beaten(found.get((row.loss, row.depth)))] if found else []),
             )
-            for row in comparison.course
+            for row in comparison.ladder
         ),
         note,
     )
@@ -81,8 +79,8 @@ def before_table(comparison: EchelonComparison) -> Table:
 def after_table(comparison: EchelonComparison) -> Table:
     """Outcomes, and measures at the last step, by loss and depth."""
     plan = comparison.plan
-    names = [n for n in measure_names(plan) if not n.startswith("pass_at_")]
-    shown = [n for n in names if any(n in row.after for row in comparison.course)]
+    names = [n for n in plan.measures if not n.startswith("pass_at_")]
+    shown = [n for n in names if any(n in row.after for row in comparison.ladder)]
     steps = ", ".join(map(str, plan.grpo_steps))
     return Table(
         "after",
@@ -100,7 +98,7 @@ def after_table(comparison: EchelonComparison) -> Table:
                 *_spreads(row.outcomes, plan.outcomes, plan.seeds),
                 *_spreads(row.after, shown, plan.seeds),
             )
-            for row in comparison.course
+            for row in comparison.ladder
             if row.outcomes
         ),
         f"{_means(comparison)} Peak: best of GRPO steps {steps}, an optimistic number; last: step "
@@ -181,7 +179,7 @@ def ranks_table(comparison: EchelonComparison, scope: str | None) -> Table:
 def within_table(comparison: EchelonComparison) -> Table:
     """Every loss by itself: pairs turned around, regret of pass@1, rank correlations."""
     plan, rows = comparison.plan, []
-    predictors = [name for name in predictor_names(plan) if name != "p_hat_over_p_star"]
+    names = [name for name in predictors(plan) if name != "p_hat_over_p_star"]
     for loss in plan.losses:
         order = comparison.inversion(plan.outcome, loss)
         if order is None:
@@ -199,10 +197,7 @@ def within_table(comparison: EchelonComparison) -> Table:
                     Cell(_number(rules[rule].regret(plan.outcome) if rule in rules else None))
                     for rule in ("highest pass@1", RECOMMENDED)
                 ),
-                *(
-                    Cell(_signed(ranks[name].mean if name in ranks else None))
-                    for name in predictors
-                ),
+                *(Cell(_signed(ranks[name].mean if name in ranks else None)) for name in names),
             )
         )
     return Table(
@@ -214,7 +209,7 @@ def within_table(comparison: EchelonComparison) -> Table:
             "seeds inverted",
             "regret of highest pass@1",
             f"regret of {RECOMMENDED}",
-            *(f"Spearman of {title(name)}" for name in predictors),
+            *(f"Spearman of {title(name)}" for name in names),
         ),
         tuple(rows),
         "Each loss by itself, over its depths. Pairs turned: of two rungs of a seed, the one with "

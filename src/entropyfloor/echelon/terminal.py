@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from entropyfloor.echelon.answer import answer, missing_words
-from entropyfloor.echelon.comparison import EchelonComparison
-from entropyfloor.echelon.ladder_course import Spread
+from entropyfloor.echelon.compare import EchelonComparison
+from entropyfloor.echelon.ladder import Spread
 from entropyfloor.echelon.measure_names import seed_words, short_outcome, title
 
 
@@ -26,7 +26,7 @@ def _ladder(comparison: EchelonComparison) -> Table:
     plan = comparison.plan
     before = list(dict.fromkeys(("entropy_nats", "pass_at_1", f"pass_at_{plan.outcome_k}")))
     before.append("degenerate_fraction")
-    through = any(row.outcomes for row in comparison.course)
+    through = any(row.outcomes for row in comparison.ladder)
     table = Table(
         title="Echelon, means of the seeds",
         caption="before RL" + (f"; {short_outcome(plan.outcome)} is after it" if through else ""),
@@ -38,20 +38,20 @@ def _ladder(comparison: EchelonComparison) -> Table:
         headers += [short_outcome(plan.outcome), "by seed"]
     for header in headers:
         table.add_column(header, justify="right")
-    for row in comparison.course:
+    for row in comparison.ladder:
         cells = [f"{row.depth:g}", *(_mean(row.before.get(name)) for name in before)]
         if through:
             found = row.outcomes.get(plan.outcome)
             seeds = "" if found is None else seed_words(found.by_seed.get(s) for s in plan.seeds)
             cells += [_mean(found), seeds]
-        last = row is comparison.course[-1] or row.depth == plan.depths[-1] or row.depth == 0
+        last = row is comparison.ladder[-1] or row.depth == plan.depths[-1] or row.depth == 0
         table.add_row(Text(row.loss), *cells, end_section=last)
     return table
 
 
 def _rules(comparison: EchelonComparison) -> Table:
     plan = comparison.plan
-    scopes = list(dict.fromkeys([comparison.scopes[0], plan.reference]))
+    scopes = list(dict.fromkeys([comparison.plan.scopes[0], plan.reference]))
     table = Table(
         title=f"Regret: {short_outcome(plan.outcome)} of the best rung, less that of the pick",
         caption="means of the seeds; in brackets: seeds in which the rule chose",

@@ -10,9 +10,10 @@ from test_screening_html import OUTSIDE, SMALLEST_TEXT, Page
 
 from chromium_page import CHROMIUM, ChromiumPage
 from entropyfloor.echelon.answer import answer
-from entropyfloor.echelon.comparison import compare
+from entropyfloor.echelon.compare import compare
 from entropyfloor.echelon.findings import details, findings
-from entropyfloor.echelon.page import echelon_html, write_echelon_html
+from entropyfloor.echelon.markdown import echelon_markdown
+from entropyfloor.echelon.page import echelon_html
 from entropyfloor.echelon.plot import write_echelon_plot
 from entropyfloor.echelon.table import tables
 from entropyfloor.echelon.terminal import echelon_terminal
@@ -178,7 +179,7 @@ def test_a_k_that_only_the_evaluation_has():
 
 
 def test_markdown_has_every_table_and_escapes_names():
-    text = echelon(("ce", "a|b*")).to_markdown()
+    text = echelon_markdown(echelon(("ce", "a|b*")))
     assert r"| a\|b\* | 2 |" in text
     for heading in ("Before RL", "After RL", "Loss by loss"):
         assert f"## {heading}\n" in text
@@ -254,7 +255,7 @@ def test_the_terminal(shape, options):
         console.print(part)
     shown = " ".join(console.file.getvalue().split())
     assert " ".join(answer(found)[0].split()) in shown
-    row = found.course[-1]
+    row = found.ladder[-1]
     assert f"{row.before['entropy_nats'].mean:.3f}" in shown
     assert ("our recommendation" in shown) == bool(found.rules)
 
@@ -263,7 +264,8 @@ def test_the_terminal(shape, options):
 def test_in_chromium(tmp_path):
     with ChromiumPage() as page:
         for number, (shape, options) in enumerate(SHAPES):
-            path = write_echelon_html(echelon(*shape, **options), tmp_path / f"{number}.html")
+            path = tmp_path / f"{number}.html"
+            path.write_text(echelon_html(echelon(*shape, **options)), encoding="utf-8")
             for width, phone in ((390, True), (1280, False)):
                 page.open(path, width=width, phone=phone)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width

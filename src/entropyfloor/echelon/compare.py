@@ -1,6 +1,6 @@
-"""An echelon's cells, compared: courses along depth, predictors, rank inversion, selection rules.
+"""An echelon's cells, compared: ladders along depth, predictors, rank inversion, selection rules.
 
-    cells, base, settings ─► rungs ─► course            every measure against depth, by loss
+    cells, base, settings ─► rungs ─► ladder            every measure against depth, by loss
                                   ├─► frontier          rungs that nothing beats before RL
                                   ├─► predictor ranks   Spearman with the outcome after RL
                                   ├─► rank inversion    pass@1 against the outcome, pair by pair
@@ -12,15 +12,13 @@ comparison whatever order they come in. Cells that are missing are named and not
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from entropyfloor.echelon.cell_measures import MEASURES
-from entropyfloor.echelon.frontier import FrontierRung, frontier
-from entropyfloor.echelon.ladder_course import BASE, CourseRow, Spread, course
-from entropyfloor.echelon.predictor_ranks import PredictorRank, predictor_ranks
+from entropyfloor.echelon.ladder import BASE, FrontierRung, LadderRow, Spread, frontier, ladder_rows
+from entropyfloor.echelon.predictors import PredictorRank, predictor_ranks
 from entropyfloor.echelon.rank_inversion import RankInversion, rank_inversions
 from entropyfloor.echelon.rungs import (
+    MEASURES,
     Measures,
     Missing,
     Plan,
@@ -28,8 +26,8 @@ from entropyfloor.echelon.rungs import (
     make_plan,
     read_rungs,
 )
-from entropyfloor.echelon.selection_rules import RuleResult, rule_results
-from entropyfloor.screening.records import plain, write_strict_json
+from entropyfloor.echelon.selection import RuleResult, rule_results
+from entropyfloor.screening.records import plain
 
 SCHEMA = "entropyfloor.echelon"
 SCHEMA_VERSION = 1
@@ -45,7 +43,7 @@ class EchelonComparison:
         rungs: cells that were at least screened, by loss, depth and seed.
         base: seed -> measures of the model before SFT; empty if it was not screened.
         missing: cells of the plan without an outcome, and why.
-        course: measures against depth.
+        ladder: measures against depth.
         frontier: what beats each rung before RL; empty without two losses.
         ranks: predictors against outcomes; empty without outcomes.
         inversions: pass@1 against outcomes; empty without outcomes.
@@ -58,7 +56,7 @@ class EchelonComparison:
     rungs: tuple[Rung, ...]
     base: Mapping[int, Measures]
     missing: tuple[Missing, ...]
-    course: tuple[CourseRow, ...]
+    ladder: tuple[LadderRow, ...]
     frontier: tuple[FrontierRung, ...]
     ranks: tuple[PredictorRank, ...]
     inversions: tuple[RankInversion, ...]
@@ -83,47 +81,34 @@ class EchelonComparison:
         """Every rule, over one loss or all (None)."""
         return [r for r in self.rules if r.scope == scope]
 
-    def row(self, loss: str, depth: float) -> CourseRow | None:
+    def row(self, loss: str, depth: float) -> LadderRow | None:
         """A loss at a depth over all seeds."""
-        return next((r for r in self.course if (r.loss, r.depth) == (loss, depth)), None)
+        return next((r for r in self.ladder if (r.loss, r.depth) == (loss, depth)), None)
 
     @property
-    def scopes(self) -> tuple[str | None, ...]:
-        """None for all losses, then each; the only loss where there is one."""
-        losses = self.plan.losses
-        return (None, *losses) if len(losses) > 1 else losses
+    def shown_scopes(self) -> tuple[str | None, ...]:
+        """What is shown of them: all losses (None), if there are several, and the reference."""
+        return tuple(dict.fromkeys((self.plan.scopes[0], self.plan.reference)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. ``rows`` is flat, a line of a CSV file each."""
-        from entropyfloor.echelon.findings import findings
-
-        document = {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "settings": dict(self.settings),
-            "plan": asdict(self.plan),
-            "findings": findings(self),
-            "missing": [asdict(cell) for cell in self.missing],
-            "rows": list(self._rows()),
-            "course": [_course_document(row) for row in self.course],
-            "frontier": [asdict(rung) for rung in self.frontier],
-            "predictors": [{**asdict(rank), "aim": rank.aim} for rank in self.ranks],
-            "rank_inversion": [asdict(found) for found in self.inversions],
-            "rules": [_rule_document(rule, self.plan) for rule in self.rules],
-            "seconds": self.seconds,
-        }
-        found: dict[str, Any] = plain(document)
-        return found
-
-    def write_json(self, path: str | Path) -> Path:
-        """Write :meth:`to_dict` as strict JSON (no NaN); missing parent directories are made."""
-        return write_strict_json(self.to_dict(), path)
-
-    def to_markdown(self) -> str:
-        """Write findings and tables as GitHub-flavoured Markdown."""
-        from entropyfloor.echelon.markdown import echelon_markdown
-
-        return echelon_markdown(self)
+        document: dict[str, Any] = plain(
+            {
+                "schema": SCHEMA,
+                "schema_version": SCHEMA_VERSION,
+                "settings": dict(self.settings),
+                "plan": asdict(self.plan),
+                "missing": [asdict(cell) for cell in self.missing],
+                "rows": list(self._rows()),
+                "course": [_ladder_document(row) for row in self.ladder],
+                "frontier": [asdict(rung) for rung in self.frontier],
+                "predictors": [{**asdict(rank), "aim": rank.aim} for rank in self.ranks],
+                "rank_inversion": [asdict(inversion) for inversion in self.inversions],
+                "rules": [_rule_document(rule, self.plan) for rule in self.rules],
+                "seconds": self.seconds,
+            }
+        )
+        return document
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for seed, measures in sorted(self.base.items()):
@@ -143,7 +128,7 @@ def compare(
 
     Args:
         cells: ``{"loss", "seed", "depth", "before", "after": {step: measures}}`` each, as
-            ``experiments.small_run.measures`` gives them; ``failed`` (why) and ``seconds`` (a
+            ``rungs.measures`` gives them; ``failed`` (why) and ``seconds`` (a
             number, or one per stage) may be there.
         base: seed -> measures of the model before SFT.
         settings: ``outcome_k`` and ``group_size``; ``tau_h``, ``floor``, ``reference``,
@@ -163,18 +148,18 @@ def compare(
         )
     rungs, missing = read_rungs(cells, plan)
     measured = {int(seed): measures for seed, measures in base.items()}
-    rows = tuple(course(rungs, measured, plan))
+    rows = ladder_rows(rungs, measured, plan)
     return EchelonComparison(
         settings=dict(settings),
         plan=plan,
         rungs=rungs,
         base=dict(sorted(measured.items())),
         missing=missing,
-        course=rows,
-        frontier=frontier(rows, plan) if len(plan.losses) > 1 else (),
-        ranks=tuple(predictor_ranks(rungs, plan)),
-        inversions=tuple(rank_inversions(rungs, plan)),
-        rules=tuple(rule_results(rungs, plan)),
+        ladder=rows,
+        frontier=frontier(rows, plan),
+        ranks=predictor_ranks(rungs, plan),
+        inversions=rank_inversions(rungs, plan),
+        rules=rule_results(rungs, plan),
     )
 
 
@@ -186,11 +171,10 @@ def _flat(
     return row | {f"pass_at_{k}": v for k, v in measures.get("pass_at_k", {}).items()}
 
 
-def _course_document(row: CourseRow) -> dict[str, Any]:
+def _ladder_document(row: LadderRow) -> dict[str, Any]:
     def spreads(found: Mapping[str, Spread]) -> dict[str, Any]:
         return {
-            name: {"mean": s.mean, "low": s.low, "high": s.high, "by_seed": dict(s.by_seed)}
-            for name, s in found.items()
+            n: {"mean": s.mean, "low": s.low, "high": s.high, **asdict(s)} for n, s in found.items()
         }
 
     return {

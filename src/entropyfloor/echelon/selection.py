@@ -11,7 +11,7 @@ order of the losses. "One at random" is the mean over the rungs: what a rule has
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from entropyfloor.echelon.rungs import Plan, Rung, value
+from entropyfloor.echelon.rungs import Plan, Rung, through_rl, value
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import CheckpointScreening
 
@@ -65,52 +65,47 @@ class RuleResult:
         return sum(bool(pick.outcomes) for pick in self.by_seed.values())
 
 
-def rule_results(rungs: Sequence[Rung], plan: Plan) -> list[RuleResult]:
+def rule_results(rungs: Sequence[Rung], plan: Plan) -> tuple[RuleResult, ...]:
     """Every rule that has what it needs, over all losses and within each."""
-    scopes: list[str | None] = [None, *plan.losses] if len(plan.losses) > 1 else [plan.losses[0]]
-    found = []
-    for scope in scopes:
-        inside = [r for r in rungs if r.outcomes and scope in (None, r.loss)]
-        inside.sort(key=lambda r: (r.depth, plan.losses.index(r.loss)))
-        seeds = {s: here for s in plan.seeds if (here := [r for r in inside if r.seed == s])}
-        for rule, choose in _rules(plan).items():
-            if not seeds or not all(_usable(rule, here, plan) for here in seeds.values()):
-                continue
-            picks = {seed: _pick(choose(here), here, plan) for seed, here in seeds.items()}
-            found.append(RuleResult(rule, scope, picks))
-        if seeds:
+    results = []
+    for scope in plan.scopes:
+        seeds = {
+            seed: sorted(here, key=lambda rung: rung.depth)
+            for seed, here in sorted(through_rl(rungs, scope).items())
+        }
+        every = [rung for here in seeds.values() for rung in here]
+        for rule, (needed, choose) in _rules(plan).items():
+            if every and all(value(rung.before, needed) is not None for rung in every):
+                picks = {seed: _pick(choose(here), here, plan) for seed, here in seeds.items()}
+                results.append(RuleResult(rule, scope, picks))
+        if every:
             by_chance = {seed: _random(here, plan) for seed, here in seeds.items()}
-            found.append(RuleResult(RANDOM, scope, by_chance))
-    return found
+            results.append(RuleResult(RANDOM, scope, by_chance))
+    return tuple(results)
 
 
 _Choice = tuple[Rung | None, str]
+_Rule = tuple[str, Callable[[Sequence[Rung]], _Choice]]
 
 
-def _rules(plan: Plan) -> dict[str, Callable[[Sequence[Rung]], _Choice]]:
-    """Rule -> a function of the rungs of a seed, shallowest first."""
-    k = plan.outcome_k
-    rules: dict[str, Callable[[Sequence[Rung]], _Choice]] = {
-        RECOMMENDED: _recommended,
-        "highest pass@1": lambda rungs: _most(rungs, "pass_at_1"),
+def _rules(plan: Plan) -> dict[str, _Rule]:
+    """Rule -> the measure it needs, and a function of the rungs of a seed, shallowest first."""
+
+    def most(measure: str, sign: float = 1.0) -> _Rule:
+        return measure, lambda rungs: _most(rungs, measure, sign)
+
+    return {
+        RECOMMENDED: ("entropy_nats", _recommended),
+        "highest pass@1": most("pass_at_1"),
+        f"highest pass@{plan.outcome_k}": most(f"pass_at_{plan.outcome_k}"),
+        "lowest degenerate fraction": most("degenerate_fraction", -1.0),
+        "highest entropy": most("entropy_nats"),
+        f"deepest above {plan.floor:g} nats": (
+            "entropy_nats",
+            lambda rungs: _deepest(rungs, plan.floor),
+        ),
+        "lowest held-out loss": most("held_out_loss", -1.0),
     }
-    if k > 1:
-        rules[f"highest pass@{k}"] = lambda rungs: _most(rungs, f"pass_at_{k}")
-    rules["lowest degenerate fraction"] = lambda rungs: _most(rungs, "degenerate_fraction", -1.0)
-    rules["highest entropy"] = lambda rungs: _most(rungs, "entropy_nats")
-    rules[f"deepest above {plan.floor:g} nats"] = lambda rungs: _deepest(rungs, plan.floor)
-    rules["lowest held-out loss"] = lambda rungs: _most(rungs, "held_out_loss", -1.0)
-    return rules
-
-
-def _usable(rule: str, rungs: Sequence[Rung], plan: Plan) -> bool:
-    needed = {
-        f"highest pass@{plan.outcome_k}": f"pass_at_{plan.outcome_k}",
-        "highest pass@1": "pass_at_1",
-        "lowest degenerate fraction": "degenerate_fraction",
-        "lowest held-out loss": "held_out_loss",
-    }.get(rule, "entropy_nats")
-    return all(value(rung.before, needed) is not None for rung in rungs)
 
 
 def _most(rungs: Sequence[Rung], measure: str, sign: float = 1.0) -> _Choice:
@@ -153,7 +148,7 @@ def _screened(rung: Rung) -> CheckpointScreening:
 
 def _pick(choice: _Choice, rungs: Sequence[Rung], plan: Plan) -> Pick:
     rung, reason = choice
-    best = {o: max(r.outcomes[o].value for r in rungs) for o in plan.outcomes}
+    best = _best(rungs, plan)
     if rung is None:
         return Pick(None, None, reason, {}, best)
     got = {name: outcome.value for name, outcome in rung.outcomes.items()}
@@ -161,9 +156,12 @@ def _pick(choice: _Choice, rungs: Sequence[Rung], plan: Plan) -> Pick:
 
 
 def _random(rungs: Sequence[Rung], plan: Plan) -> Pick:
-    best = {o: max(r.outcomes[o].value for r in rungs) for o in plan.outcomes}
     got = {o: sum(r.outcomes[o].value for r in rungs) / len(rungs) for o in plan.outcomes}
-    return Pick(None, None, f"mean of {len(rungs)}", got, best)
+    return Pick(None, None, f"mean of {len(rungs)}", got, _best(rungs, plan))
+
+
+def _best(rungs: Sequence[Rung], plan: Plan) -> dict[str, float]:
+    return {o: max(r.outcomes[o].value for r in rungs) for o in plan.outcomes}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,7 +1,7 @@
 import pytest
 
 from entropyfloor.echelon.rungs import make_plan, read_rungs
-from entropyfloor.echelon.selection_rules import rule_results
+from entropyfloor.echelon.selection import rule_results
 from made_up_echelon import SETTINGS, made_up, measures
 
 

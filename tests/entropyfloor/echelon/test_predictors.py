@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from entropyfloor.echelon.predictor_ranks import predictor_ranks, seed_interval
+from entropyfloor.echelon.predictors import predictor_ranks, seed_interval
 from entropyfloor.echelon.rungs import make_plan, read_rungs
 from made_up_echelon import SETTINGS, made_up, measures
 

@@ -25,8 +25,7 @@ from itertools import permutations, product
 import numpy as np
 from scipy import stats
 
-from entropyfloor.echelon.ladder_course import predictor_names
-from entropyfloor.echelon.rungs import Plan, Rung, value
+from entropyfloor.echelon.rungs import Plan, Rung, through_rl, value
 from entropyfloor.stats.intervals import Interval, bootstrap_interval
 from entropyfloor.stats.rank_correlation import spearman
 
@@ -73,31 +72,40 @@ class PredictorRank:
         return -self.mean if self.predictor in LESS_IS_BETTER else self.mean
 
 
-def predictor_ranks(rungs: Sequence[Rung], plan: Plan) -> list[PredictorRank]:
+def predictors(plan: Plan) -> tuple[str, ...]:
+    """What may foretell the outcome; all of it is known before RL."""
+    names = list(plan.measures)
+    names.insert(names.index("degenerate_fraction") + 1, "p_hat_over_p_star")
+    return tuple(names)
+
+
+def predictor_ranks(rungs: Sequence[Rung], plan: Plan) -> tuple[PredictorRank, ...]:
     """Every predictor against every outcome, over all losses and within each."""
-    scopes: list[str | None] = [None, *plan.losses] if len(plan.losses) > 1 else [plan.losses[0]]
-    return [
-        found
+    return tuple(
+        rank
         for outcome in plan.outcomes
-        for scope in scopes
-        for predictor in predictor_names(plan)
-        if (found := _rank(rungs, predictor, outcome, scope)) is not None
-    ]
+        for scope in plan.scopes
+        for predictor in predictors(plan)
+        if (rank := _rank(rungs, predictor, outcome, scope)) is not None
+    )
 
 
 def _rank(
     rungs: Sequence[Rung], predictor: str, outcome: str, scope: str | None
 ) -> PredictorRank | None:
-    pairs: dict[int, list[tuple[float, float]]] = {}
-    for rung in rungs:
-        measured = value(rung.before, predictor)
-        if rung.outcomes and measured is not None and scope in (None, rung.loss):
-            pairs.setdefault(rung.seed, []).append((measured, rung.outcomes[outcome].value))
-    if not pairs:
+    pairs = {
+        seed: [
+            (measured, rung.outcomes[outcome].value)
+            for rung in here
+            if (measured := value(rung.before, predictor)) is not None
+        ]
+        for seed, here in through_rl(rungs, scope).items()
+    }
+    together = [pair for here in pairs.values() for pair in here]
+    if not together:
         return None
     ordered = {seed: pairs[seed] for seed in sorted(pairs) if _varied(pairs[seed])}
-    by_seed = {seed: spearman(*zip(*found, strict=True)) for seed, found in ordered.items()}
-    together = [pair for found in pairs.values() for pair in found]
+    by_seed = {seed: spearman(*zip(*here, strict=True)) for seed, here in ordered.items()}
     p_value, method = _test(list(ordered.values())) if ordered else (None, None)
     return PredictorRank(
         predictor=predictor,

@@ -13,7 +13,7 @@ from typing import Any
 _PACKAGES = ("entropyfloor", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
-def run_facts(config: Mapping[str, Any], *, seed: int, seconds: float) -> dict[str, Any]:
+def provenance(config: Mapping[str, Any], *, seed: int, seconds: float) -> dict[str, Any]:
     """Versions, commit, hardware, seed, resolved configuration and time, as plain data."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {

@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from entropyfloor.echelon.comparison import compare
+from entropyfloor.echelon.compare import compare
 from made_up_echelon import SETTINGS
 
 
