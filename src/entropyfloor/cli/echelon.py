@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
         progress=not arguments.no_progress,
     )
     if result.comparison is not None:
-        from entropyfloor.echelon.terminal import echelon_terminal
+        from entropyfloor.echelon.table import echelon_terminal
 
-        for part in echelon_terminal(result.comparison):
+        for part in echelon_terminal(result.comparison, console.width):
             console.print(part)
         say(f"written: {', '.join(str(result.folder / name) for name in RESULTS)}")
     for failure in result.failures:

@@ -1,171 +1,150 @@
-"""The answer of an echelon in plain words, made from its numbers and from nothing else."""
-
-from collections.abc import Iterable, Iterator, Mapping
+"""The answer of an echelon: at most six sentences, made from its numbers and from nothing else."""
 
 from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import LadderRow
-from entropyfloor.echelon.measure_names import count, outcome_words, title
+from entropyfloor.echelon.ladder import Spread, frontier_measures
+from entropyfloor.echelon.names import count, outcome_words, title
 from entropyfloor.echelon.rank_inversion import RankInversion
 from entropyfloor.echelon.rungs import epochs
-from entropyfloor.echelon.selection import RECOMMENDED, RuleResult
+from entropyfloor.echelon.selection import RANDOM, RECOMMENDED
 
 
 def answer(comparison: EchelonComparison) -> list[str]:
-    """What the echelon says about choosing a checkpoint by pass@1, in plain words."""
+    """Rank inversion, what depth does, who holds the floor, what choosing costs, the frontier."""
+    sentences = (
+        _rank_inversion(comparison),
+        _along_depth(comparison),
+        _above_tau_h(comparison),
+        _regret(comparison),
+        _frontier(comparison),
+        _missing(comparison),
+    )
+    return [words for words in sentences if words]
+
+
+def _rank_inversion(comparison: EchelonComparison) -> str:
     plan = comparison.plan
-    main = comparison.inversion(plan.outcome, plan.reference)
-    scope = plan.reference
-    if main is None and len(plan.losses) > 1:
-        main, scope = comparison.inversion(plan.outcome, None), "all losses"
-    if main is not None:
-        words = [_verdict(main, scope), _counted(main, comparison), _course(comparison)]
-        return [*(w for w in words if w), *_rules_in_short(comparison)]
-    if plan.grpo_steps:
-        first = "No seed has two rungs through RL yet, so their outcomes cannot be compared."
-    else:
-        first = "No RL was run, so what is said here is about SFT alone."
-    return [first, *_course_of_sft(comparison), *_above_tau(comparison)]
+    if not plan.grpo_steps:
+        return "No RL was run, so what is said here is about SFT alone."
+    for scope in (plan.reference, plan.scopes[0]):
+        if (inversion := comparison.inversion(plan.outcome, scope)) is not None:
+            return _verdict(inversion, scope or "all losses")
+    return "No seed has two rungs through RL yet, so their outcomes cannot be compared."
 
 
-def missing_words(comparison: EchelonComparison) -> str:
-    """How much is missing; empty if nothing is."""
-    number, plan = len(comparison.missing), comparison.plan
-    if not number:
-        return ""
-    cells = len(plan.losses) * len(plan.depths) * len(plan.seeds)
-    what = "outcome after RL" if plan.grpo_steps else "screening"
-    verb, are = ("has", "is") if number == 1 else ("have", "are")
-    who = f"{number} of {count(cells, 'cell')}" if plan.complete else count(number, "cell")
-    return f"{who} {verb} no {what} and {are} left out of every comparison of outcomes."
-
-
-def _verdict(found: RankInversion, scope: str) -> str:
-    inverted, seeds = len(found.inverted), len(found.by_seed)
-    in_all = "" if seeds == 1 else f", in all {seeds} seeds"
-    start = f"With {scope}, the checkpoints that look better before RL"
+def _verdict(inversion: RankInversion, scope: str) -> str:
+    inverted, seeds = len(inversion.inverted), len(inversion.by_seed)
+    where = "" if seeds == 1 else f" in all {seeds} seeds"
     if inverted == seeds:
-        clear = any(order.clear for order in found.by_seed.values())
-        noise = "" if clear else ", though in no pair of them beyond the noise of the prompts"
-        return f"{start} mostly end worse after it{in_all}: rank inversion{noise}."
-    if inverted:
-        return (
-            f"{start} mostly end worse after it in {inverted} of {seeds} seeds, and not in the "
-            "others: rank inversion in a part of the seeds."
-        )
-    if all(order.kept == order.turned for order in found.by_seed.values()):
-        return f"{start} end neither better nor worse after it{in_all}: no rank inversion."
-    return f"{start} do not mostly end worse after it{in_all}: no rank inversion."
-
-
-def _counted(found: RankInversion, comparison: EchelonComparison) -> str:
-    orders, plan = list(found.by_seed.values()), comparison.plan
-    kept, turned = sum(o.kept for o in orders), sum(o.turned for o in orders)
-    clear = sum(o.clear for o in orders)
-    within = (
-        f", and in {clear or 'none'} of these by more than other prompts could explain"
-        if turned
-        else ""
-    )
+        found = f"mostly end worse after it{where}: rank inversion"
+    elif inverted:
+        found = f"mostly end worse after it in {inverted} of {seeds} seeds: rank inversion in part"
+    elif 2 * inversion.turned == inversion.pairs:
+        found = "end neither better nor worse after it: no rank inversion"
+    else:
+        found = "do not mostly end worse after it: no rank inversion"
+    clear = f", {inversion.clear or 'none'} by more than other prompts could explain"
     return (
-        "Better before RL is a higher pass@1: a single answer is right more often. Better after it "
-        f"is a higher {outcome_words(plan.outcome)}. Of {count(kept + turned, 'pair')} of "
-        f"checkpoints, the one that is ahead before RL is behind after it in {turned}{within}."
+        f"With {scope}, checkpoints that are ahead in pass@1 before RL {found} by "
+        f"{title(inversion.outcome)} (of {count(inversion.pairs, 'pair')} {inversion.turned} "
+        f"turned around{clear if inversion.turned else ''})."
     )
 
 
-def _course(comparison: EchelonComparison) -> str:
+def _along_depth(comparison: EchelonComparison) -> str:
+    """From the shallowest to the deepest rung of the reference."""
     plan = comparison.plan
-    rows = [r for r in comparison.ladder if r.loss == plan.reference and r.outcomes]
-    if len(rows) < 2 or any("pass_at_1" not in row.before for row in rows):
+    rows = [row for row in comparison.ladder if row.loss == plan.reference]
+    through = [row for row in rows if row.outcomes]
+    measures = dict.fromkeys(("pass_at_1", f"pass_at_{plan.outcome_k}", "entropy_nats"))
+    if len(through) > 1:
+        rows = through
+        before, after = rows[0].before.get("pass_at_1"), rows[-1].before.get("pass_at_1")
+        ends = (rows[0].outcomes[plan.outcome], rows[-1].outcomes[plan.outcome])
+        shown = [("pass@1 before RL", before, after), (outcome_words(plan.outcome), *ends)]
+    elif len(rows) > 1:
+        shown = [(title(m), rows[0].before.get(m), rows[-1].before.get(m)) for m in measures]
+    else:
         return ""
-    first, last = rows[0], rows[-1]
-    seeds = sorted(set(first.outcomes[plan.outcome].by_seed) & seeds_of(last, plan.outcome))
-    if not seeds:
-        return ""
-    many = f", means of {len(seeds)} seeds" if len(seeds) > 1 else ", one seed"
-    before = [mean_of(row.before["pass_at_1"].by_seed, seeds) for row in (first, last)]
-    after = [mean_of(row.outcomes[plan.outcome].by_seed, seeds) for row in (first, last)]
-    joint = "while" if (before[1] > before[0]) != (after[1] > after[0]) else "and"
-    return (
-        f"From {epochs(first.depth)} of SFT to {last.depth:g}, pass@1 before RL "
-        f"{_moved(*before)} {joint} {outcome_words(plan.outcome)} {_moved(*after)}{many}."
-    )
+    moves = [
+        f"{name} {_moved(first, last)}"
+        for name, first, last in shown
+        if first and last and first.by_seed.keys() & last.by_seed.keys()
+    ]
+    depths = f"from {epochs(rows[0].depth)} of SFT to {rows[-1].depth:g}"
+    seeds = "one seed" if len(plan.seeds) == 1 else f"means of {len(plan.seeds)} seeds"
+    return f"With {plan.reference}, {depths}: {', '.join(moves)} ({seeds})." if moves else ""
 
 
-def _course_of_sft(comparison: EchelonComparison) -> Iterator[str]:
-    rows = [r for r in comparison.ladder if r.loss == comparison.plan.reference]
-    if len(rows) < 2:
-        return
-    first, last = rows[0].before, rows[-1].before
-    said = []
-    for name in ("pass_at_1", f"pass_at_{comparison.plan.outcome_k}", "entropy_nats"):
-        seeds = set(first[name].by_seed) & set(last[name].by_seed) if name in first else set()
-        if seeds and name in last:
-            ends = [mean_of(course[name].by_seed, seeds) for course in (first, last)]
-            said.append(f"{title(name)} {_moved(*ends)}")
-    if said:
-        yield (
-            f"With {comparison.plan.reference}, from {epochs(rows[0].depth)} of SFT to "
-            f"{rows[-1].depth:g}: {', '.join(dict.fromkeys(said))}."
-        )
+def _moved(first: Spread, last: Spread) -> str:
+    """In the mean of the seeds that both have: means of other seeds do not compare."""
+    seeds = sorted(first.by_seed.keys() & last.by_seed.keys())
+    start, end = (sum(side.by_seed[s] for s in seeds) / len(seeds) for side in (first, last))
+    if f"{start:.3f}" == f"{end:.3f}":
+        return f"stayed at {end:.3f}"
+    return f"{'rose' if end > start else 'fell'} from {start:.3f} to {end:.3f}"
 
 
-def _above_tau(comparison: EchelonComparison) -> Iterator[str]:
-    """Which losses keep the deepest rung above tau_H, by seed."""
+def _above_tau_h(comparison: EchelonComparison) -> str:
+    """Which losses keep the deepest rung above tau_H."""
     plan = comparison.plan
     kinds: dict[str, list[str]] = {"in every seed": [], "in some seeds": [], "in none": []}
     for loss in plan.losses:
         row = comparison.row(loss, plan.depths[-1])
-        if row is None or "entropy_nats" not in row.before:
-            continue
-        entropies = row.before["entropy_nats"].by_seed.values()
-        above = sum(entropy >= plan.tau_h for entropy in entropies)
-        kind = list(kinds)[0 if above == len(entropies) else 2 if not above else 1]
-        kinds[kind].append(loss)
-    said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
-    if said and len(plan.losses) > 1:
-        where = f"at {epochs(plan.depths[-1])} with at least tau_H = {plan.tau_h:g} nats"
-        yield f"Checkpoints {where}, {said}."
+        if row is not None and "entropy_nats" in row.before:
+            entropies = row.before["entropy_nats"].by_seed.values()
+            above = sum(entropy >= plan.tau_h for entropy in entropies)
+            kind = list(kinds)[0 if above == len(entropies) else 1 if above else 2]
+            kinds[kind].append(loss)
+    held = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    where = f"at {epochs(plan.depths[-1])} with at least tau_H = {plan.tau_h:g} nats"
+    return f"Checkpoints {where}, {held}." if held and len(plan.losses) > 1 else ""
 
 
-def _rules_in_short(comparison: EchelonComparison) -> Iterator[str]:
+def _regret(comparison: EchelonComparison) -> str:
     plan = comparison.plan
-    rules = {r.rule: r for r in comparison.rules_of(comparison.plan.scopes[0])}
-    highest = rules.get("highest pass@1")
-    if highest is None or (lost := highest.regret(plan.outcome)) is None:
-        return
-    words = (
-        f"Starting RL from the checkpoint with the highest pass@1 cost {lost:.3f} of "
-        f"{outcome_words(plan.outcome)} against the best checkpoint there was"
+    rules = {rule.rule: rule for rule in comparison.rules_of(plan.scopes[0])}
+    costs = []
+    for name in ("highest pass@1", RECOMMENDED, RANDOM):
+        if (rule := rules.get(name)) is not None:
+            regret, seeds = rule.regret(plan.outcome), len(rule.by_seed)
+            cost = "advises against all" if regret is None else f"{regret:.3f}"
+            chose = "" if rule.chosen() in (0, seeds) else f" ({rule.chosen()} of {seeds} seeds)"
+            costs.append(f"{name} {cost}{chose}")
+    against = f"What a choice of the checkpoint costs in {outcome_words(plan.outcome)}"
+    return f"{against}, against the best there was: {', '.join(costs)}." if costs else ""
+
+
+def frontier_words(comparison: EchelonComparison) -> str:
+    """``at least its entropy, pass@1 and pass@8 and at most its degenerate fraction``."""
+    measures = frontier_measures(comparison.ladder, comparison.plan)
+    more = [title(name) for name, sign in measures.items() if sign > 0]
+    less = [title(name) for name, sign in measures.items() if sign < 0]
+    words = " and ".join([", ".join(more[:-1]), more[-1]] if len(more) > 1 else more)
+    return f"at least its {words}" + "".join(f" and at most its {name}" for name in less)
+
+
+def _frontier(comparison: EchelonComparison) -> str:
+    """Which rungs nothing beats, and which losses are beaten at every depth."""
+    there: dict[str, list[str]] = {rung.loss: [] for rung in comparison.frontier}
+    for rung in comparison.frontier:
+        if not rung.beaten_by:
+            there[rung.loss].append(f"{rung.depth:g}")
+    if not there:
+        return ""
+    listed = "; ".join(f"{loss} at {', '.join(at)}" for loss, at in there.items() if at)
+    beaten = [loss for loss, at in there.items() if not at]
+    return (
+        f"Before RL nothing beats {sum(map(len, there.values()))} of "
+        f"{count(len(comparison.frontier), 'rung')}, with {frontier_words(comparison)}: {listed} "
+        f"(epochs){'; beaten at every depth: ' + ', '.join(beaten) if beaten else ''}."
     )
-    ours = rules.get(RECOMMENDED)
-    if ours is not None:
-        regret = ours.regret(plan.outcome)
-        if regret is None:
-            words += "; our recommendation was to start from none"
-        else:
-            chose = "" if ours.chosen() == len(ours.by_seed) else f" ({chose_words(ours)})"
-            words += f"; our recommendation cost {regret:.3f}{chose}"
-    yield f"{words}."
 
 
-def chose_words(rule: RuleResult) -> str:
-    """In how many seeds a rule chose."""
-    return f"it chose in {rule.chosen()} of {count(len(rule.by_seed), 'seed')}"
-
-
-def _moved(first: float, last: float) -> str:
-    if f"{first:.3f}" == f"{last:.3f}":
-        return f"stayed at {last:.3f}"
-    return f"{'rose' if last > first else 'fell'} from {first:.3f} to {last:.3f}"
-
-
-def seeds_of(row: LadderRow, outcome: str) -> set[int]:
-    """Seeds in which a rung has that outcome."""
-    return set(row.outcomes[outcome].by_seed)
-
-
-def mean_of(by_seed: Mapping[int, float], seeds: Iterable[int]) -> float:
-    """Mean over some of the seeds."""
-    values = [by_seed[seed] for seed in seeds]
-    return sum(values) / len(values)
+def _missing(comparison: EchelonComparison) -> str:
+    plan, number = comparison.plan, len(comparison.missing)
+    if not number:
+        return ""
+    cells = len(plan.losses) * len(plan.depths) * len(plan.seeds)
+    who = f"{number} of {count(cells, 'cell')}" if plan.complete else count(number, "cell")
+    what = "outcome after RL" if plan.grpo_steps else "screening"
+    return f"{who} without {what}: left out of every comparison of outcomes."

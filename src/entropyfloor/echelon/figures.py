@@ -1,265 +1,292 @@
-"""The figures of the echelon's HTML page: ladders, one loss by itself, predictors, regret."""
+"""The figures of an echelon, each drawn once: for the page, and the ladders together as a file."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
-from entropyfloor.echelon.axes import (
-    Panel,
-    all_spreads,
-    base_spread,
-    ladder,
-    logarithmic,
-    rounded_range,
-)
 from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import Spread
-from entropyfloor.echelon.measure_names import outcome_words, seed_words, title
+from entropyfloor.echelon.ladder import BASE, LadderRow, Spread, frontier_measures
+from entropyfloor.echelon.names import outcome_words, seed_words, title
 from entropyfloor.echelon.rungs import rung_name, value
-from entropyfloor.render.figure_parts import WIDTH, apart, bar, marker
-from entropyfloor.render.svg import (
-    Scale,
-    element,
-    entropy_scale,
-    figure,
-    group,
-    label,
-    line,
-    short_number,
-)
+from entropyfloor.render.figure import Chart, entropy_axis, name_rows, series
+from entropyfloor.render.palette import LIGHT
 
-COLOURS = 8
-_SHAPES = (0, 1, 2, 3, 4, 5, 1, 3)  # of ``marker``; the last two hollow
-LEFT, RIGHT, TOP, BOTTOM = 40, WIDTH - 14, 12, 236
-_HEIGHT = BOTTOM + 44
+_SIZE = (370, 280)
+_BASE: dict[str, Any] = {"color": LIGHT["soft"], "linewidth": 1.5}
+_TAU_H: dict[str, Any] = {"color": LIGHT["bad"], "linewidth": 1.5, "linestyle": (0, (5, 4))}
+_MARKS = {"linestyle": "none", "clip_on": False}
+Legend = list[tuple[dict[str, Any], str]]
 
 
-class DepthAxis:
-    """Where depths stand; the base has a place of its own at the left, where there is room."""
+@dataclass(frozen=True)
+class Panel:
+    """A measure before RL or, with ``after``, an outcome or a measure at the last step of RL."""
 
-    def __init__(self, comparison: EchelonComparison, *, room_for_base: bool) -> None:
-        depths, self.base = comparison.plan.depths, LEFT + 14.0
-        self.log = logarithmic(depths)
-        start = LEFT + (62.0 if room_for_base else 22.0)
-        one = len(depths) == 1
-        self._scale = Scale(
-            depths[0] / 2 if one else depths[0],
-            2 * depths[0] if one else depths[-1],
-            start,
-            RIGHT - 12,
-            log=self.log,
+    measure: str
+    after: str | None
+    heading: str
+
+    def spread(self, row: LadderRow) -> Spread | None:
+        """What the panel shows of a rung."""
+        if self.after is None:
+            return row.before.get(self.measure)
+        return row.outcomes.get(self.after, row.after.get(self.after))
+
+
+def panels(comparison: EchelonComparison) -> list[Panel]:
+    """Entropy, pass@1, pass@k, degenerate groups before RL, each with its counterpart after RL."""
+    made = []
+    for measure in comparison.plan.measures:
+        if measure not in ("unique_fraction", "held_out_loss"):  # these are in the tables
+            name = "entropy (nats)" if measure == "entropy_nats" else title(measure)
+            made.append(Panel(measure, None, f"{name} before RL"))
+            if measure.startswith("pass_at_"):
+                made.append(Panel(measure, f"peak_{measure}", f"peak {name} after RL"))
+            else:
+                made.append(Panel(measure, measure, f"{name} after the last step of RL"))
+    return [panel for panel in made if any(map(panel.spread, comparison.ladder))]
+
+
+def legend(comparison: EchelonComparison) -> Legend:
+    """What the marks of the losses mean, and the two lines."""
+    entries: Legend = [(series(i), loss) for i, loss in enumerate(comparison.plan.losses)]
+    if comparison.base:
+        entries.append((_BASE, "base model"))
+    return [*entries, (_TAU_H, f"tau_H = {comparison.plan.tau_h:g} nats")]
+
+
+def ladder_charts(comparison: EchelonComparison) -> list[Chart]:
+    """A chart per panel."""
+    charts = []
+    for panel in panels(comparison):
+        rows = [(r.loss, r.depth, s) for r in comparison.ladder if (s := panel.spread(r))]
+        said = "; ".join(f"{rung_name(loss, depth)}: {_words(s)}" for loss, depth, s in rows)
+        chart = Chart(*_SIZE, _capital(panel.heading), said)
+        _draw_panel(chart, chart.axes(below=_caption(comparison)), panel, comparison)
+        charts.append(chart)
+    return charts
+
+
+def ladder_picture(comparison: EchelonComparison) -> Chart:
+    """Every panel in one picture, those before RL above those after it."""
+    shown = panels(comparison)
+    rows = [[p for p in shown if (p.after is None) == before] for before in (True, False)]
+    titles = [[panel.heading for panel in row] for row in rows if row]
+    entries = [(Line2D([], [], **style), words) for style, words in legend(comparison)]
+    height = 250 * len(titles) + 30 * math.ceil(len(entries) / 5)
+    chart = Chart(330 * len(titles[0]), height, "Measures against depth of SFT")
+    grid = chart.grid(titles, below=_caption(comparison))
+    for row, columns in zip(rows, grid, strict=False):
+        for panel, axes in zip(row, columns, strict=True):
+            _draw_panel(chart, axes, panel, comparison)
+    chart.legend(entries, columns=min(5, len(entries)))
+    return chart
+
+
+def loss_charts(comparison: EchelonComparison) -> list[Chart]:
+    """One loss each: pass@1 and pass@k before RL, pass@k after it, a mark per seed."""
+    charts = []
+    for loss in comparison.plan.losses:
+        chart = Chart(*_SIZE, loss)
+        axes = chart.axes(below=_caption(comparison))
+        for panel, style in _loss_curves(comparison):
+            rungs = _ladder(comparison, panel, loss)
+            _curve(axes, [(depth, spread.mean) for depth, spread in rungs], style)
+            for depth, spread in rungs:
+                words = f"{panel.heading}, {rung_name(loss, depth)}: {_words(spread)}"
+                seeds = list(spread.by_seed.values())
+                (marks,) = axes.plot([depth] * len(seeds), seeds, **style | _MARKS)
+                chart.tip(marks, words)
+        _depth_axis(axes, comparison.plan.depths)
+        axes.set_ylim(0.0, 1.0)
+        charts.append(chart)
+    return charts
+
+
+def loss_legend(comparison: EchelonComparison) -> Legend:
+    """What the marks of :func:`loss_charts` mean."""
+    return [(style, panel.heading) for panel, style in _loss_curves(comparison)]
+
+
+def frontier_charts(comparison: EchelonComparison) -> list[Chart]:
+    """Each measure against entropy before RL, joined along depth; none without a frontier."""
+    on = {(rung.loss, rung.depth) for rung in comparison.frontier if not rung.beaten_by}
+    rows = [row for row in comparison.ladder if row.loss != BASE]
+    measures = frontier_measures(rows, comparison.plan) if comparison.frontier else {}
+    charts = []
+    for measure in [name for name in measures if name != "entropy_nats"]:
+        points = []
+        for row in rows:
+            x, y = row.before["entropy_nats"].mean, row.before[measure].mean
+            where = ", on the frontier" if (row.loss, row.depth) in on else ""
+            rung = rung_name(row.loss, row.depth)
+            words = f"{rung}: entropy {x:.3f}, {title(measure)} {y:.3f}{where}"
+            points.append((row.loss, x, y, words))
+        heading = f"{_capital(title(measure))}, by entropy"
+        charts.append(_scatter(comparison, heading, "entropy_nats", points, joined=True))
+    return charts
+
+
+def predictor_charts(comparison: EchelonComparison) -> list[Chart]:
+    """Each rung's outcome against a measure before RL; none where nothing went through RL."""
+    outcome, charts = comparison.plan.outcome, []
+    for predictor in ("pass_at_1", "entropy_nats", "degenerate_fraction"):
+        points = []
+        for rung in comparison.rungs:
+            x = value(rung.before, predictor)
+            if rung.outcomes and x is not None:
+                y = rung.outcomes[outcome].value
+                words = f"{title(predictor)} {x:.3f}, {outcome_words(outcome)} {y:.3f}"
+                points.append((rung.loss, x, y, f"{rung.name}, seed {rung.seed}: {words}"))
+        heading = f"{_capital(outcome_words(outcome))}, by {title(predictor)} before RL"
+        if points:
+            charts.append(_scatter(comparison, heading, predictor, points, joined=False))
+    return charts
+
+
+def regret_charts(comparison: EchelonComparison) -> list[Chart]:
+    """Mean regret of every rule, a ring per seed, among all losses and within the reference."""
+    outcome, charts = comparison.plan.outcome, []
+    for scope in comparison.shown_scopes:
+        rules = [(r.regret(outcome), r) for r in comparison.rules_of(scope)]
+        known = sorted(
+            ((regret, r) for regret, r in rules if regret is not None), key=lambda pair: pair[0]
         )
-        self.depths = depths
-        self.caption = "epochs of SFT" + (" (logarithmic)" if self.log else "")
+        if not known:
+            continue
+        heading = "Among all losses" if scope is None else f"Among checkpoints of {scope}"
+        said = "; ".join(f"{rule.rule} {regret:.3f}" for regret, rule in known)
+        chart = Chart(_SIZE[0], 32 * len(known) + 60, heading, said)
+        axes = chart.axes(below="regret (less is better)", grid="x")
+        for place, (regret, rule) in enumerate(known):
+            seeds = [r for p in rule.by_seed.values() if (r := p.regret(outcome)) is not None]
+            (bar,) = axes.barh(place, regret, height=0.45, color=LIGHT["fill"])
+            chose = f"{rule.rule}: {regret:.3f} in {len(seeds)} of {len(rule.by_seed)} seeds"
+            chart.tip(bar, f"{chose} {seed_words(seeds)}")
+            axes.plot(seeds, [place] * len(seeds), **series(5) | _MARKS)
+        name_rows(axes, [rule.rule for _, rule in known], letters=26)
+        axes.set_xlim(left=0.0)
+        charts.append(chart)
+    return charts
 
-    def __call__(self, depth: float) -> float:
-        """Pixel of a depth."""
-        return self._scale(depth)
 
-    def drawn(self) -> list[Markup]:
-        """Ticks and caption."""
-        shown = apart(self.depths, self._scale)
-        parts = [label(self(d), BOTTOM + 17, f"{d:g}", anchor="middle") for d in shown]
-        return [*parts, label(WIDTH / 2, BOTTOM + 36, self.caption, anchor="middle")]
-
-
-def ladder_figure(comparison: EchelonComparison, panel: Panel) -> Markup:
-    """One measure against depth: a curve through the means of each loss, whiskers over seeds."""
-    x = DepthAxis(comparison, room_for_base=bool(comparison.base))
-    y = _share_scale(comparison, panel.measure)
-    parts = [*grid(y), *x.drawn()]
-    said = []
+def _draw_panel(chart: Chart, axes: Axes, panel: Panel, comparison: EchelonComparison) -> None:
+    """Curves through the means of each loss, whiskers from the lowest seed to the highest."""
+    plan = comparison.plan
+    base = comparison.row(BASE, 0.0)
+    if base is not None and (spread := panel.spread(base)) is not None:
+        chart.tip(axes.axhline(spread.mean, **_BASE), f"base: {_words(spread)}")
     if panel.measure == "entropy_nats":
-        tau_h = comparison.plan.tau_h
-        if y.low <= tau_h <= y.high:
-            words = f"tau_H = {tau_h:g} nats"
-            parts.append(group([line(LEFT, y(tau_h), RIGHT, y(tau_h), "threshold")], words))
-    if (base := base_spread(comparison, panel)) is not None:
-        words = f"base: {_words(base)}"
-        said.append(words)
-        parts.append(group([_cross(x.base, y(base.mean))], words))
-        parts.append(label(x.base, BOTTOM + 17, "base", anchor="middle"))
-    count = len(comparison.plan.losses)
-    for place, loss in enumerate(comparison.plan.losses):
-        found = ladder(comparison, loss, panel)
-        shift = 2.6 * (place - (count - 1) / 2)  # beside each other, not over each other
-        points = [(x(depth) + shift, y(spread.mean)) for depth, spread in found]
-        drawn = [curve(points, f"curve {colour(place)}")]
-        for (depth, spread), (px, py) in zip(found, points, strict=True):
-            words = f"{rung_name(loss, depth)}: {_words(spread)}"
-            said.append(words)
-            whisker = line(px, y(spread.low), px, y(spread.high), f"bar {colour(place)}")
-            drawn.append(group([whisker, loss_marker(px, py, place)], words))
-        parts.append(group(drawn))
-    return figure(parts, WIDTH, _HEIGHT, f"{panel.heading} against depth. {'; '.join(said)}")
+        chart.tip(axes.axhline(plan.tau_h, **_TAU_H), f"tau_H = {plan.tau_h:g} nats")
+    log = _depth_axis(axes, plan.depths)
+    width = (plan.depths[-1] - plan.depths[0]) or 1.0
+    for place, loss in enumerate(plan.losses):
+        # A little sideways, so that whiskers of several losses can all be seen.
+        aside = 0.012 * (place - (len(plan.losses) - 1) / 2)
+        rungs = _ladder(comparison, panel, loss)
+        xs = [d * (1 + 2 * aside) if log else d + aside * width for d, _ in rungs]
+        _curve(axes, [(x, s.mean) for x, (_, s) in zip(xs, rungs, strict=True)], series(place))
+        for x, (depth, spread) in zip(xs, rungs, strict=True):
+            axes.vlines(x, spread.low, spread.high, color=series(place)["color"], linewidth=1.2)
+            (mark,) = axes.plot([x], [spread.mean], **series(place) | _MARKS)
+            chart.tip(mark, f"{rung_name(loss, depth)}: {_words(spread)}")
+    pair = [p for p in panels(comparison) if p.measure == panel.measure]  # they share their scale
+    spreads = [s for p in pair for row in comparison.ladder if (s := p.spread(row)) is not None]
+    _scale(axes, "y", panel.measure, [e for s in spreads for e in (s.low, s.high)], plan.tau_h)
 
 
-def loss_figure(comparison: EchelonComparison, loss: str) -> Markup:
-    """One loss: pass@1 and pass@k before RL, pass@k after it, a dot per seed."""
+def _scatter(
+    comparison: EchelonComparison,
+    heading: str,
+    measure: str,
+    points: Sequence[tuple[str, float, float, str]],
+    *,
+    joined: bool,
+) -> Chart:
+    """Points (loss, x, y, words) against a measure before RL."""
     plan = comparison.plan
-    x, y = DepthAxis(comparison, room_for_base=False), Scale(0.0, 1.0, BOTTOM, TOP)
-    parts = [*grid(y), *x.drawn()]
-    before = [f"pass_at_{plan.outcome_k}"] if plan.outcome_k > 1 else []
+    chart = Chart(*_SIZE, heading, "; ".join(words for *_, words in points))
+    unit = " (nats)" if measure == "entropy_nats" else ""
+    axes = chart.axes(below=f"{title(measure)} before RL{unit}")
+    if unit:
+        chart.tip(axes.axvline(plan.tau_h, **_TAU_H), f"tau_H = {plan.tau_h:g} nats")
+    for place, loss in enumerate(plan.losses if joined else ()):
+        _curve(axes, [(x, y) for name, x, y, _ in points if name == loss], series(place))
+    for loss, x, y, words in points:
+        (mark,) = axes.plot([x], [y], **series(plan.losses.index(loss)) | _MARKS)
+        chart.tip(mark, words)
+    _scale(axes, "x", measure, [x for _, x, _, _ in points], plan.tau_h)
+    _scale(axes, "y", "", [y for _, _, y, _ in points], plan.tau_h)
+    return chart
+
+
+def _loss_curves(comparison: EchelonComparison) -> list[tuple[Panel, dict[str, Any]]]:
+    plan = comparison.plan
+    before = dict.fromkeys(("pass_at_1", f"pass_at_{plan.outcome_k}"))
     curves = [
-        (Panel("pass_at_1", None, "pass@1 before RL"), "s1 dashed", 2),
-        *((Panel(m, None, f"{title(m)} before RL"), "s0 dashed", 1) for m in before),
-        (Panel("", plan.outcome, outcome_words(plan.outcome)), "s0", 0),
+        (Panel(measure, None, f"{title(measure)} before RL"), series(place) | {"linestyle": "--"})
+        for place, measure in enumerate(before, 1)
     ]
-    said = []
-    for panel, style, shape in curves:
-        found = ladder(comparison, loss, panel)
-        points = [(x(depth), y(spread.mean)) for depth, spread in found]
-        drawn = [curve(points, f"curve {style}")]
-        for depth, spread in found:
-            words = f"{panel.heading}, {rung_name(loss, depth)}: {_words(spread)}"
-            said.append(words)
-            dots = [
-                marker(x(depth), y(v), shape, style.split()[0]) for v in spread.by_seed.values()
-            ]
-            drawn.append(group(dots, words))
-        parts.append(group(drawn))
-    return figure(parts, WIDTH, _HEIGHT, f"{loss}. {'; '.join(said)}")
+    if any(row.outcomes for row in comparison.ladder):
+        curves.append((Panel("", plan.outcome, outcome_words(plan.outcome)), series(0)))
+    return curves
 
 
-def predictor_figure(comparison: EchelonComparison, predictor: str) -> Markup | None:
-    """Each rung's outcome against one measure before RL; None where it was not measured."""
-    plan = comparison.plan
-    rungs = [
-        (r, found)
-        for r in comparison.rungs
-        if r.outcomes and (found := value(r.before, predictor)) is not None
-    ]
-    if not rungs:
-        return None
-    values = [found for _, found in rungs]
-    outcomes = [r.outcomes[plan.outcome].value for r, _ in rungs]
-    if predictor == "entropy_nats":
-        x = entropy_scale(values, LEFT + 6, RIGHT)
-    else:
-        x = Scale(*rounded_range(values), LEFT + 6, RIGHT)
-    y = Scale(*rounded_range(outcomes), BOTTOM, TOP)
-    ticks = apart(x.ticks(), x)
-    parts = grid(y)
-    parts += [label(x(t), BOTTOM + 17, short_number(t), anchor="middle") for t in ticks]
-    caption = f"{title(predictor)} before RL{' (nats)' if predictor == 'entropy_nats' else ''}"
-    parts.append(label(WIDTH / 2, BOTTOM + 36, caption, anchor="middle"))
-    for rung, found in rungs:
-        place, got = plan.losses.index(rung.loss), rung.outcomes[plan.outcome].value
-        words = (
-            f"{rung.name}, seed {rung.seed}: {title(predictor)} {found:.3f}, "
-            f"{outcome_words(plan.outcome)} {got:.3f}"
-        )
-        parts.append(group([loss_marker(x(found), y(got), place)], words))
-    said = f"{outcome_words(plan.outcome)} against {caption}, {len(rungs)} rungs"
-    return figure(parts, WIDTH, _HEIGHT, said)
+def _ladder(comparison: EchelonComparison, panel: Panel, loss: str) -> list[tuple[float, Spread]]:
+    """``(depth, spread)`` of one loss, shallowest first."""
+    rows = [row for row in comparison.ladder if row.loss == loss]
+    return [(row.depth, spread) for row in rows if (spread := panel.spread(row)) is not None]
 
 
-def regret_figure(comparison: EchelonComparison, scope: str | None) -> Markup | None:
-    """Mean regret of every rule, a dot per seed; None without outcomes."""
-    plan = comparison.plan
-    rules = [
-        (r, regret)
-        for r in comparison.rules_of(scope)
-        if (regret := r.regret(plan.outcome)) is not None
-    ]
-    if not rules:
-        return None
-    rules.sort(key=lambda pair: pair[1])
-    known = [pick.regret(plan.outcome) or 0.0 for r, _ in rules for pick in r.by_seed.values()]
-    row, left, top = 38, 8, 8
-    bottom = top + row * len(rules)
-    x = Scale(0.0, max([*known, 0.01]) * 1.08, left, RIGHT)
-    parts = [line(x(t), top, x(t), bottom, "grid") for t in x.ticks()]
-    parts += [
-        label(x(t), bottom + 17, short_number(t), anchor="middle") for t in apart(x.ticks(), x, 34)
-    ]
-    parts.append(label(WIDTH / 2, bottom + 36, "regret (less is better)", anchor="middle"))
-    said = []
-    for index, (rule, regret) in enumerate(rules):
-        y = top + row * index
-        seeds = [
-            r for pick in rule.by_seed.values() if (r := pick.regret(plan.outcome)) is not None
-        ]
-        none = len(rule.by_seed) - len(seeds)
-        words = f"{rule.rule}: {regret:.3f}" + (f", none in {none} seeds" if none else "")
-        said.append(words)
-        parts.append(
-            group(
-                [
-                    label(left, y + 14, words, class_="tick name"),
-                    bar(left, y + 20, x(regret) - left, 11, "fill"),
-                    *(marker(x(r), y + 25.5, 5, "s5") for r in seeds),
-                ],
-                f"{words} ({seed_words(seeds)})",
-            )
-        )
-    return figure(parts, WIDTH, bottom + 44, f"regret by rule: {'; '.join(said)}")
+def _curve(axes: Axes, points: Sequence[tuple[float, float]], style: dict[str, Any]) -> None:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    axes.plot(xs, ys, color=style["color"], linestyle=style.get("linestyle", "-"), linewidth=1.8)
 
 
-def key_mark(place: int) -> Markup:
-    """The mark of a loss for a legend in the page's text."""
-    parts = [line(0, 8, 16, 8, f"curve {colour(place)}"), loss_marker(8, 8, place)]
-    return _key(parts)
-
-
-def curve_mark(style: str, shape: int) -> Markup:
-    """The mark of one curve of :func:`loss_figure`."""
-    return _key([line(0, 8, 16, 8, f"curve {style}"), marker(8, 8, shape, style.split()[0])])
-
-
-def base_mark() -> Markup:
-    """The mark of the base model."""
-    return _key([_cross(8, 8)])
-
-
-def loss_marker(x: float, y: float, place: int) -> Markup:
-    """The mark of the loss at that place: 64 of them differ in colour or in shape."""
-    shape = (place + place // COLOURS) % len(_SHAPES)
-    hollow = " hollow" if shape > 5 else ""
-    return marker(x, y, _SHAPES[shape], f"{colour(place)}{hollow}")
-
-
-def colour(place: int) -> str:
-    """Class of the colour of the loss at that place; shapes tell apart those that share one."""
-    return f"s{place % COLOURS}"
-
-
-def _key(parts: list[Markup]) -> Markup:
-    return element(
-        "svg", Markup("").join(parts), viewBox="0 0 16 16", aria_hidden="true", class_="chart key"
-    )
-
-
-def _share_scale(comparison: EchelonComparison, measure: str) -> Scale:
-    spreads = all_spreads(comparison, measure)
-    values = [end for spread in spreads for end in (spread.low, spread.high)]
+def _scale(axes: Axes, side: Any, measure: str, values: Sequence[float], tau_h: float) -> None:
+    """Entropy from 0 or logarithmic, tau_H inside; a share in tenths around the values."""
     if measure == "entropy_nats":
-        return entropy_scale([*values, comparison.plan.tau_h], BOTTOM, TOP)
-    return Scale(*rounded_range(values), BOTTOM, TOP)
+        entropy_axis(axes, side, [*values, tau_h])
+        return
+    low = max(0.0, math.floor(10 * min(values) - 0.2) / 10)
+    high = min(1.0, math.ceil(10 * max(values) + 0.2) / 10)
+    axes.set(**{f"{side}lim": (low, max(high, low + 0.1))})
 
 
-def grid(y: Scale) -> list[Markup]:
-    """Lines and numbers of a vertical axis."""
-    ticks = y.ticks()
-    parts = [line(LEFT, y(t), RIGHT, y(t), "grid") for t in ticks]
+def _depth_axis(axes: Axes, depths: Sequence[float]) -> bool:
+    """Ticks at the depths; logarithmic, which is returned, if shallow ones would lie together."""
+    log = _logarithmic(depths)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    place = math.log if log else float
+    apart = 0.09 * (place(depths[-1]) - place(depths[0]))
     kept: list[float] = []
-    for tick in ticks:  # from the bottom up
-        if not kept or y(kept[-1]) - y(tick) >= 15:
-            kept.append(tick)
-    return parts + [label(LEFT - 6, y(t) + 4, short_number(t), anchor="end") for t in kept]
+    for depth in depths:  # those whose labels do not run into the one before
+        if not kept or place(depth) - place(kept[-1]) > apart:
+            kept.append(depth)
+    axes.set_xticks(kept, [f"{depth:g}" for depth in kept])
+    return log
 
 
-def curve(points: Sequence[tuple[float, float]], class_: str) -> Markup:
-    """A line through points."""
-    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-    return element("polyline", points=path, class_=class_)
+def _logarithmic(depths: Sequence[float]) -> bool:
+    return min(depths) > 0 and max(depths) / min(depths) > 8
 
 
-def _cross(x: float, y: float) -> Markup:
-    strokes = [line(x - 5, y - 5, x + 5, y + 5, "base"), line(x - 5, y + 5, x + 5, y - 5, "base")]
-    return Markup("").join(strokes)
+def _caption(comparison: EchelonComparison) -> str:
+    return "epochs of SFT" + (" (logarithmic)" if _logarithmic(comparison.plan.depths) else "")
 
 
 def _words(spread: Spread) -> str:
     seeds = seed_words(spread.by_seed.values())
     return f"{spread.mean:.3f}" + (f" ({seeds})" if seeds else "")
+
+
+def _capital(words: str) -> str:
+    """A capital at the start; a measure keeps its spelling."""
+    return words if words.startswith("pass@") else words[:1].upper() + words[1:]

@@ -1,290 +1,259 @@
-"""The tables of an echelon, once, as text: for Markdown, the terminal and the page."""
+"""The tables of an echelon, each made once: for the page, as Markdown and for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
+from rich.console import RenderableType
+from rich.text import Text
+
+from entropyfloor.echelon.answer import answer, frontier_words
 from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.frontier_report import frontier_words
-from entropyfloor.echelon.ladder import (
-    Beater,
-    Spread,
-)
-from entropyfloor.echelon.measure_names import (
-    count,
-    outcome_words,
-    p_text,
-    seed_words,
-    short_outcome,
-    title,
-)
-from entropyfloor.echelon.predictors import PredictorRank, predictors
+from entropyfloor.echelon.ladder import Beater, LadderRow, Spread, frontier_measures
+from entropyfloor.echelon.names import count, outcome_words, seed_words, title
+from entropyfloor.echelon.predictors import predictors
 from entropyfloor.echelon.rungs import rung_name
-from entropyfloor.echelon.selection import RANDOM, RECOMMENDED, Pick
-from entropyfloor.render.text_table import Cell, Table
+from entropyfloor.echelon.selection import RECOMMENDED, Pick
+from entropyfloor.render.table import Cell, Column, Table
+from entropyfloor.render.text import markdown, plain
+
+_LADDER = (Column("loss", "left"), Column("epochs"))
+
+
+def echelon_markdown(comparison: EchelonComparison) -> str:
+    """Write the answer and every table as GitHub-flavoured Markdown."""
+    parts = ["# Echelon", *map(markdown, answer(comparison))]
+    for table in tables(comparison):
+        parts += [f"## {markdown(table.title)}", table.to_markdown(), markdown(table.note)]
+    return "\n\n".join(parts) + "\n"
+
+
+def echelon_terminal(comparison: EchelonComparison, width: int) -> Iterator[RenderableType]:
+    """Yield what a rich console prints: ladder and rules, as far as they fit, and the answer."""
+    for table in tables(comparison):
+        if table.key in ("before", "after", "rules"):
+            yield table.to_rich(width)
+    yield from (Text(plain(words)) for words in answer(comparison))
 
 
 def tables(comparison: EchelonComparison) -> list[Table]:
     """What there is to show, in reading order."""
-    found = [before_table(comparison)]
-    if any(row.outcomes for row in comparison.ladder):
-        found.append(after_table(comparison))
-    scopes = list(dict.fromkeys([comparison.plan.scopes[0], comparison.plan.reference]))
-    found += [rules_table(comparison, scope) for scope in scopes if comparison.rules_of(scope)]
-    found += [
-        ranks_table(comparison, scope)
-        for scope in scopes
-        if any(r.pooled is not None for r in comparison.ranks_of(comparison.plan.outcome, scope))
-    ]
-    if len(comparison.plan.scopes) > 2:
-        found.append(within_table(comparison))
-    if comparison.missing:
-        found.append(missing_table(comparison))
-    return [table for table in found if table.rows]
+    scopes = comparison.shown_scopes
+    made = [before_table(comparison), after_table(comparison)]
+    made += [rules_table(comparison, scope) for scope in scopes]
+    made += [ranks_table(comparison, scope) for scope in scopes]
+    if len(comparison.plan.losses) > 1:
+        made.append(within_table(comparison))
+    return [table for table in [*made, missing_table(comparison)] if table.rows]
 
 
 def before_table(comparison: EchelonComparison) -> Table:
-    """Measures before RL by loss and depth."""
-    seeds = comparison.plan.seeds
-    names = [
-        name
-        for name in comparison.plan.measures
-        if any(name in row.before for row in comparison.ladder)
-    ]
-    found = {(rung.loss, rung.depth): rung.beaten_by for rung in comparison.frontier}
-    note = (
-        f"{_means(comparison)} Degenerate: groups of {comparison.plan.group_size} rollouts whose "
-        "rewards all agree."
-    )
-    if found:
+    """Measures before RL by loss and depth, and what beats a rung."""
+    plan, rows = comparison.plan, comparison.ladder
+    beaten = {(rung.loss, rung.depth): _beaten(rung.beaten_by) for rung in comparison.frontier}
+    names = [name for name in plan.measures if any(name in row.before for row in rows)]
+    note = f"Degenerate: groups of {plan.group_size} rollouts whose rewards all agree."
+    columns = [*_LADDER, *_columns(names)]
+    cells = [[*_rung(row), *_spreads(row.before, names, plan.seeds)] for row in rows]
+    if beaten:
+        # Beside what is compared: a desk's screen shows it without scrolling.
+        place = len(_LADDER) + len(frontier_measures(rows, plan))
+        columns.insert(place, Column("beaten by", importance=3))
+        for row, line in zip(rows, cells, strict=True):
+            line.insert(place, beaten.get((row.loss, row.depth), ""))  # the base takes no part
         note += (
-            f" Beaten by: a rung with {frontier_words(comparison)}, in the mean of the seeds; in "
-            "brackets in how many of them by itself. A dash: none, it is on the frontier."
+            f" Beaten by: a rung with {frontier_words(comparison)}, in the mean of the seeds, and "
+            "in how many of them by itself; a dash: none, it is on the frontier."
         )
-    return Table(
-        "before",
-        "Before RL",
-        ("loss", "epochs", *map(title, names), *(["beaten by"] if found else [])),
-        tuple(
-            (
-                Cell(row.loss),
-                Cell(f"{row.depth:g}"),
-                *_spreads(row.before, names, seeds),
-                *([_beaten(found.get((row.loss, row.depth)))] if found else []),
-            )
-            for row in comparison.ladder
-        ),
-        note,
-    )
+    return _ladder_table("Before RL", columns, rows, cells, f"{_means(comparison)} {note}")
 
 
 def after_table(comparison: EchelonComparison) -> Table:
     """Outcomes, and measures at the last step, by loss and depth."""
-    plan = comparison.plan
-    names = [n for n in plan.measures if not n.startswith("pass_at_")]
-    shown = [n for n in names if any(n in row.after for row in comparison.ladder)]
-    steps = ", ".join(map(str, plan.grpo_steps))
-    return Table(
-        "after",
-        "After RL",
-        (
-            "loss",
-            "epochs",
-            *map(short_outcome, plan.outcomes),
-            *(f"last {title(name)}" for name in shown),
-        ),
-        tuple(
-            (
-                Cell(row.loss),
-                Cell(f"{row.depth:g}"),
-                *_spreads(row.outcomes, plan.outcomes, plan.seeds),
-                *_spreads(row.after, shown, plan.seeds),
-            )
-            for row in comparison.ladder
-            if row.outcomes
-        ),
-        f"{_means(comparison)} Peak: best of GRPO steps {steps}, an optimistic number; last: step "
-        f"{plan.grpo_steps[-1]}.",
+    plan, rows = comparison.plan, [row for row in comparison.ladder if row.outcomes]
+    names = [n for n in plan.measures if any(n in r.after for r in rows) and "pass_at" not in n]
+    columns = [*_LADDER, *_columns(plan.outcomes), *_columns(names, "last ", least=1)]
+    cells = [
+        [
+            *_rung(row),
+            *_spreads(row.outcomes, plan.outcomes, plan.seeds),
+            *_spreads(row.after, names, plan.seeds),
+        ]
+        for row in rows
+    ]
+    note = (
+        f"{_means(comparison)} Peak: best of GRPO steps {', '.join(map(str, plan.grpo_steps))}, "
+        f"an optimistic number; last: step {max(plan.grpo_steps, default=0)}."
     )
+    return _ladder_table("After RL", columns, rows, cells, note)
 
 
 def rules_table(comparison: EchelonComparison, scope: str | None) -> Table:
     """What each rule picked in each seed, what it got, and the regret."""
-    plan, rules = comparison.plan, comparison.rules_of(scope)
-    seeds = list(rules[0].by_seed)
-    best = Cell("the best there was"), *(_best(rules[0].by_seed[s], plan.outcome) for s in seeds)
-    rows = [
-        (
-            Cell(rule.rule),
-            *(_picked(rule.by_seed[s], plan.outcome, scope) for s in seeds),
-            Cell(_number(rule.mean(plan.outcome)), _some(rule.chosen(), len(seeds))),
-            Cell(_number(rule.regret(plan.outcome)), _regrets(rule.by_seed, plan.outcome)),
+    outcome, rules = comparison.plan.outcome, comparison.rules_of(scope)
+    seeds = list(rules[0].by_seed) if rules else []
+    columns = (
+        Column("rule", "left"),
+        *(Column(f"seed {seed}", importance=1) for seed in seeds),
+        Column("mean"),
+        Column("regret"),
+    )
+    rows: list[tuple[Cell | str, ...]] = []
+    for rule in rules:
+        picks = rule.by_seed.values()
+        chose = (
+            "" if rule.chosen() == len(seeds) else f"{rule.chosen()} of {count(len(seeds), 'seed')}"
         )
-        for rule in sorted(rules, key=lambda rule: rule.rule == RANDOM)
-    ]
-    mean = sum(rules[0].by_seed[s].best[plan.outcome] for s in seeds) / len(seeds)
-    rows.append((*best, Cell(_number(mean)), Cell("0.000")))
-    where = "over all losses" if scope is None else f"within {scope}"
+        regrets = seed_words(pick.regret(outcome) for pick in picks)
+        mean = Cell(_number(rule.mean(outcome)), chose)
+        regret = Cell(_number(rule.regret(outcome)), regrets)
+        rows.append((rule.rule, *(_pick(pick, outcome, scope) for pick in picks), mean, regret))
     return Table(
-        "rules" if scope is None else f"rules-{plan.losses.index(scope)}",
-        f"Which checkpoint to start RL from, {where}",
-        ("rule", *(f"seed {seed}" for seed in seeds), "mean", "regret"),
+        f"Which checkpoint to start RL from, {_where(scope)}",
+        columns,
         tuple(rows),
-        f"In every seed {outcome_words(plan.outcome)} of the rung that the rule picked. Regret: "
-        "the best less that.",
+        f"In every seed {outcome_words(outcome)} of the rung that the rule picked. Regret: the "
+        "best of the seed less that.",
+        _key("rules", comparison, scope),
     )
 
 
 def ranks_table(comparison: EchelonComparison, scope: str | None) -> Table:
-    """Spearman of every predictor with the outcomes."""
+    """Spearman of every predictor with the outcomes; empty where too few rungs went through RL."""
     plan = comparison.plan
-    rows = []
-    for rank in comparison.ranks_of(plan.outcome, scope):
-        ends = rank.interval
-        others = [
-            next(r for r in comparison.ranks_of(o, scope) if r.predictor == rank.predictor).mean
-            for o in plan.outcomes[1:]
-        ]
+    rows: list[tuple[Cell | str, ...]] = []
+    ranks = comparison.ranks_of(plan.outcome, scope)
+    headers = ("Spearman", "95 % interval", "p", "pooled", "points", *map(title, plan.outcomes[1:]))
+    means = {(r.outcome, r.predictor): r.mean for r in comparison.ranks if r.scope == scope}
+    for rank in ranks if any(rank.pooled is not None for rank in ranks) else ():
+        ends, p = rank.interval, rank.p_value
+        seeds = seed_words((rank.by_seed.get(seed) for seed in plan.seeds), "+.2f")
         rows.append(
             (
-                Cell(title(rank.predictor)),
-                Cell(_signed(rank.mean), _by_seed(rank, plan.seeds)),
-                Cell("–" if ends is None else f"{ends.low:+.2f} to {ends.high:+.2f}"),
-                Cell("–" if rank.p_value is None else p_text(rank.p_value).removeprefix("= ")),
-                Cell(_signed(rank.pooled)),
-                Cell(f"{rank.points}"),
-                *(Cell(_signed(mean)) for mean in others),
+                title(rank.predictor),
+                Cell(_signed(rank.mean), seeds),
+                "–" if ends is None else f"{ends.low:+.2f} to {ends.high:+.2f}",
+                "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}",
+                _signed(rank.pooled),
+                f"{rank.points}",
+                *(_signed(means[outcome, rank.predictor]) for outcome in plan.outcomes[1:]),
             )
         )
-    where = "over all losses" if scope is None else f"within {scope}"
     return Table(
-        "ranks" if scope is None else f"ranks-{plan.losses.index(scope)}",
-        f"Which measure before RL foretells {outcome_words(plan.outcome)}, {where}",
-        (
-            "predictor",
-            "Spearman",
-            "95 % interval",
-            "p",
-            "pooled",
-            "points",
-            *map(short_outcome, plan.outcomes[1:]),
-        ),
+        f"Which measure before RL foretells {outcome_words(plan.outcome)}, {_where(scope)}",
+        (Column("predictor", "left"), *map(Column, headers)),
         tuple(rows),
         "Spearman: mean over seeds, each seed beside it; its interval is over seeds (t); p "
         "permutes outcomes within seeds and is not corrected for the number of predictors; pooled "
         "takes the points of all seeds together. p̂/p* is pass@1 divided by a constant and has its "
         "ranks. Last columns: the mean Spearman with other outcomes. Less is better for degenerate "
         "fraction and held-out loss, so −1 is their best.",
+        _key("ranks", comparison, scope),
     )
 
 
 def within_table(comparison: EchelonComparison) -> Table:
     """Every loss by itself: pairs turned around, regret of pass@1, rank correlations."""
-    plan, rows = comparison.plan, []
+    plan = comparison.plan
     names = [name for name in predictors(plan) if name != "p_hat_over_p_star"]
-    for loss in plan.losses:
-        order = comparison.inversion(plan.outcome, loss)
-        if order is None:
-            continue
-        orders = order.by_seed.values()
-        rules = {rule.rule: rule for rule in comparison.rules_of(loss)}
-        ranks = {rank.predictor: rank for rank in comparison.ranks_of(plan.outcome, loss)}
-        pairs = sum(o.kept + o.turned for o in orders)
-        rows.append(
-            (
-                Cell(loss),
-                Cell(f"{sum(o.turned for o in orders)} of {pairs}"),
-                Cell(f"{len(order.inverted)} of {len(orders)}"),
-                *(
-                    Cell(_number(rules[rule].regret(plan.outcome) if rule in rules else None))
-                    for rule in ("highest pass@1", RECOMMENDED)
-                ),
-                *(Cell(_signed(ranks[name].mean if name in ranks else None)) for name in names),
-            )
-        )
-    return Table(
-        "within",
-        "Loss by loss",
+    rules = {(rule.scope, rule.rule): rule.regret(plan.outcome) for rule in comparison.rules}
+    ranks = {(r.scope, r.predictor): r.mean for r in comparison.ranks if r.outcome == plan.outcome}
+    compared = ("highest pass@1", RECOMMENDED)
+    headers = ["pairs turned", "seeds inverted", *(f"regret of {rule}" for rule in compared)]
+    headers += [f"Spearman of {title(name)}" for name in names]
+    rows = tuple(
         (
-            "loss",
-            "pairs turned",
-            "seeds inverted",
-            "regret of highest pass@1",
-            f"regret of {RECOMMENDED}",
-            *(f"Spearman of {title(name)}" for name in names),
-        ),
-        tuple(rows),
+            i.scope,
+            f"{i.turned} of {i.pairs}",
+            f"{len(i.inverted)} of {len(i.by_seed)}",
+            *(_number(rules.get((i.scope, rule))) for rule in compared),
+            *(_signed(ranks.get((i.scope, name))) for name in names),
+        )
+        for i in comparison.inversions
+        if i.outcome == plan.outcome and i.scope is not None
+    )
+    note = (
         "Each loss by itself, over its depths. Pairs turned: of two rungs of a seed, the one with "
         f"the higher pass@1 has the lower {outcome_words(plan.outcome)}. Regret and Spearman are "
-        "means over seeds.",
+        "means over seeds."
     )
+    columns = (Column("loss", "left"), *map(Column, headers))
+    return Table("Loss by loss", columns, rows, note, "within")
 
 
 def missing_table(comparison: EchelonComparison) -> Table:
     """Cells without an outcome."""
-    return Table(
-        "missing",
-        "Missing",
-        ("cell", "seed", "what is missing"),
-        tuple(
-            (Cell(rung_name(cell.loss, cell.depth)), Cell(f"{cell.seed}"), Cell(cell.why))
-            for cell in comparison.missing
-        ),
-        "Left out of whatever compares outcomes.",
-        names=3,
-    )
+    columns = (Column("cell", "left"), Column("seed"), Column("what is missing", "left"))
+    rows = [(rung_name(c.loss, c.depth), f"{c.seed}", c.why) for c in comparison.missing]
+    note = "Left out of whatever compares outcomes."
+    return Table("Missing", columns, tuple(rows), note, "missing")
 
 
-def _means(comparison: EchelonComparison) -> str:
-    return (
-        "Mean, and each seed in order; a dash where one is missing."
-        if 1 < len(comparison.plan.seeds) <= 5
-        else "Mean and range of the seeds."
-        if len(comparison.plan.seeds) > 5
-        else "One seed."
-    )
+def _ladder_table(
+    heading: str,
+    columns: Sequence[Column],
+    rows: Sequence[LadderRow],
+    cells: Sequence[Sequence[Cell | str]],
+    note: str,
+) -> Table:
+    ends = (i for i, (row, after) in enumerate(pairwise(rows)) if row.loss != after.loss)
+    key = heading.split()[0].lower()
+    return Table(heading, tuple(columns), tuple(map(tuple, cells)), note, key, frozenset(ends))
 
 
-def _spreads(found: Mapping[str, Spread], names: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+def _columns(names: Sequence[str], before: str = "", *, least: int = 0) -> list[Column]:
+    """Those further on matter less to a narrow terminal."""
     return [
-        Cell("–")
-        if (spread := found.get(name)) is None
-        else Cell(f"{spread.mean:.3f}", seed_words(spread.by_seed.get(seed) for seed in seeds))
+        Column(f"{before}{title(name)}", importance=max(least, place // 4))
+        for place, name in enumerate(names)
+    ]
+
+
+def _rung(row: LadderRow) -> tuple[str, str]:
+    return row.loss, f"{row.depth:g}"
+
+
+def _spreads(
+    spreads: Mapping[str, Spread], names: Sequence[str], seeds: Sequence[int]
+) -> list[Cell | str]:
+    return [
+        Cell(f"{spread.mean:.3f}", seed_words(spread.by_seed.get(seed) for seed in seeds))
+        if (spread := spreads.get(name)) is not None
+        else "–"
         for name in names
     ]
 
 
-def _beaten(beaters: Sequence[Beater] | None) -> Cell:
+def _beaten(beaters: Sequence[Beater]) -> Cell | str:
     if not beaters:
-        return Cell("" if beaters is None else "–")  # the base does not take part
-    first = beaters[0]
-    more = f"; {len(beaters) - 1} more" if len(beaters) > 1 else ""
-    where = f"{first.ahead} of {count(first.seeds, 'seed')}{more}"
-    return Cell(f"{first.loss}, {first.depth:g} ep.", where)
+        return "–"
+    first, more = beaters[0], f"; {len(beaters) - 1} more" if len(beaters) > 1 else ""
+    ahead = f"{first.ahead} of {count(first.seeds, 'seed')}{more}"
+    return Cell(f"{first.loss}, {first.depth:g} ep.", ahead)
 
 
-def _by_seed(rank: PredictorRank, seeds: Sequence[int]) -> str:
-    return seed_words((rank.by_seed.get(seed) for seed in seeds), digits=2, sign=True)
-
-
-def _picked(pick: Pick, outcome: str, scope: str | None) -> Cell:
-    got = pick.outcomes.get(outcome)
-    if got is None:
+def _pick(pick: Pick, outcome: str, scope: str | None) -> Cell:
+    if outcome not in pick.outcomes:
         return Cell("none", "all flagged" if "flagged" in pick.reason else pick.reason)
-    if pick.loss is None or pick.depth is None:
-        return Cell(f"{got:.3f}", pick.reason)
-    short = f"{pick.depth:g} ep." if scope is not None else f"{pick.loss}, {pick.depth:g} ep."
-    return Cell(f"{got:.3f}", short)
+    loss = f"{pick.loss}, " if scope is None else ""
+    where = pick.reason if pick.depth is None else f"{loss}{pick.depth:g} ep."
+    return Cell(f"{pick.outcomes[outcome]:.3f}", where)
 
 
-def _best(pick: Pick, outcome: str) -> Cell:
-    return Cell(f"{pick.best[outcome]:.3f}")
+def _key(table: str, comparison: EchelonComparison, scope: str | None) -> str:
+    return table if scope == comparison.shown_scopes[0] else f"{table}-reference"
 
 
-def _regrets(picks: Mapping[int, Pick], outcome: str) -> str:
-    return seed_words(pick.regret(outcome) for pick in picks.values())
+def _where(scope: str | None) -> str:
+    return "over all losses" if scope is None else f"within {scope}"
 
 
-def _some(chosen: int, seeds: int) -> str:
-    return "" if chosen == seeds else f"{chosen} of {seeds} seeds"
+def _means(comparison: EchelonComparison) -> str:
+    seeds = len(comparison.plan.seeds)
+    if seeds == 1:
+        return "One seed."
+    if seeds > 5:
+        return "Mean and range of the seeds."
+    return "Mean, and each seed in order; a dash where one is missing."
 
 
 def _number(value: float | None) -> str:

@@ -135,6 +135,18 @@ class Chart:
                     axes.grid(axis=grid)
         return found
 
+    def grid(self, titles: Sequence[Sequence[str]], *, below: str = "") -> list[list[Axes]]:
+        """Axes in rows and columns, each with a title; a caption below those of the last row."""
+        with _styled():
+            rows = self.figure.subplots(len(titles), len(titles[0]), squeeze=False)
+            for row, words in zip(rows, titles, strict=True):
+                for axes, title in zip(row, words, strict=True):
+                    axes.grid(axis="y")
+                    axes.set_title(title)
+            for axes in rows[-1]:
+                axes.set_xlabel(below)
+        return [list(row) for row in rows]
+
     def tip(self, artist: Artist, words: str) -> None:
         """Say ``words`` over a mark, inside a page."""
         key = f"tip-{len(self._tips)}"

@@ -102,7 +102,8 @@ class Table:
             shown, room = self._fitting(width, two_lines)
         note = plain(self.note)
         if left_out := [c.header for i, c in enumerate(self.columns) if i not in shown]:
-            note += f"{'; ' if note else ''}no room for {', '.join(map(plain, left_out))}"
+            note = f"{note.removesuffix('.')}; " if note else ""
+            note += f"no room for {', '.join(map(plain, left_out))}"
         table = rich.table.Table(
             title=Text(plain(self.title)), caption=Text(note) if note else None, pad_edge=False
         )

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from entropyfloor.echelon.compare import compare
-from entropyfloor.echelon.markdown import echelon_markdown
 from entropyfloor.echelon.page import write_report
+from entropyfloor.echelon.table import echelon_markdown
 from made_up_echelon import DEPTHS, LOSSES, SETTINGS, made_up
 
 PLAN = {"depths": list(DEPTHS), "seeds": [0, 1, 2], "grpo_steps": [50, 100, 150]}
@@ -75,7 +75,7 @@ def test_whatever_is_missing_breaks_nothing(kept):
     complete = sum(bool(rung.outcomes) for rung in found.rungs)
     assert len(found.missing) == 45 - complete
     text = echelon_markdown(found)
-    assert f"{45 - complete} of 45 cells have no outcome after RL" in text
+    assert f"{45 - complete} of 45 cells without outcome after RL" in text
     json.dumps(found.to_dict(), allow_nan=False)
 
 
@@ -87,7 +87,7 @@ def test_nothing_at_all_is_refused():
 def test_a_bare_process_compares_without_torch():
     program = (
         "import sys, entropyfloor.echelon.compare as c;"
-        "import entropyfloor.echelon.page, entropyfloor.echelon.plot;"
+        "import entropyfloor.echelon.page;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
