@@ -20,7 +20,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from entropyfloor import CouplingReport, JointGRPOTrainer, SFTLossProbe, measure_coupling
-from entropyfloor.coupling.findings import findings
+from entropyfloor.coupling.table import coupling_terminal
 from entropyfloor.echelon.depths import DepthTraining, train_depths
 from entropyfloor.echelon.small_grpo import GRPOTraining
 from entropyfloor.echelon.small_run import SmallRun, SmallSettings
@@ -88,9 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(width=200)
     for name, report in measured.items():
         console.print(f"\n{name}", style="bold")
-        console.print(report.table())
-        for words in findings(report):
-            console.print(f"• {words}", markup=False, highlight=False, soft_wrap=True)
+        for part in coupling_terminal(report, console.width):
+            console.print(part)
 
 
 def measure(

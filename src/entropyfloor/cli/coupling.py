@@ -9,7 +9,7 @@ from entropyfloor.cli.options import (
     add_prompts,
     chosen_prompts,
 )
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.terminal import console_for_tables
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.coupling.couple import measure_coupling
-    from entropyfloor.coupling.findings import findings
+    from entropyfloor.coupling.table import coupling_terminal
 
     prompts = chosen_prompts(arguments)
     demonstrations = chosen_prompts(arguments, arguments.demos)
@@ -46,9 +46,8 @@ def main(argv: Sequence[str]) -> int:
         progress=not arguments.no_progress,
     )
     console = console_for_tables()
-    console.print(report.table())
-    for words in findings(report):
-        print_line(console, f"• {words}")
+    for part in coupling_terminal(report, console.width):
+        console.print(part)
     if arguments.json is not None:
         report.write_json(arguments.json)
     return 0

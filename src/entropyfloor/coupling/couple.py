@@ -177,12 +177,10 @@ def measure_coupling(
         },
     )
     if folder is not None:
-        from entropyfloor.coupling.plot import write_coupling_plot
+        # Here, not above: matplotlib is loaded only where a report is written.
+        from entropyfloor.coupling.page import write_report
 
-        report.write_json(folder / "coupling.json")
-        (folder / "coupling.md").write_text(report.to_markdown(), encoding="utf-8")
-        report.write_html(folder / "coupling.html")
-        write_coupling_plot(report, folder / "coupling.png")
+        write_report(report, folder)
     return report
 
 

@@ -95,29 +95,3 @@ def identity(
     return Identity(
         **mean, kl_sampled=float((ratios * below).sum() / below.sum()), intervals=intervals
     )
-
-
-def identity_words(found: Identity) -> str:
-    """What the gap is and where it comes from, as a sentence or two."""
-    where = "above" if found.rise >= 0 else "below"
-    start = (
-        f"the SFT loss of the RL model lies {abs(found.rise):.3f} nats per answer {where} that of "
-        f"the SFT model, and KL(p_sft || p_rl) is {found.kl:.3f}"
-    )
-    interval = found.intervals.get("gap")
-    if interval is not None and interval.low <= 0.0 <= interval.high:
-        return f"{start}: the gap of {found.gap:+.3f} is within the noise of these prompts"
-    larger, smaller = (
-        ("tokens", "contexts")
-        if abs(found.tokens) >= abs(found.contexts)
-        else ("contexts", "tokens")
-    )
-    why = {
-        "tokens": "the SFT model does not predict the demonstrations' tokens as often as they come "
-        "(it is not at an optimum for these rows)",
-        "contexts": "its own samples visit other contexts than the demonstrations do",
-    }
-    return (
-        f"{start}: a gap of {found.gap:+.3f}, of which {getattr(found, larger):+.3f} because "
-        f"{why[larger]} and {getattr(found, smaller):+.3f} because {why[smaller]}"
-    )

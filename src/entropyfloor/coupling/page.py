@@ -1,48 +1,43 @@
-"""A measurement of the coupling as one HTML file that needs nothing else."""
+"""A coupling as one HTML file, and everything that a measurement leaves: JSON, Markdown, PNG."""
 
 from pathlib import Path
 
 from entropyfloor.coupling import figures
-from entropyfloor.coupling.findings import (
-    duration_text,
-    findings,
-    interval_words,
-    sentence,
-    stage_words,
-)
+from entropyfloor.coupling.answer import answer, stage_words
 from entropyfloor.coupling.report import CouplingReport
-from entropyfloor.coupling.table import caption, coupling_columns
-from entropyfloor.render.page import flat_settings, page_environment, style_sheet
+from entropyfloor.coupling.table import (
+    caption,
+    coupling_markdown,
+    coupling_table,
+    durations_table,
+    layers_table,
+)
+from entropyfloor.io import save_json, write_atomic
+from entropyfloor.render.page import render_page
 
 
-def write_coupling_html(report: CouplingReport, path: str | Path) -> Path:
-    """Write the page and return its path; no script, no request."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(coupling_html(report), encoding="utf-8")
-    return target
+def write_report(report: CouplingReport, folder: str | Path) -> None:
+    """Write coupling.json, .md, .html and .png; a missing folder is made."""
+    target = Path(folder)
+    save_json(target / "coupling.json", report.to_dict())
+    write_atomic(target / "coupling.md", coupling_markdown(report))
+    write_atomic(target / "coupling.html", coupling_html(report))
+    figures.coupling_picture(report).save(target / "coupling.png")
 
 
 def coupling_html(report: CouplingReport) -> str:
     """Return the page as text."""
     aligned = [c for c in report.checkpoints if c.alignment is not None]
-    return (
-        page_environment()
-        .get_template("render/templates/coupling.html.j2")
-        .render(
-            style=style_sheet("screening.css"),
-            stage=stage_words(report),
-            report=report,
-            caption=caption(report),
-            findings=[sentence(words) for words in findings(report)],
-            columns=coupling_columns(report),
-            words=interval_words,
-            duration=duration_text,
-            against=figures.against_figure(report),
-            reward=figures.curve_figure(report, "mean_reward", "reward", "s0"),
-            loss=figures.curve_figure(report, "sft_loss", "SFT loss (nats per token)", "s1"),
-            identity=figures.identity_figure(report),
-            layers=[(c, figures.layers_figure(c)) for c in aligned],
-            flat_settings=list(flat_settings(report.settings)),
-        )
+    return render_page(
+        "coupling/page.html.j2",
+        settings=report.settings,
+        stage=stage_words(report),
+        caption=caption(report),
+        answer=answer(report),
+        unit=report.settings.get("step_unit", "step"),
+        curves=figures.curve_charts(report),
+        identity=figures.identity_chart(report),
+        measures=coupling_table(report),
+        durations=durations_table(report),
+        layers=[(c, figures.layers_chart(c), layers_table(c)) for c in aligned],
     )

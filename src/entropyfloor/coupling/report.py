@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entropyfloor.coupling.alignment import GradientAlignment, LayerAlignment
 from entropyfloor.coupling.duration_model import ModelFit
@@ -12,9 +12,6 @@ from entropyfloor.coupling.identity import Identity
 from entropyfloor.coupling.pl_constant import PLEstimate
 from entropyfloor.screening.records import plain, restore, write_strict_json
 from entropyfloor.stats.intervals import Interval
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SCHEMA = "entropyfloor.coupling"
 SCHEMA_VERSION = 1
@@ -37,7 +34,6 @@ class CheckpointCoupling:
             prompts, ``*_demonstrations`` along the demonstrations, ``*_rollouts`` along rollouts of
             the RL model for the prompts.
         identity: rise in SFT loss against the KL, nats per answer; None for the start.
-        identity_words: the same in words.
         alignment: of the SFT and the RL gradient; None if it was not asked for.
         intervals: 95 % by name of a measure (``forward_own`` for a KL).
         notes: what else to know.
@@ -54,7 +50,6 @@ class CheckpointCoupling:
     reward_gain: float
     kl: dict[str, float] = field(default_factory=dict)
     identity: Identity | None = None
-    identity_words: str = ""
     alignment: GradientAlignment | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -147,24 +142,6 @@ class CouplingReport:
     def write_json(self, path: str | Path) -> Path:
         """Write :meth:`to_dict` as strict JSON; missing parent directories are made."""
         return write_strict_json(self.to_dict(), path)
-
-    def to_markdown(self) -> str:
-        """Write table and findings as GitHub-flavoured Markdown."""
-        from entropyfloor.coupling.table import coupling_markdown
-
-        return coupling_markdown(self)
-
-    def write_html(self, path: str | Path) -> Path:
-        """Write one HTML page with the curves, tables and settings; it needs nothing else."""
-        from entropyfloor.coupling.page import write_coupling_html
-
-        return write_coupling_html(self, path)
-
-    def table(self) -> "Table":
-        """Build the table for a terminal."""
-        from entropyfloor.coupling.table import coupling_table
-
-        return coupling_table(self)
 
 
 def alignment_from_dict(document: dict[str, Any] | None) -> GradientAlignment | None:

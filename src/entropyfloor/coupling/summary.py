@@ -13,7 +13,7 @@ from entropyfloor.coupling.duration_model import (
     pl_duration,
 )
 from entropyfloor.coupling.durations import Duration, PromptCurves, measured_duration
-from entropyfloor.coupling.identity import identity, identity_words
+from entropyfloor.coupling.identity import identity
 from entropyfloor.coupling.measuring import Alone, Pair, by_prompt
 from entropyfloor.coupling.pl_constant import PLEstimate, estimate_pl
 from entropyfloor.coupling.preparation import Run
@@ -107,7 +107,6 @@ def _checkpoint(
         reward_gain=values.get("reward_gain", 0.0),
         kl={name: _ratio(*parts) for name, parts in kls.items()},
         identity=exact,
-        identity_words="" if exact is None else identity_words(exact),
         alignment=alone.alignment,
         intervals=intervals,
         notes=alone.notes,

@@ -1,48 +1,35 @@
-"""A measurement of the coupling as a table for a terminal, and as Markdown."""
+"""The tables of a coupling, each made once: for the page, as Markdown and for a terminal."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from entropyfloor.coupling.findings import findings, interval_words, stage_words
+from entropyfloor.coupling.answer import answer, duration_words, interval_words, stage_words
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport
+from entropyfloor.render.table import Cell, Column, Table
+from entropyfloor.render.text import markdown, plain
 from entropyfloor.stats.intervals import Interval
 
-
-@dataclass(frozen=True)
-class CouplingColumn:
-    """One measure of every checkpoint.
-
-    Attributes:
-        header: of the column.
-        value: formatted; a dash where there is none.
-        interval: 95 %, or None.
-
-    """
-
-    header: str
-    value: Callable[[CheckpointCoupling], str]
-    interval: Callable[[CheckpointCoupling], Interval | None]
+_KLS = {
+    "forward_own": "KL(SFT‖RL), own",
+    "forward_demonstrations": "KL(SFT‖RL), demos",
+    "reverse_rollouts": "KL(RL‖SFT), rollouts",
+}
 
 
-def coupling_columns(report: CouplingReport) -> list[CouplingColumn]:
-    """Columns that say something for this report."""
-    columns = [
-        CouplingColumn(report.settings.get("step_unit", "step"), lambda c: f"{c.step:g}", _none),
-        _measured("SFT loss", "sft_loss"),
-        _measured("rise", "loss_rise"),
-        _measured("reward", "mean_reward"),
-        _measured("gain", "reward_gain"),
-        _kl("KL(SFT‖RL), own", "forward_own"),
-        _kl("KL(SFT‖RL), demos", "forward_demonstrations"),
-        _kl("KL(RL‖SFT), rollouts", "reverse_rollouts"),
-        CouplingColumn("identity gap", _gap, _gap_interval),
-    ]
-    if any(c.alignment is not None for c in report.checkpoints):
-        columns.append(CouplingColumn("cosine", _cosine, _cosine_interval))
-    return columns
+def coupling_markdown(report: CouplingReport) -> str:
+    """Write the answer and the tables as GitHub-flavoured Markdown."""
+    parts = [f"# Coupling of SFT and RL: {stage_words(report)}", *map(markdown, answer(report))]
+    for table in (coupling_table(report), durations_table(report)):
+        parts += [f"## {markdown(table.title)}", table.to_markdown(), markdown(table.note)]
+    return "\n\n".join(parts) + "\n"
+
+
+def coupling_terminal(report: CouplingReport, width: int) -> Iterator[RenderableType]:
+    """Yield what a rich console prints: the table, as far as it fits, and the answer."""
+    yield coupling_table(report).to_rich(width)
+    yield from (Text(plain(words)) for words in answer(report))
 
 
 def caption(report: CouplingReport) -> str:
@@ -57,89 +44,99 @@ def caption(report: CouplingReport) -> str:
 
 
 def coupling_table(report: CouplingReport) -> Table:
-    """Build a rich table."""
-    table = Table(
-        title=f"Coupling of SFT and RL: {stage_words(report)}",
-        caption=caption(report),
-        pad_edge=False,
-    )
-    columns = coupling_columns(report)
-    table.add_column("checkpoint", overflow="fold")
-    for column in columns:
-        table.add_column(column.header, justify="right")
-    for checkpoint in report.checkpoints:
-        cells = []
-        for column in columns:
-            cell = Text(column.value(checkpoint), justify="right")
-            if words := interval_words(column.interval(checkpoint)):
-                cell.append(f"\n{words}", style="dim")
-            cells.append(cell)
-        table.add_row(Text(checkpoint.name), *cells)
-    return table
-
-
-def coupling_markdown(report: CouplingReport) -> str:
-    """Write the table in Markdown, intervals in brackets, findings below."""
-    columns = coupling_columns(report)
-    lines = [
-        f"| {' | '.join(['checkpoint', *(c.header for c in columns)])} |",
-        "|---|" + "---:|" * len(columns),
+    """Every measure of every checkpoint; its interval below it."""
+    aligned = any(c.alignment is not None for c in report.checkpoints)
+    columns = [
+        Column("checkpoint", "left"),
+        *map(Column, (report.settings.get("step_unit", "step"), "SFT loss", "rise", "reward")),
+        Column("gain"),
+        *(Column(header, importance=2) for header in _KLS.values()),
+        Column("identity gap", importance=1),
     ]
-    for checkpoint in report.checkpoints:
-        cells = [_escaped(checkpoint.name)]
-        for column in columns:
-            words = interval_words(column.interval(checkpoint))
-            cells.append(column.value(checkpoint) + (f" ({words})" if words else ""))
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"{_escaped(caption(report))}.", ""]
-    lines += [f"- {_escaped(words)}" for words in findings(report)]
-    return "\n".join(lines) + "\n"
+    if aligned:
+        columns.append(Column("cosine", importance=1))
+    rows = []
+    for c in report.checkpoints:
+        moved = c.identity is not None  # the start has no rise, no gain and no KL
+        row = [
+            Cell(c.name),
+            Cell(f"{c.step:g}"),
+            _number(c.sft_loss, c.intervals.get("sft_loss")),
+            _number(c.loss_rise if moved else None, c.intervals.get("loss_rise"), "+.3f"),
+            _number(c.mean_reward, c.intervals.get("mean_reward")),
+            _number(c.reward_gain if moved else None, c.intervals.get("reward_gain"), "+.3f"),
+            *(_number(c.kl.get(name), c.intervals.get(name)) for name in _KLS),
+            Cell("–")
+            if c.identity is None
+            else _number(c.identity.gap, c.identity.intervals.get("gap"), "+.3f"),
+        ]
+        if aligned:
+            agreement = c.alignment and c.alignment.whole.agreement
+            row.append(
+                _number(agreement.cosine, agreement.interval, "+.3f") if agreement else Cell("–")
+            )
+        rows.append(tuple(row))
+    heading = f"Coupling of SFT and RL: {stage_words(report)}"
+    return Table(heading, tuple(columns), tuple(rows), f"{caption(report)}.", "measures")
 
 
-def _measured(header: str, name: str) -> CouplingColumn:
-    start_has_none = name in ("loss_rise", "reward_gain")
-
-    def value(checkpoint: CheckpointCoupling) -> str:
-        if start_has_none and checkpoint.identity is None:
-            return "–"
-        return f"{getattr(checkpoint, name):{'+' if start_has_none else ''}.3f}"
-
-    return CouplingColumn(header, value, lambda c: c.intervals.get(name))
-
-
-def _kl(header: str, name: str) -> CouplingColumn:
-    def value(checkpoint: CheckpointCoupling) -> str:
-        found = checkpoint.kl.get(name)
-        return "–" if found is None else f"{found:.3f}"
-
-    return CouplingColumn(header, value, lambda c: c.intervals.get(name))
-
-
-def _none(_: CheckpointCoupling) -> None:
-    return None
-
-
-def _gap(checkpoint: CheckpointCoupling) -> str:
-    return "–" if checkpoint.identity is None else f"{checkpoint.identity.gap:+.3f}"
-
-
-def _gap_interval(checkpoint: CheckpointCoupling) -> Interval | None:
-    return None if checkpoint.identity is None else checkpoint.identity.intervals.get("gap")
-
-
-def _cosine(checkpoint: CheckpointCoupling) -> str:
-    found = checkpoint.alignment and checkpoint.alignment.whole.agreement.cosine
-    return "–" if found is None else f"{found:+.3f}"
+def durations_table(report: CouplingReport) -> Table:
+    """How long to train, by measurement, by the model and by the PL constants."""
+    unit = report.settings.get("step_unit", "step")
+    headers = ("reward per nat", "measured", "model", "PL constants (estimates)")
+    rows = tuple(
+        (
+            f"best {unit}" if duration.question == "best" else "threshold",
+            f"{duration.weight:g}",
+            duration_words(duration.measured),
+            duration_words(duration.modelled),
+            "–" if duration.by_pl is None else f"{duration.by_pl:.0f}",
+            duration.words,
+        )
+        for duration in report.durations
+    )
+    constants = ", ".join(
+        f"{found.mu:.3g} of {what} (from {report.checkpoints[found.at].name})"
+        for name, what in (("sft_loss", "the SFT loss"), ("reward", "the reward"))
+        if (found := report.pl.get(name)) and found.mu is not None and found.at is not None
+    )
+    note = "A step with its 95 % interval over prompts."
+    if constants:
+        note += f" Estimated PL constants, too large rather than too small: {constants}."
+    columns = (
+        Column("question", "left"),
+        *map(Column, headers),
+        Column("how they compare", "left"),
+    )
+    return Table("How long to train", columns, rows, note, "steps")
 
 
-def _cosine_interval(checkpoint: CheckpointCoupling) -> Interval | None:
-    if checkpoint.alignment is None:
-        return None
-    return checkpoint.alignment.whole.agreement.interval
+def layers_table(checkpoint: CheckpointCoupling) -> Table:
+    """Alignment and spectral concentration of the two gradients, layer by layer."""
+    alignment = checkpoint.alignment
+    assert alignment is not None
+    top = f"top {alignment.rank}"
+    headers = (
+        "cosine",
+        "noise removed",
+        f"SFT, {top}",
+        f"RL, {top}",
+        "bound",
+        "bound if unrelated",
+    )
+    rows: tuple[tuple[Cell | str, ...], ...] = tuple(
+        (
+            layer.name,
+            _number(layer.agreement.cosine, layer.agreement.interval, "+.3f"),
+            _number(layer.agreement.cosine_without_noise, None, "+.3f"),
+            *map(_number, (layer.sft_share, layer.rl_share, layer.cosine_bound)),
+            _number(layer.cosine_bound_if_unrelated),
+        )
+        for layer in (alignment.whole, *alignment.layers)
+    )
+    columns = (Column("layer", "left"), *map(Column, headers))
+    return Table(f"Layers of {checkpoint.name}", columns, rows)
 
 
-def _escaped(text: str) -> str:
-    """A name is never markup: no table cell ends in it, and no emphasis begins."""
-    for letter in ("\\", "|", "*", "`", "<"):
-        text = text.replace(letter, f"\\{letter}")
-    return " ".join(text.split())
+def _number(value: float | None, interval: Interval | None = None, form: str = ".3f") -> Cell:
+    return Cell("–") if value is None else Cell(f"{value:{form}}", interval_words(interval))

@@ -1,22 +1,25 @@
 """Table, Markdown, page and plot of a coupling, from records made by hand."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_screening_html import Page
+from markdown_it import MarkdownIt
+from rich.console import Console
+from test_screening_html import SMALLEST_TEXT, Page
 
 from chromium_page import CHROMIUM, ChromiumPage
 from entropyfloor.coupling.alignment import GradientAlignment, LayerAlignment
+from entropyfloor.coupling.answer import answer
 from entropyfloor.coupling.duration_model import ModelFit
 from entropyfloor.coupling.durations import Duration
-from entropyfloor.coupling.findings import findings
 from entropyfloor.coupling.gradient_gram import agreement
-from entropyfloor.coupling.identity import identity, identity_words
-from entropyfloor.coupling.page import coupling_html, write_coupling_html
+from entropyfloor.coupling.identity import identity
+from entropyfloor.coupling.page import coupling_html, write_report
 from entropyfloor.coupling.pl_constant import PLEstimate
-from entropyfloor.coupling.plot import write_coupling_plot
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
+from entropyfloor.coupling.table import coupling_markdown, coupling_terminal, durations_table
 from entropyfloor.stats.intervals import Interval
 from sample_reports import HOSTILE
 
@@ -30,6 +33,9 @@ SETTINGS = {
     "seed": 0,
     "versions": {"torch": "2.8.0"},
 }
+
+
+VANISHED = LayerAlignment("all", 40, agreement(np.zeros((8, 8))), None, None, None, None)
 
 
 def alignment(seed):
@@ -58,7 +64,6 @@ def report(count=4, *, name="run/checkpoint-{}", order="sft-rl", aligned=True):
                 reward_gain=0.1 * index,
                 kl={} if exact is None else {"forward_own": 0.2, "reverse_rollouts": 0.1},
                 identity=exact,
-                identity_words="" if exact is None else identity_words(exact),
                 alignment=alignment(index) if aligned else None,
                 intervals={
                     "sft_loss": Interval(0.9 + 0.1 * index**2, 1.2 + 0.1 * index**2),
@@ -86,12 +91,12 @@ def test_the_page_stands_alone(count, aligned):
     page = Page(text)
     assert "script" not in page.tags and not page.handlers
     assert all(address == "data:," or address[1:] in page.ids for address in page.addresses)
-    wanted = {"findings", "figures", "table", "durations", "glossary", "settings"}
+    wanted = {"answer", "figures", "table", "durations", "glossary", "settings"}
     assert ("gradients" in page.ids) == aligned
     assert wanted <= set(page.ids)
     assert all(c.name in page.text for c in found.checkpoints)
     assert text.count('class="chart"') == 4 + (count if aligned else 0)
-    assert len(text) < 30_000 * (count + 2)
+    assert len(page.ids) == len(set(page.ids))
 
 
 def test_names_are_only_text():
@@ -110,30 +115,69 @@ def test_json_gives_back_what_was_written(tmp_path):
         CouplingReport.from_dict({**document, "schema_version": 99})
 
 
-def test_findings_say_what_the_numbers_are():
-    words = "\n".join(findings(report()))
-    assert "the reward rose by 0.300 and the SFT loss rose by 0.900 (0.050 to 1.100)" in words
-    assert "estimated PL constant of the SFT loss: 0.5, from run/checkpoint-10" in words
-    assert "PL constant of the reward" not in words
-    assert "greatest at step 20 (10 – 30) by measurement, 18 by the model, 12 by the est" in words
-    assert "run/checkpoint-10: a note" in words
-    turned = "\n".join(findings(report(order="rl-sft")))
-    assert "threshold" in turned
+def test_the_answer_says_what_the_numbers_are():
+    said = answer(report())
+    assert len(said) == 6 and all(words.endswith(".") for words in said)
+    assert "the reward rose by 0.300 and the SFT loss rose by 0.900 (0.050 to 1.100)" in said[0]
+    assert said[1].startswith(
+        "At run/checkpoint-30 the SFT loss of the RL model lies 0.350 nats per answer above that "
+        "of the SFT model and KL(SFT‖RL) is 0.300: the gap of +0.050 is within the noise"
+    )
+    assert said[2].startswith("At run/checkpoint-30 the cosine of the SFT and the RL gradient is +")
+    assert said[3] == (
+        "Reward − 0.5 × SFT loss rise is greatest at step 20 (10 – 30) by measurement, 18 by the "
+        "model, 12 by the estimated PL constants."
+    )
+    assert said[4].startswith("Reward − SFT loss rise is greatest (threshold) at step 10 by")
+    assert said[5] == "run/checkpoint-10: a note."
 
 
-def test_markdown_escapes_names():
-    text = report(name="a|b*{}").to_markdown()
-    assert r"a\|b\*10" in text and text.count("\n| ") == 4
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"reward_gain": -0.2}, 0, "the reward fell by 0.200 and"),
+        ({"intervals": {"loss_rise": Interval(-0.1, 1.0)}}, 0, "which is within the noise, nats"),
+        ({"identity": None, "alignment": None}, 1, "At run/checkpoint-20 the cosine of"),
+        (
+            {"identity": identity([0.5] * 9, [0.3] * 9, [0.2] * 9, [0.2] * 9)},
+            1,
+            "a gap of +0.300, of which +0.200 because the SFT model does not predict",
+        ),
+        (
+            {"alignment": GradientAlignment("all", 8, VANISHED, (VANISHED,))},
+            2,
+            "At run/checkpoint-30 a gradient vanishes",
+        ),
+    ],
+)
+def test_the_answer_follows_the_last_checkpoint(change, where, words):
+    found = report()
+    last = replace(found.checkpoints[-1], **change)
+    assert words in answer(replace(found, checkpoints=(*found.checkpoints[:-1], last)))[where]
 
 
-def test_the_plot(tmp_path):
-    assert write_coupling_plot(report(), tmp_path / "new" / "c.png").read_bytes()[:4] == b"\x89PNG"
+def test_one_table_three_ways(tmp_path):
+    found = report(name="a|b*{}")
+    write_report(found, tmp_path / "new")
+    assert (tmp_path / "new" / "coupling.png").read_bytes()[:4] == b"\x89PNG"
+    tokens = MarkdownIt("commonmark").enable("table").parse(coupling_markdown(found))
+    cells = [token.content for token in tokens if token.type == "inline"]
+    assert r"a|b\*10" in cells and [t.type for t in tokens].count("table_open") == 2
+    console = Console(width=200, file=io.StringIO())
+    for part in coupling_terminal(found, 200):
+        console.print(part)
+    assert "a|b*10" in console.file.getvalue()
+    assert "0.5 of the SFT loss (from a|b*10)" in durations_table(found).note
+    assert durations_table(found).rows[1][:4] == ("threshold", "1", "10", "–")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_phone_can_show_it(tmp_path):
-    path = write_coupling_html(report(), tmp_path / "c.html")
+def test_in_chromium(tmp_path):
+    write_report(report(), tmp_path)
     with ChromiumPage() as page:
-        page.open(path, width=390, phone=True)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        for width, phone in ((390, True), (1280, False)):
+            page.open(tmp_path / "coupling.html", width=width, phone=phone)
+            page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(SMALLEST_TEXT)["pixels"] >= 11
         assert page.requests() == [] and page.complaints() == []
