@@ -25,7 +25,6 @@ RENDERERS = re.compile(
 
 # Still wrong: (module, imported module), without "entropyfloor.".
 UPWARD: set[tuple[str, str]] = {
-    ("render.figure_parts", "screening.report"),
     ("rollouts.rollout_blocks", "screening.draw"),
     ("rollouts.rollout_blocks", "screening.preparation"),
     ("rollouts.rollout_blocks", "screening.reference"),
@@ -33,20 +32,17 @@ UPWARD: set[tuple[str, str]] = {
     ("rollouts.rollout_store", "screening.measure"),
     ("rollouts.teacher_forced", "screening.measure"),
 }
-CIRCLES = {"coupling", "echelon", "screening"}  # folders
+CIRCLES = {"screening"}  # folders
 RESULTS_THAT_RENDER: set[tuple[str, str]] = {
-    ("coupling.couple", "coupling.plot"),
-    ("coupling.report", "coupling.page"),
-    ("coupling.report", "coupling.table"),
-    ("echelon.comparison", "echelon.findings"),
-    ("echelon.comparison", "echelon.markdown"),
+    ("coupling.couple", "coupling.page"),
     ("echelon.demo", "echelon.depth_plot"),
+    ("echelon.demo", "screening.table"),
     ("echelon.run", "echelon.page"),
-    ("echelon.run", "echelon.plot"),
     ("rl.collapse_monitor", "rl.monitor_plot"),
-    ("screening.outputs", "screening.plot"),
-    ("screening.report", "screening.page"),
-    ("screening.report", "screening.table"),
+    ("screening.outputs", "render.files"),
+    ("screening.outputs", "screening.figures"),
+    ("screening.outputs", "screening.page"),
+    ("screening.outputs", "screening.table"),
     ("sft.floor.entropy_floor", "sft.floor.floor_plot"),
 }
 

@@ -13,6 +13,7 @@ from entropyfloor.coupling.table import (
     layers_table,
 )
 from entropyfloor.io import save_json, write_atomic
+from entropyfloor.render.files import write_pictures
 from entropyfloor.render.page import render_page
 
 
@@ -21,8 +22,12 @@ def write_report(report: CouplingReport, folder: str | Path) -> None:
     target = Path(folder)
     save_json(target / "coupling.json", report.to_dict())
     write_atomic(target / "coupling.md", coupling_markdown(report))
-    write_atomic(target / "coupling.html", coupling_html(report))
-    figures.coupling_picture(report).save(target / "coupling.png")
+    write_pictures(
+        {
+            target / "coupling.html": lambda path: write_atomic(path, coupling_html(report)),
+            target / "coupling.png": lambda path: figures.coupling_picture(report).save(path),
+        }
+    )
 
 
 def coupling_html(report: CouplingReport) -> str:

@@ -10,6 +10,7 @@ from entropyfloor.echelon.rungs import epochs
 from entropyfloor.echelon.table import echelon_markdown, tables
 from entropyfloor.io import save_json, write_atomic
 from entropyfloor.render.figure import key
+from entropyfloor.render.files import write_pictures
 from entropyfloor.render.page import render_page
 
 
@@ -18,8 +19,12 @@ def write_report(comparison: EchelonComparison, folder: str | Path) -> None:
     target = Path(folder)
     save_json(target / "echelon.json", {**comparison.to_dict(), "answer": answer(comparison)})
     write_atomic(target / "echelon.md", echelon_markdown(comparison))
-    write_atomic(target / "echelon.html", echelon_html(comparison))
-    figures.ladder_picture(comparison).save(target / "echelon.png")
+    write_pictures(
+        {
+            target / "echelon.html": lambda path: write_atomic(path, echelon_html(comparison)),
+            target / "echelon.png": lambda path: figures.ladder_picture(comparison).save(path),
+        }
+    )
 
 
 def echelon_html(comparison: EchelonComparison) -> str:

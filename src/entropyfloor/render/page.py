@@ -61,16 +61,6 @@ def render_page(template: str, *, settings: Mapping[str, Any], **values: Any) ->
     )
 
 
-# The pages of the echelon and of the coupling are not of the frame yet.
-page_environment = environment
-
-
-def style_sheet(name: str) -> Markup:
-    """A style sheet in ``templates``, to be put inside a page."""
-    folder = Path(__file__).with_name("templates")
-    return Markup((folder / name).read_text(encoding="utf-8"))
-
-
 def flat_settings(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     """``(key, value)`` with nested keys joined by a dot."""
     for key, value in settings.items():
