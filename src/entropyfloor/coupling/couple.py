@@ -9,7 +9,7 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,12 @@ from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.coupling.store import CouplingStore
 from entropyfloor.coupling.summary import summarise
 from entropyfloor.models.checkpoint_sources import CheckpointSource
-from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, resolve_dtype
+from entropyfloor.models.checkpoints import (
+    LoadedCheckpoint,
+    load_checkpoint,
+    resolve_device,
+    resolve_dtype,
+)
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.references import check_references
@@ -34,7 +39,6 @@ from entropyfloor.rollouts.rewards import (
 )
 from entropyfloor.rollouts.rollout_store import source_digest
 from entropyfloor.rollouts.rollouts import SamplingSettings
-from entropyfloor.screening.reference import Lazily
 
 
 def measure_coupling(
@@ -188,13 +192,13 @@ def _measure(
     run: Run,
     plan: Plan,
     store: CouplingStore,
-    load: Callable[[CheckpointSource], object],
+    load: Callable[[CheckpointSource], LoadedCheckpoint],
     *,
     progress: bool,
 ) -> list[tuple[Alone, Pair | None, float]]:
     """What was found at the start and at each checkpoint, with the seconds it took."""
     start = run.sources[0]
-    lazily_start = Lazily(partial(load, start))  # type: ignore[arg-type]
+    loaded_start = cache(partial(load, start))
     found: list[tuple[Alone, Pair | None, float]] = []
     samples = len(plan.prompts) * plan.num_samples
     own = len(plan.encoded.demonstrations) * plan.own_samples
@@ -204,11 +208,11 @@ def _measure(
         for source, row in zip(run.sources, rows, strict=True):
             began = time.perf_counter()
             advance = partial(bars.advance, row)
-            model = lazily_start if source is start else Lazily(partial(load, source))  # type: ignore[arg-type]
+            model = loaded_start if source is start else cache(partial(load, source))
             alone = measure_alone(source, plan, store, model, advance)
             pair = None
             if source is not start:
-                first, later = (start, lazily_start), (source, model)
+                first, later = (start, loaded_start), (source, model)
                 sft, rl = (first, later) if run.order == "sft-rl" else (later, first)
                 rollouts = (found[0][0] if run.order == "rl-sft" else alone).rollouts
                 pair = measure_pair(sft, rl, rollouts, plan, store, advance, kept_with=source)

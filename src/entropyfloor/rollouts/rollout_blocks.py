@@ -9,9 +9,9 @@ They do not depend on the blocks: same engine, same sampling, same seeds as in s
 run goes on from the last whole batch; more samples extend what is there.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from entropyfloor.rollouts.rollout_store import (
 from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings
 from entropyfloor.screening.draw import Drawing, draw_rollouts
 from entropyfloor.screening.preparation import Task, prepare
-from entropyfloor.screening.reference import Lazily
 from entropyfloor.screening.screen import ready_engine
 
 BLOCK = 256  # prompts whose rollouts are in memory at once
@@ -138,7 +137,7 @@ class RolloutBlocks:
         }
         self._prompts, self._reward, self._sampling = prompts, reward, sampling
         self._folder, self._num_samples = folder, num_samples
-        load = Lazily(
+        load = cache(
             partial(
                 load_checkpoint,
                 self.task.source,
@@ -147,7 +146,7 @@ class RolloutBlocks:
                 trust_remote_code=trust_remote_code,
             )
         )
-        self._engine = _Once(
+        self._engine = cache(
             partial(
                 ready_engine,
                 chosen,
@@ -210,18 +209,6 @@ def _one(
         names = ", ".join(task.source.name for task in tasks)
         raise ValueError(f"one checkpoint is wanted here, and {checkpoint} holds {names}; give one")
     return tasks[0]
-
-
-class _Once:
-    """Makes the engine when it is first asked for, for all blocks."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make, self._made = make, None
-
-    def __call__(self) -> Any:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
 
 
 def _block(number: int, drawing: _Rows, store: RolloutStore) -> RolloutBlock:

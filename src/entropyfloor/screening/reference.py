@@ -15,20 +15,6 @@ from entropyfloor.screening.measure import TokenSums
 from entropyfloor.screening.preparation import Task
 
 
-class Lazily:
-    """Loads a checkpoint when it is first asked for."""
-
-    def __init__(self, load: Callable[[], LoadedCheckpoint]) -> None:
-        self._load = load
-        self._loaded: LoadedCheckpoint | None = None
-
-    def __call__(self) -> LoadedCheckpoint:
-        """The checkpoint."""
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
-
 @dataclass
 class Reference:
     """Held-out completions and base, the same for every checkpoint.

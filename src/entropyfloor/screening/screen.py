@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
 from entropyfloor.screening.outputs import write_report
 from entropyfloor.screening.preparation import Task, check_samples, prepare
 from entropyfloor.screening.recommend import recommend
-from entropyfloor.screening.reference import Lazily, Reference, find_held_out
+from entropyfloor.screening.reference import Reference, find_held_out
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
 from entropyfloor.stats.groups import p_star
@@ -238,7 +238,7 @@ def screen(
                 processes=processes,
             )
             store = RolloutStore(folder, task.source.name, processes)
-            checkpoint = Lazily(partial(load, task.source))
+            checkpoint = cache(partial(load, task.source))
             sequential = draw_rollouts(
                 drawing,
                 store,
