@@ -27,7 +27,6 @@ RENDERERS = re.compile(
 UPWARD: set[tuple[str, str]] = {
     ("rollouts.rollout_blocks", "screening.draw"),
     ("rollouts.rollout_blocks", "screening.preparation"),
-    ("rollouts.rollout_blocks", "screening.reference"),
     ("rollouts.rollout_blocks", "screening.screen"),
     ("rollouts.rollout_store", "screening.measure"),
     ("rollouts.teacher_forced", "screening.measure"),
