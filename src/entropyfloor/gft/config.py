@@ -12,11 +12,10 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from entropyfloor.gft.given_responses import GIVEN, SOURCES
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor_losses import GroupFineTuningLoss
 
-GIVEN = ("expert", "teacher", "other")
-SOURCES = (*GIVEN, "self")
 GROUP_OF_ONE = ("error", "imitate", "skip")
 UNSCORED = ("error", "leave_out")
 

@@ -8,15 +8,16 @@ known here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from trl import GRPOTrainer
 
-from entropyfloor.gft.reward_file import RewardFile
 from entropyfloor.gft.rows import (
     GIVEN_REWARDS,
     OURS,
@@ -25,8 +26,7 @@ from entropyfloor.gft.rows import (
     encode_given,
     without_ours,
 )
-from entropyfloor.gft.sampler import EpochSampler
-from entropyfloor.gft.scoring import add_rewards
+from entropyfloor.gft.scoring import RewardFile, add_rewards
 from entropyfloor.rl.prompt_rows import PromptRows
 
 
@@ -112,3 +112,30 @@ class GroupRowsTrainer(PromptRows, GRPOTrainer):
         """``[n, functions]`` -> ``[n]``: the weighted sum; NaN where no function applied."""
         total = (rewards.double() * self.reward_weights.to(rewards.device).double()).nansum(dim=1)
         return total.masked_fill(torch.isnan(rewards).all(dim=1), math.nan).float()
+
+
+class EpochSampler(Sampler[int]):
+    """Every row once per epoch, in an order by seed and epoch alone: a resumed run keeps it.
+
+    The epoch is asked for, not set: accelerate does not reach a sampler below
+    ``skip_first_batches`` with several processes, and a resumed run would visit an epoch in the
+    order of the first.
+
+    Args:
+        rows: how many there are.
+        seed: of the order; None for that of the dataset.
+        epoch: tells the current one, when an iteration begins.
+
+    """
+
+    def __init__(self, rows: int, *, seed: int | None, epoch: Callable[[], int]) -> None:
+        self._rows, self._seed, self._epoch = rows, seed, epoch
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        if self._seed is None:
+            return iter(range(self._rows))
+        order = np.random.default_rng((self._seed, self._epoch())).permutation(self._rows)
+        return iter(order.tolist())

@@ -21,7 +21,8 @@ from typing import Any
 from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 
-SOURCES = ("expert", "teacher", "other")
+GIVEN = ("expert", "teacher", "other")
+SOURCES = (*GIVEN, "self")  # "self": the policy's own samples, which the trainer draws
 EXPERT_COLUMN = "completion"
 RESPONSES_COLUMN = "responses"
 
@@ -73,7 +74,7 @@ def given_responses(
 
     Raises:
         ValueError: a column that no row has, an empty or malformed response, a source that is none
-            of :data:`SOURCES`, or a row of ``others`` whose prompt is not in the set; named by row.
+            of :data:`GIVEN`, or a row of ``others`` whose prompt is not in the set; named by row.
 
     """
     for column in [*([] if expert_column is None else [expert_column]), *other_columns]:
@@ -168,10 +169,8 @@ def _completions(value: Any, where: str) -> list[Completion]:
 
 
 def _response(source: Any, completion: Completion, prompt: Prompt, where: str) -> Response:
-    if source not in SOURCES:
-        raise ValueError(
-            f"{where}: the source of a response is {', '.join(SOURCES)}; got {source!r}"
-        )
+    if source not in GIVEN:
+        raise ValueError(f"{where}: the source of a response is {', '.join(GIVEN)}; got {source!r}")
     if isinstance(completion, str):
         if not completion.strip():
             raise ValueError(f"{where} has an empty completion; remove it or fill it in")

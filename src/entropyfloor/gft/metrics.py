@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from entropyfloor.gft.config import SOURCES
+from entropyfloor.gft.given_responses import SOURCES
 from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor_losses import IGNORE_INDEX
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entropyfloor.gft.given_responses import SOURCES, Response
+from entropyfloor.gft.given_responses import GIVEN, Response
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ResponseCounts:
     """Counts by source, and over groups.
 
     Attributes:
-        by_source: one of each source, in the order of ``SOURCES``.
+        by_source: one of each source, in the order of ``GIVEN``.
         without_response: groups that nothing is in.
         all_passed: groups whose scored responses all pass.
         none_passed: groups whose scored responses all fail.
@@ -66,7 +66,7 @@ class ResponseCounts:
     """
 
     by_source: dict[str, SourceCounts] = field(
-        default_factory=lambda: {source: SourceCounts() for source in SOURCES}
+        default_factory=lambda: {source: SourceCounts() for source in GIVEN}
     )
     without_response: int = 0
     all_passed: int = 0
@@ -75,7 +75,7 @@ class ResponseCounts:
 
     def __add__(self, other: ResponseCounts) -> ResponseCounts:
         return ResponseCounts(
-            {source: self.by_source[source] + other.by_source[source] for source in SOURCES},
+            {source: self.by_source[source] + other.by_source[source] for source in GIVEN},
             self.without_response + other.without_response,
             self.all_passed + other.all_passed,
             self.none_passed + other.none_passed,
@@ -120,7 +120,7 @@ def count_responses(
     """
     seen: set[str] = set()
     group: list[Response] = []
-    by_source = {source: SourceCounts() for source in SOURCES}
+    by_source = {source: SourceCounts() for source in GIVEN}
     for response, truncated in [*((each, False) for each in given), *drawn]:
         reward, key = response.reward, response.key
         passed = int(reward is not None and reward >= threshold)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropyfloor.gft.config import SOURCES
+from entropyfloor.gft.given_responses import SOURCES
 from entropyfloor.gft.rows import GIVEN_REWARDS, draw, encode_given
 from entropyfloor.rollouts.prompts import ROW_COLUMN
 from entropyfloor_losses import IGNORE_INDEX

@@ -17,7 +17,8 @@ import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from entropyfloor.gft.config import GIVEN, GFTConfig
+from entropyfloor.gft.config import GFTConfig
+from entropyfloor.gft.given_responses import GIVEN
 from entropyfloor.rollouts.prompts import ROW_COLUMN, PromptSet
 from entropyfloor.rollouts.teacher_forced import encode_held_out
 

@@ -1,9 +1,19 @@
-"""Rewards of given responses: once, before the first step, by all processes together."""
+"""Rewards of given responses: once, before the first step, by all processes together.
+
+They are kept in the run's folder, so that a resumed run does not pay for them again:
+
+    given_rewards.jsonl   {"key": digest of dataset, row and response, "reward": float or null}
+
+A new run begins a new file: it cannot know that the reward functions are still the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +21,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from entropyfloor.gft.config import GFTConfig
-from entropyfloor.gft.reward_file import RewardFile, response_key
 from entropyfloor.gft.rows import GIVEN_REWARDS
+from entropyfloor.io import append_jsonl, read_jsonl
 from entropyfloor.rollouts.prompts import ROW_COLUMN, row_dataset
 
+FILE_NAME = "given_rewards.jsonl"
 _AT_ONCE = 64  # responses per call of the reward functions and process
 
 Pair = tuple[int, int]  # row, response
@@ -98,3 +109,39 @@ def _check(name: str, pair: Pair, value: float, args: GFTConfig) -> None:
 
 def _responses(dataset: Dataset) -> list[list[dict[str, Any]]]:
     return [row.get("responses") or [] for row in dataset]
+
+
+class RewardFile:
+    """Rewards by key; NaN where no reward function applied.
+
+    Args:
+        folder: of the run.
+        resumed: read what is there; else begin anew.
+        writes: whether this process writes.
+
+    """
+
+    def __init__(self, folder: str | Path, *, resumed: bool, writes: bool) -> None:
+        self._path, self._writes = Path(folder) / FILE_NAME, writes
+        if writes and not resumed:
+            self._path.unlink(missing_ok=True)
+        entries = read_jsonl(self._path, repair=writes) if resumed else []
+        self.known: dict[str, float] = {
+            entry["key"]: math.nan if entry["reward"] is None else float(entry["reward"])
+            for entry in entries
+        }
+
+    def add(self, rewards: Mapping[str, float]) -> None:
+        """Keep rewards, and write them at once."""
+        self.known.update(rewards)
+        if self._writes and rewards:
+            plain = {key: None if math.isnan(value) else value for key, value in rewards.items()}
+            append_jsonl(self._path, ({"key": k, "reward": value} for k, value in plain.items()))
+
+
+def response_key(name: str, row: Mapping[str, Any], number: int) -> str:
+    """Digest of a response with everything that reward functions see of its row."""
+    seen = {column: value for column, value in row.items() if column != "responses"}
+    response = row["responses"][number]["completion"]
+    text = json.dumps([name, seen, response], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

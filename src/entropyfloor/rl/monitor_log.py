@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.io import write_atomic
+from entropyfloor.io import append_jsonl, read_jsonl, write_atomic
 
 FILE_NAME = "collapse_monitor.jsonl"
 
@@ -35,34 +35,21 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(
             f"there is no {path}; train with callbacks=[CollapseMonitor()], or give another folder"
         )
-    return [record for record in map(_parse, path.read_text("utf-8").splitlines()) if record]
+    return read_jsonl(path)
 
 
 def begin_log(path: Path, resumed_step: int, start: dict[str, Any]) -> None:
     """Start the file, or cut it back to ``resumed_step``, then add the ``start`` record."""
-    kept = []
-    if resumed_step > 0 and path.is_file():
-        kept = [r for r in read_log(path) if r.get("step", 0) <= resumed_step]
-    write_atomic(path, "".join(_line(record) for record in [*kept, {"event": "start", **start}]))
+    records = read_jsonl(path) if resumed_step > 0 else []
+    kept = [record for record in records if record.get("step", 0) <= resumed_step]
+    write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+    append_log(path, {"event": "start", **start})
 
 
 def append_log(path: Path, record: dict[str, Any]) -> None:
-    """Add one record."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
-
-
-def _line(record: dict[str, Any]) -> str:
-    plain = {
+    """Add one record; numbers that are not finite, which JSON does not have, become null."""
+    finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
     }
-    return json.dumps(plain, ensure_ascii=False) + "\n"
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:  # the end of a file that a kill cut short
-        return None
-    return record if isinstance(record, dict) else None
+    append_jsonl(path, [finite])

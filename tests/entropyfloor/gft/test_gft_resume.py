@@ -10,8 +10,8 @@ import torch
 from gft_killed_run import KILLED_AT, SAVED_AT, STEPS, run
 from gft_runs import gft, group_rows, logged
 
-from entropyfloor.gft.reward_file import FILE_NAME
-from entropyfloor.gft.sampler import EpochSampler
+from entropyfloor.gft.data import EpochSampler
+from entropyfloor.gft.scoring import FILE_NAME
 
 WALL_CLOCK = ("step_time", "probe_share")
 
