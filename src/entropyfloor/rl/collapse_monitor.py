@@ -21,6 +21,7 @@ checkpoint is kept from ``save_total_limit``. Only weights are restored; trainin
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +239,11 @@ class CollapseMonitor(TrainerCallback, ExportableState):
     ) -> None:
         """Plot the run, and give the trainer its methods back."""
         if state.is_world_process_zero and self._log_file.is_file():
+            from entropyfloor.render.files import write_pictures
             from entropyfloor.rl.monitor_plot import write_monitor_plot
 
-            write_monitor_plot(read_log(self._log_file), self._log_file.with_suffix(".png"))
+            log = read_log(self._log_file)
+            write_pictures({self._log_file.with_suffix(".png"): partial(write_monitor_plot, log)})
         if self._probe is not None:
             self._probe.detach()
             self._probe = None

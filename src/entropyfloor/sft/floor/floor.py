@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,14 +267,12 @@ class FloorCallback(TrainerCallback):
         """Plot the run; with "stop" put the weights of the last checkpoint above the floor back."""
         floor = self._floor
         if floor.probes and state.is_world_process_zero:
+            from entropyfloor.render.files import write_pictures
             from entropyfloor.sft.floor.plot import write_floor_plot
 
-            write_floor_plot(
-                state.log_history,
-                [(probe.step, probe.entropy) for probe in floor.probes],
-                floor.controller.floor,
-                Path(args.output_dir or ".") / "entropy_floor.png",
-            )
+            probes = [(probe.step, probe.entropy) for probe in floor.probes]
+            draw = partial(write_floor_plot, state.log_history, probes, floor.controller.floor)
+            write_pictures({Path(args.output_dir or ".") / "entropy_floor.png": draw})
         if floor.on_violation != "stop" or not floor.violated:
             return
         output_dir = args.output_dir
