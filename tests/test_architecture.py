@@ -38,11 +38,8 @@ RESULTS_THAT_RENDER: set[tuple[str, str]] = {
     ("echelon.demo", "screening.table"),
     ("echelon.run", "echelon.page"),
     ("rl.collapse_monitor", "rl.monitor_plot"),
-    ("screening.outputs", "render.files"),
-    ("screening.outputs", "screening.figures"),
-    ("screening.outputs", "screening.page"),
-    ("screening.outputs", "screening.table"),
-    ("sft.floor.entropy_floor", "sft.floor.floor_plot"),
+    ("screening.screen", "screening.page"),
+    ("sft.floor.floor", "sft.floor.plot"),
 }
 
 

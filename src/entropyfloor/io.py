@@ -3,13 +3,15 @@
 The lowest layer of the package: knows of no model and no measure.
 
     write_atomic, save_json        a file is whole or absent, also if the process dies writing it
+    write_pictures               what may fail, apart: a failing picture costs the picture
     append_jsonl, read_jsonl       a file that grows; a line that a kill cut short is left out
     claim_folder, check_settings   a folder belongs to one set of settings: two never mix in it
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,20 @@ def save_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text + "\n")
+
+
+def write_pictures(files: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Call each function with its path; one that raises is said in a warning, the others go on.
+
+    A plot or a page is made from text and values that nobody foresaw, and compute was paid for the
+    numbers: write those first. A failing picture costs the picture.
+    """
+    for path, write in files.items():
+        try:
+            write(path)
+        except Exception as error:  # whatever it is, the report is worth more
+            words = f"{path} could not be written ({error!r}); all else was"
+            warnings.warn(words, stacklevel=2)
 
 
 def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
+    from entropyfloor.io import write_pictures
     from entropyfloor.render.figure import check_suffix
-    from entropyfloor.render.files import write_pictures
     from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
     from entropyfloor.screening.figures import write_plot

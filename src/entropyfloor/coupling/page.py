@@ -12,8 +12,7 @@ from entropyfloor.coupling.table import (
     durations_table,
     layers_table,
 )
-from entropyfloor.io import save_json, write_atomic
-from entropyfloor.render.files import write_pictures
+from entropyfloor.io import save_json, write_atomic, write_pictures
 from entropyfloor.render.page import render_page
 
 

@@ -8,9 +8,8 @@ from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.names import count, outcome_words
 from entropyfloor.echelon.rungs import epochs
 from entropyfloor.echelon.table import echelon_markdown, tables
-from entropyfloor.io import save_json, write_atomic
+from entropyfloor.io import save_json, write_atomic, write_pictures
 from entropyfloor.render.figure import key
-from entropyfloor.render.files import write_pictures
 from entropyfloor.render.page import render_page
 
 

@@ -239,7 +239,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
     ) -> None:
         """Plot the run, and give the trainer its methods back."""
         if state.is_world_process_zero and self._log_file.is_file():
-            from entropyfloor.render.files import write_pictures
+            from entropyfloor.io import write_pictures
             from entropyfloor.rl.monitor_plot import write_monitor_plot
 
             log = read_log(self._log_file)

@@ -4,12 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from entropyfloor.io import write_atomic
+from entropyfloor.io import write_atomic, write_pictures
 from entropyfloor.render.page import render_page
 from entropyfloor.render.table import Column, Style, Table
 from entropyfloor.render.text import common_beginning
@@ -19,11 +20,13 @@ from entropyfloor.screening.figures import (
     pass_rate_figure,
     row_figures,
     token_entropy_figure,
+    write_plot,
 )
 from entropyfloor.screening.records import Calibration, ExampleRollout
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.table import (
     further_table,
+    screening_markdown,
     screening_table,
     undecided_advice,
     verdict_style,
@@ -59,6 +62,18 @@ class _Row:
         entropy = f"entropy {self.record.entropy_nats:.3f}"
         rate = self.record.pass_at_1
         return entropy if rate is None else f"{entropy}, pass@1 {rate:.3f}"
+
+
+def write_report(report: ScreeningReport, folder: Path) -> None:
+    """Write screening.json and .md; then .html and .png, which may fail with a warning."""
+    report.write_json(folder / "screening.json")
+    write_atomic(folder / "screening.md", screening_markdown(report))
+    write_pictures(
+        {
+            folder / "screening.html": partial(write_page, report),
+            folder / "screening.png": partial(write_plot, report),
+        }
+    )
 
 
 def write_page(report: ScreeningReport, path: str | Path) -> Path:

@@ -45,7 +45,7 @@ from entropyfloor.rollouts.rollouts import SamplingSettings
 from entropyfloor.rollouts.teacher_forced import check_held_out
 from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
 from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
-from entropyfloor.screening.outputs import write_report
+from entropyfloor.screening.page import write_report
 from entropyfloor.screening.preparation import Task, check_samples, prepare
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.reference import Reference, find_held_out

@@ -12,14 +12,13 @@ from rich.console import Console
 from test_screening_html import Page
 
 from entropyfloor.cli.main import main
-from entropyfloor.io import append_jsonl, read_jsonl, save_json
+from entropyfloor.io import append_jsonl, read_jsonl, save_json, write_pictures
 from entropyfloor.render.figure import Chart, series, threshold
-from entropyfloor.render.files import write_pictures
 from entropyfloor.render.terminal import print_line
 from entropyfloor.render.text import plain, visible
 from entropyfloor.rl.monitor_plot import write_monitor_plot
 from entropyfloor.screening.figures import pass_at_k_figure, row_figures
-from entropyfloor.screening.outputs import write_report
+from entropyfloor.screening.page import write_report
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.table import further_table, screening_markdown, screening_table
 from entropyfloor.sft.floor.plot import write_floor_plot
@@ -162,7 +161,7 @@ def test_a_failing_picture_costs_the_picture(tmp_path, monkeypatch):
         write_report(sample_report(2), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["screening.json", "screening.md"]
     messages = [str(warning.message) for warning in said]
-    assert "screening.html" in messages[0] and "RuntimeError: no font␛" in messages[0]
+    assert "screening.html" in messages[0] and "no font\\x1b" in messages[0]
     assert "screening.png" in messages[1] and len(messages) == 2
 
 

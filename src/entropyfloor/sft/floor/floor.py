@@ -267,7 +267,7 @@ class FloorCallback(TrainerCallback):
         """Plot the run; with "stop" put the weights of the last checkpoint above the floor back."""
         floor = self._floor
         if floor.probes and state.is_world_process_zero:
-            from entropyfloor.render.files import write_pictures
+            from entropyfloor.io import write_pictures
             from entropyfloor.sft.floor.plot import write_floor_plot
 
             probes = [(probe.step, probe.entropy) for probe in floor.probes]
