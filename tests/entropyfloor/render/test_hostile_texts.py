@@ -1,10 +1,12 @@
 """Text of users is text: names, prompts and completions of any kind, in every medium."""
 
+import importlib.util
 import io
 import json
 import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
@@ -12,6 +14,11 @@ from rich.console import Console
 from test_screening_html import Page
 
 from entropyfloor.cli.main import main
+from entropyfloor.coupling import page as coupling_page
+from entropyfloor.coupling.table import coupling_terminal
+from entropyfloor.echelon import page as echelon_page
+from entropyfloor.echelon.compare import compare
+from entropyfloor.echelon.table import echelon_terminal
 from entropyfloor.io import append_jsonl, read_jsonl, save_json, write_pictures
 from entropyfloor.render.figure import Chart, series, threshold
 from entropyfloor.render.terminal import print_line
@@ -22,7 +29,15 @@ from entropyfloor.screening.page import write_report
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.table import further_table, screening_markdown, screening_table
 from entropyfloor.sft.floor.plot import write_floor_plot
+from made_up_echelon import SETTINGS, made_up
 from sample_reports import report as sample_report
+
+_SPEC = importlib.util.spec_from_file_location(  # the echelon has a test_reports of its own
+    "coupling_reports", Path(__file__).parents[1] / "coupling/test_reports.py"
+)
+_MODULE = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_MODULE)
+coupling_report = _MODULE.report
 
 TEXTS = {
     "dollar": "$x_1^2$ costs $",
@@ -170,3 +185,46 @@ def test_a_failing_picture_does_not_stop_the_next(tmp_path):
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
         write_pictures({tmp_path / "a": lambda _: 1 / 0, tmp_path / "b": done.append})
     assert done == [tmp_path / "b"]
+
+
+def echelon(folder):
+    """Every text is a loss."""
+    texts = [text for text in TEXTS.values() if text]
+    cells, base = made_up([str(i) for i in range(len(texts))], depths=(1.0, 2.0), seeds=(0,))
+    cells = [{**cell, "loss": texts[int(cell["loss"])]} for cell in cells]
+    found = compare(cells, base, {**SETTINGS, "name": texts[0]})
+    echelon_page.write_report(found, folder)
+    return printed(*echelon_terminal(found, 400))
+
+
+def coupling(folder):
+    """Every text is a checkpoint."""
+    whole = coupling_report(len(TEXTS))
+    named = zip(whole.checkpoints, TEXTS.values(), strict=True)
+    rows = tuple(replace(row, name=text, notes=(f"note: {text}",)) for row, text in named)
+    found = replace(whole, checkpoints=rows)
+    coupling_page.write_report(found, folder)
+    return printed(*coupling_terminal(found, 400))
+
+
+@pytest.mark.parametrize("feature", [echelon, coupling])
+def test_other_features(feature, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        terminal = feature(tmp_path)
+    names = {"json", "md", "html", "png"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{feature.__name__}.{n}" for n in names}
+    lines = (tmp_path / f"{feature.__name__}.md").read_text(encoding="utf-8")
+    html = (tmp_path / f"{feature.__name__}.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in page.tags and "img" not in page.tags and not page.handlers
+    assert len(page.ids) == len(set(page.ids))
+    assert not any(UNSEEN.search(found) for found in (terminal, lines, html))
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(lines)
+    inside = [child for token in tokens for child in token.children or ()]
+    assert not {child.type for child in inside} & {"html_inline", "link_open", "em_open", "s_open"}
+    shown = "".join(child.content for child in inside)
+    for text in TEXTS.values():
+        assert plain(text, 50)[:20] in terminal
+        assert plain(text, 50)[:20] in page.text
+        assert plain(text, 50)[:20].strip() in shown
