@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python >= 3.10, make and git:
 #   make demo    virtual environment, pinned install, the main job (QUICK=1: two minutes)
-#   make test    the same install, the test suite
+#   make test    the same install, the test suite without the slow end-to-end programs
+# CI runs those too: make test-slow; make test-all is both.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,13 +9,18 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow test-all lint bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-all: test test-slow
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

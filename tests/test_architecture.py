@@ -34,9 +34,8 @@ UPWARD: set[tuple[str, str]] = {
 CIRCLES = {"screening"}  # folders
 RESULTS_THAT_RENDER: set[tuple[str, str]] = {
     ("coupling.couple", "coupling.page"),
-    ("echelon.demo", "echelon.depth_plot"),
-    ("echelon.demo", "screening.table"),
     ("echelon.run", "echelon.page"),
+    ("echelon.run", "screening.table"),
     ("rl.collapse_monitor", "rl.monitor_plot"),
     ("screening.screen", "screening.page"),
     ("sft.floor.floor", "sft.floor.plot"),

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from dataclasses import MISSING
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,8 @@ def test_console_commands_run(page, workshop, capsys, monkeypatch):
     if page.name == "grpo.md":
         monkeypatch.setitem(NAMED_REWARDS, "exact_match", even_length)
     for command in commands(page):  # in order: a page may go on with what a command wrote
-        program, *arguments = shlex.split(command)
+        program, *words = shlex.split(command)
+        arguments = [found for word in words for found in sorted(glob(word)) or [word]]
         assert program == "entropyfloor"
         if arguments[0] == "sft":
             # The command as it is, but on a model that is here, on a CPU, for one step.

@@ -29,21 +29,7 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.echelon.recipe import load_recipe
     from entropyfloor.echelon.run import run_echelon
 
-    overrides: dict[str, Any] = {}
-    if arguments.seeds is not None:
-        overrides["seeds"] = tuple(arguments.seeds)
-    if arguments.losses is not None:
-        whole = load_recipe(arguments.recipe).losses
-        unknown = [name for name in arguments.losses if name not in whole]
-        if unknown:
-            raise ValueError(
-                f"--losses {' '.join(unknown)}: the recipe has {', '.join(whole)}; name some of "
-                "them"
-            )
-        overrides["losses"] = {name: whole[name] for name in arguments.losses}
-    if arguments.no_grpo:
-        overrides["grpo"] = None
-    recipe = load_recipe(arguments.recipe, **overrides)
+    recipe = load_recipe(_content(arguments))
     folder = Path("runs") / recipe.name if arguments.output_dir is None else arguments.output_dir
     console = console_for_tables()
 
@@ -62,7 +48,10 @@ def main(argv: Sequence[str]) -> int:
     )
     if result.comparison is not None:
         from entropyfloor.echelon.table import echelon_terminal
+        from entropyfloor.screening.table import screening_table
 
+        if recipe.grpo is None and len(result.screenings) == 1:
+            console.print(screening_table(result.screenings[recipe.seeds[0]]).to_rich())
         for part in echelon_terminal(result.comparison, console.width):
             console.print(part)
         say(f"written: {', '.join(str(result.folder / name) for name in RESULTS)}")
@@ -71,7 +60,57 @@ def main(argv: Sequence[str]) -> int:
     return FAILED if result.failures else 0
 
 
-RESULTS = ("echelon.html", "echelon.md", "echelon.json", "echelon.png", "cells.json")
+RESULTS = (
+    "echelon.html",
+    "echelon.md",
+    "echelon.json",
+    "echelon.png",
+    "screening.md",
+    "cells.json",
+)
+
+
+def _content(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The recipe as the options change it."""
+    from entropyfloor.echelon.recipe import read_recipe
+
+    content = read_recipe(arguments.recipe)
+    for words in arguments.set or ():
+        _set(content, words)
+    if arguments.seeds is not None:
+        content["seeds"] = arguments.seeds
+    if arguments.losses is not None:
+        losses = content.get("losses") or {}
+        unknown = [name for name in arguments.losses if name not in losses]
+        if unknown:
+            raise ValueError(
+                f"--losses {' '.join(unknown)}: the recipe has {', '.join(losses)}; name some of "
+                "them"
+            )
+        content["losses"] = {name: losses[name] for name in arguments.losses}
+    if arguments.no_grpo:
+        content["grpo"] = None
+    return content
+
+
+def _set(content: dict[str, Any], words: str) -> None:
+    """Apply ``KEY.KEY=YAML`` to a recipe."""
+    import yaml
+
+    path, equals, text = words.partition("=")
+    *parents, last = path.split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {words}: {text!r} is not YAML: {error}") from error
+    if not equals or not all([*parents, last]):
+        raise ValueError(f"--set {words}: write KEY=VALUE, such as data.test=50 or depths=[1,2]")
+    for key in parents:
+        inner = content.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"--set {words}: {key} is {inner!r}, which has no settings inside it")
+        content = inner
+    content[last] = value
 
 
 def _status(argv: Sequence[str]) -> int:
@@ -120,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="entropyfloor echelon",
         description="Train each loss of a recipe to growing depth, screen every rung, send it "
-        "through the same GRPO budget, evaluate, compare. What is finished is not run again. "
+        "through the same GRPO budget if the recipe has one, evaluate, compare. What is "
+        "finished is not run again. "
         "`entropyfloor echelon status DIR` says how far a run is.",
         epilog="Exit code: 1 a stage failed in every try, 0 none did, 2 usage or data error.",
     )
@@ -149,6 +189,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--losses", nargs="+", metavar="NAME", help="only these of the recipe's")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="in place of its seeds")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="settings in place of the recipe's, in YAML: depths=[1,2] data.test=50",
+    )
     parser.add_argument("--no-grpo", action="store_true", help="leave out its grpo section")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser

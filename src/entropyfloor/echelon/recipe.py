@@ -6,6 +6,10 @@
     losses:                                          # fields of SEDConfig; the keys are names
       ce: {loss: ce}
       floor: {loss: ce, entropy_floor: 0.8}
+      gft:                                         # fields of GFTConfig, and where its groups'
+        trainer: gft                               # teacher comes from: a rung after GRPO, or a
+        teacher: {loss: ce, depth: 2}              # checkpoint
+        teacher_samples: 8
     depths: [2, 6, 20, 60]                           # epochs; fractions are allowed
     seeds: [0, 1, 2]
     sft: {learning_rate: 1.0e-3, per_device_train_batch_size: 32}
@@ -16,42 +20,25 @@
 Everything in it but ``name`` determines numbers; nothing else does, beside versions and machine.
 """
 
-import difflib
 import json
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.echelon.depths import check_depths
-from entropyfloor.echelon.small_grpo import GRPOTraining
+from entropyfloor.echelon.recipe_checks import (
+    GFT_KEYS,
+    TEACHER_SAMPLES,
+    check_known,
+    check_recipe,
+    config_fields,
+    fast_bf16,
+    lora,
+)
 from entropyfloor.screening.verdict import TAU_H
 
 DEPTHS = (1.0, 1.9, 2.9, 3.8, 5.8)  # of the rank-inversion paper
-# What the echelon itself decides; a recipe that set it would be ignored, or break resuming.
-_DECIDED_SFT = (
-    "output_dir",
-    "num_train_epochs",
-    "max_steps",
-    "seed",
-    "data_seed",
-    "save_strategy",
-    "save_steps",
-    "resume_from_checkpoint",
-    "overwrite_output_dir",
-    "report_to",
-)
-_DECIDED_GRPO = {
-    "max_steps": "steps",
-    "save_steps": "save_every",
-    "num_generations": "group_size",
-    "max_completion_length": "screening: max_new_tokens",
-    "seed": "seeds",
-    "output_dir": "--output-dir",
-    "shuffle_dataset": "nothing: prompts are shuffled by the seed",
-    "report_to": "nothing: the curve is kept beside the checkpoints",
-}
+SHIPPED = Path(__file__).parent / "recipes"  # those of `entropyfloor demo`
 SCREENING = {
     "num_samples": 8,
     "group_size": 8,
@@ -64,9 +51,63 @@ SCREENING = {
     "batch_size": 256,
     "dtype": "float32",
     "prompts": None,
+    "kl_to_base": False,
 }
-_CONSTANT = ("constant", "constant_with_warmup")
 _FLOOR_PROBE_STEPS = 20
+
+
+@dataclass(frozen=True)
+class GRPOTraining:
+    """How every rung is trained with GRPO: in its DAPO variant, on policy, without KL.
+
+    Attributes:
+        steps: optimizer steps; each has rollouts of its own.
+        save_every: steps between checkpoints.
+        group_size: rollouts per prompt, g.
+        prompts_per_step: prompts whose groups make up a step.
+        learning_rate: constant, of AdamW.
+        monitor: policy of a ``CollapseMonitor``, ``warn`` or ``stop``; None for none.
+
+    """
+
+    steps: int = 150
+    save_every: int = 50
+    group_size: int = 8
+    prompts_per_step: int = 32
+    learning_rate: float = 2e-4
+    monitor: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every", "prompts_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size must be at least 2, as advantages are relative to the group; got "
+                f"{self.group_size}"
+            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
+        if self.monitor not in (None, "warn", "stop"):
+            raise ValueError(f"grpo: monitor is {self.monitor!r}; choose warn or stop")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a GFT loss's response groups are drawn from.
+
+    Attributes:
+        checkpoint: a directory or hub id; None if it is a rung of the same recipe and seed.
+        loss: of that rung, whose last GRPO checkpoint is the teacher.
+        depth: of that rung.
+        num_samples: drawn per prompt, before duplicates are left out.
+
+    """
+
+    checkpoint: str | None
+    loss: str
+    depth: float
+    num_samples: int
 
 
 @dataclass(frozen=True)
@@ -77,12 +118,14 @@ class Recipe:
         name: for reports.
         model: ``name`` (small, smollm2, a directory or a hub id) and options of the built ones.
         data: ``task`` and its options, see :mod:`~entropyfloor.echelon.sources`.
-        losses: name -> fields of ``SEDConfig``; those of ``sft`` stand behind them.
+        losses: name -> fields of ``SEDConfig``, or of ``GFTConfig`` with ``trainer: gft``; those
+            of ``sft`` stand behind them.
         depths: epochs at which a checkpoint is kept, ascending.
         seeds: of everything that is drawn: problems of a built task, order, rollouts.
-        sft: fields of ``SEDConfig`` for all losses.
+        sft: fields of ``SEDConfig`` for all losses; GFT takes those that it has too.
         peft: fields of ``peft.LoraConfig``; None trains all weights.
-        screening: arguments of ``screen``; ``prompts`` takes the first so many.
+        screening: arguments of ``screen``; ``prompts`` takes the first so many, ``kl_to_base``
+            measures the KL divergence to the model that SFT starts from as well.
         grpo: fields of ``GRPOTraining``, further ones of ``trl.GRPOConfig``; None for no RL.
         evaluation: as ``screening``, for checkpoints after GRPO; those of ``screening`` stand
             behind them.
@@ -111,27 +154,9 @@ class Recipe:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        check_depths(self.depths)
-        if not self.losses:
-            raise ValueError("losses is empty; name at least one, such as `ce: {loss: ce}`")
-        for name in self.losses:
-            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-                raise ValueError(
-                    f"losses: {name!r} becomes part of file names; use letters, digits, - _ ."
-                )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds are different numbers from 0 on; got {list(self.seeds)}")
-        if self.threads < 1:
-            raise ValueError(f"threads must be at least 1; got {self.threads}")
         for name in ("screening", "evaluation"):
-            _known(getattr(self, name), SCREENING, name)
-        self._check_samples()
-        for name in self.losses:
-            self._check_loss(name)
-        if self.peft is not None:
-            _lora(self.peft)
-        if self.grpo is not None:
-            self._check_grpo(self.grpo)
+            check_known(getattr(self, name), SCREENING, name)
+        check_recipe(self)
 
     def screening_options(self, *, after_rl: bool) -> dict[str, Any]:
         """Arguments of ``screen``, complete."""
@@ -139,13 +164,36 @@ class Recipe:
         return {**SCREENING, **self.screening, **own}
 
     def sft_options(self, loss: str) -> dict[str, Any]:
-        """Fields of ``SEDConfig`` for one loss."""
+        """Fields of the trainer's configuration for one loss.
+
+        ``per_device_train_batch_size`` counts rows; for GFT it counts responses.
+        """
         options = {"learning_rate": 1e-5, "per_device_train_batch_size": 16, **self.sft}
-        options |= self.losses[loss]
+        if self.is_gft(loss):
+            known = config_fields(gft=True)
+            options = {name: value for name, value in options.items() if name in known}
+        options |= {k: v for k, v in self.losses[loss].items() if k not in GFT_KEYS}
+        if options.get("bf16") == "auto":
+            options["bf16"] = fast_bf16()
         if options.get("entropy_floor") is not None:
             # trl's default cadence would depend on the clock, and a cell on the machine.
             options.setdefault("floor_probe_steps", _FLOOR_PROBE_STEPS)
         return options
+
+    def is_gft(self, loss: str) -> bool:
+        """Whether a loss is trained by GFTTrainer instead of SEDTrainer."""
+        return self.losses[loss].get("trainer", "sft") == "gft"
+
+    def teacher(self, loss: str) -> Teacher | None:
+        """Of a GFT loss; None for any other, and for GFT without a teacher."""
+        options = self.losses[loss]
+        named = options.get("teacher")
+        if not self.is_gft(loss) or named is None:
+            return None
+        samples = options.get("teacher_samples", TEACHER_SAMPLES)
+        if isinstance(named, Mapping):
+            return Teacher(None, named["loss"], float(named["depth"]), samples)
+        return Teacher(str(named), "", 0.0, samples)
 
     def grpo_training(self) -> GRPOTraining:
         """The part of ``grpo`` that every run has."""
@@ -178,87 +226,10 @@ class Recipe:
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return found
 
-    def _check_samples(self) -> None:
-        for after_rl in (False, True):
-            options = self.screening_options(after_rl=after_rl)
-            if options["num_samples"] < options["group_size"]:
-                raise ValueError(
-                    f"num_samples {options['num_samples']} is below group_size "
-                    f"{options['group_size']}: degenerate groups need a whole group of rollouts"
-                )
-            if options["ks"] is not None and max(options["ks"]) > options["num_samples"]:
-                raise ValueError(
-                    f"ks {options['ks']} need at least as many num_samples; got "
-                    f"{options['num_samples']}"
-                )
-        if self.k not in self.ks:
-            raise ValueError(f"outcome_k {self.k} is not among the ks that are measured: {self.ks}")
-
-    def _check_loss(self, name: str) -> None:
-        from entropyfloor import SEDConfig
-
-        options = self.sft_options(name)
-        taken = [key for key in options if key in _DECIDED_SFT]
-        if taken:
-            raise ValueError(
-                f"{', '.join(taken)} (loss {name}) is decided by the echelon: depths, seeds and "
-                "the output folder say it"
-            )
-        _known(options, {f.name for f in fields(SEDConfig) if f.init}, f"losses: {name}, sft")
-        schedule = options.get("lr_scheduler_type", "constant")
-        if schedule not in _CONSTANT:
-            raise ValueError(
-                f"lr_scheduler_type {schedule!r} (loss {name}): one run leaves all depths, which "
-                "are comparable with a constant learning rate only; choose "
-                f"{' or '.join(_CONSTANT)}"
-            )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they are the run's to give
-                SEDConfig(output_dir="unused", **{"use_cpu": True, "bf16": False, **options})
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"loss {name}: {error}") from error
-
-    def _check_grpo(self, grpo: Mapping[str, Any]) -> None:
-        from trl import GRPOConfig
-
-        for key, instead in _DECIDED_GRPO.items():
-            if key in grpo:
-                raise ValueError(f"grpo: {key} is set by {instead}; leave it out")
-        names = {f.name for f in fields(GRPOConfig) if f.init}
-        _known(grpo, names | {f.name for f in fields(GRPOTraining)}, "grpo")
-        training = self.grpo_training()
-        rollouts = training.group_size * training.prompts_per_step
-        at_once = grpo.get("per_device_train_batch_size", rollouts)
-        if at_once * grpo.get("gradient_accumulation_steps", 1) != rollouts:
-            raise ValueError(
-                f"grpo: a step has group_size × prompts_per_step = {rollouts} rollouts; "
-                "per_device_train_batch_size × gradient_accumulation_steps must be as many"
-            )
-
-
-def _known(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    names = sorted(known)
-    for key in given:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            allowed = f" (allowed: {', '.join(names)})" if len(names) < 20 else ""
-            raise ValueError(f"{where} has no setting {key!r}{hint}{allowed}")
-
-
-def _lora(options: Mapping[str, Any]) -> Any:
-    from peft import LoraConfig
-
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **options})
-    except TypeError as error:
-        raise ValueError(f"peft takes fields of peft.LoraConfig: {error}") from error
-
 
 def lora_config(recipe: Recipe) -> Any:
     """The recipe's ``peft.LoraConfig``, or None."""
-    return None if recipe.peft is None else _lora(recipe.peft)
+    return None if recipe.peft is None else lora(recipe.peft)
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Recipe:
@@ -273,9 +244,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Rec
         ValueError: not YAML, an unknown or missing key, or a setting that cannot work.
 
     """
-    content = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    content = dict(source) if isinstance(source, Mapping) else read_recipe(source)
     content |= overrides
-    _known(content, {f.name for f in fields(Recipe)}, "the recipe")
+    check_known(content, {f.name for f in fields(Recipe)}, "the recipe")
     for key in ("model", "data", "losses"):
         if key not in content:
             raise ValueError(f"the recipe lacks {key!r}; see docs/echelon.md for an example")
@@ -301,13 +272,21 @@ def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Rec
                 content[key] = tuple(kind(entry) for entry in value)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{key} must be a list of numbers; got {value!r}") from error
-    content.setdefault("name", "echelon" if isinstance(source, Mapping) else Path(source).stem)
+    content.setdefault("name", "echelon")
     return Recipe(**content)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_recipe(file: str | Path) -> dict[str, Any]:
+    """What a YAML file holds, unchecked; the recipe's name is the file's where it says none.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML.
+
+    """
     import yaml
 
+    path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe {path}")
     try:
@@ -316,4 +295,4 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a mapping of settings; see docs/echelon.md")
-    return content
+    return {"name": path.stem, **content}

@@ -1,30 +1,35 @@
 """``run_echelon``: run a recipe, or what is missing of it, and compare what is there.
 
 recipe.json                             the recipe, resolved, of the last run
-base/ sft/ screening/ grpo/ evaluation/ see ``cells``
+data/seed-S/                            train, held_out and rl as JSON Lines, for other commands
+base/ sft/ screening/ grpo/ evaluation/ see ``folder``
 failures/                               stages that failed, with their traceback
+screening.md                            base and every rung as screened before RL, with intervals
 cells.json echelon.json .md .html .png  the result, written again whenever a cell is done
 """
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.echelon.cells import Cells
 from entropyfloor.echelon.compare import EchelonComparison, compare
 from entropyfloor.echelon.executors import open_executor
+from entropyfloor.echelon.folder import BASE, EchelonFolder, Stage, read_json
 from entropyfloor.echelon.recipe import Recipe, load_recipe
 from entropyfloor.echelon.schedule import (
     Failure,
     Schedule,
-    Stage,
     only_one_run,
     read_failures,
     recipe_of,
 )
-from entropyfloor.io import save_json
+from entropyfloor.echelon.sources import check_sources
+from entropyfloor.echelon.stages import Stages
+from entropyfloor.io import save_json, write_atomic
+from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.report import ScreeningReport
 
 _REFRESH_SECONDS = 60.0
 
@@ -35,12 +40,14 @@ class EchelonResult:
 
     Attributes:
         comparison: of the finished cells; None if there is none.
+        screenings: seed -> base and rungs as screened before RL.
         failures: stages that failed in every try.
         folder: where everything is.
 
     """
 
     comparison: EchelonComparison | None
+    screenings: Mapping[int, ScreeningReport]
     failures: tuple[Failure, ...]
     folder: Path
 
@@ -74,57 +81,77 @@ def run_echelon(
         FileNotFoundError: no such recipe, or a file that it names.
 
     """
+    import torch
+
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(output_dir)
-    cells = Cells(checked, folder, keep=keep)
+    stages = Stages(checked, folder, keep=keep)
     for seed in checked.seeds:
-        cells.sources(seed)  # raises for data or prompts that cannot work
+        check_sources(stages.sources(seed))
     name = executor or ("serial" if workers == 1 else "processes")
-    runner = open_executor(name, workers=workers, threads=checked.threads, gpus=_gpus())
+    gpus = torch.cuda.device_count()
+    runner = open_executor(name, workers=workers, threads=checked.threads, gpus=gpus)
     try:
         with only_one_run(folder):
             save_json(folder / "recipe.json", checked.to_dict())
-            with _Told(cells, say, progress) as told:
-                refresh = _Refresh(cells)
-
-                def on_event(event: str, stage: Stage, detail: Any) -> None:
-                    told.event(event, stage, detail)
-                    if event == "finished" and stage.kind == "rung":
-                        refresh()
-
-                schedule = Schedule(cells, runner, retries=retries, on_event=on_event)
-                told.begin(schedule)
+            for seed in checked.seeds:
+                stages.sources(seed).write(folder / "data" / f"seed-{seed}")
+            with _Progress(stages, say, progress) as shown:
+                schedule = Schedule(stages, runner, retries=retries, on_event=shown.event)
+                shown.begin(schedule)
                 failures = schedule.run()
-            for loss, seed, depth in _all(checked):
-                if cells.cell(loss, seed, depth) is not None:
-                    cells.tidy(loss, seed, depth)
-            comparison = write_results(cells)
+            for rung in stages.rungs:
+                if stages.cell(rung) is not None:
+                    stages.tidy(rung)
+            comparison = write_results(stages)
     finally:
         runner.close()
-    return EchelonResult(comparison, tuple(failures), folder)
+    return EchelonResult(comparison, screenings(stages), tuple(failures), folder)
 
 
-def write_results(cells: Cells) -> EchelonComparison | None:
-    """Write cells.json and, if a cell is finished, echelon.json, .md, .html and .png."""
+def write_results(stages: EchelonFolder) -> EchelonComparison | None:
+    """Write cells.json and, if a cell is finished, the reports."""
     from entropyfloor.echelon.page import write_report
+    from entropyfloor.screening.table import screening_markdown
 
-    found = finished_cells(cells)
-    recipe, folder = cells.recipe, cells.folder
-    base = {seed: m for seed in recipe.seeds if (m := cells.base(seed)) is not None}
+    cells = finished_cells(stages)
+    recipe, folder = stages.recipe, stages.folder
+    base = {seed: m for seed in recipe.seeds if (m := stages.base(seed)) is not None}
     save_json(
         folder / "cells.json",
-        {"recipe": recipe.to_dict(), "base": {str(s): m for s, m in base.items()}, "cells": found},
+        {"recipe": recipe.to_dict(), "base": {str(s): m for s, m in base.items()}, "cells": cells},
     )
-    if not found:
+    if not cells:
         return None
-    comparison = compare(found, base, comparison_settings(recipe))
+    comparison = compare(cells, base, comparison_settings(recipe))
     write_report(comparison, folder)
+    tables = (f"# Seed {s}\n\n{screening_markdown(r)}\n" for s, r in screenings(stages).items())
+    write_atomic(folder / "screening.md", "\n".join(tables))
     return comparison
 
 
-def finished_cells(cells: Cells) -> list[dict[str, Any]]:
+def finished_cells(stages: EchelonFolder) -> list[dict[str, Any]]:
     """In the recipe's order."""
-    return [c for where in _all(cells.recipe) if (c := cells.cell(*where)) is not None]
+    return [cell for rung in stages.rungs if (cell := stages.cell(rung)) is not None]
+
+
+def screenings(stages: EchelonFolder) -> dict[int, ScreeningReport]:
+    """Seed -> what `screen` says of its base and of all rungs that were screened before RL."""
+    reports = {}
+    for seed in stages.recipe.seeds:
+        files = {BASE: stages.base_screening(seed).path}
+        for rung in [rung for rung in stages.rungs if rung.seed == seed]:
+            files[f"{rung.loss}-depth-{rung.depth:g}"] = stages.screening(rung).path
+        read = {
+            name: ScreeningReport.from_dict(content["report"])
+            for name, file in files.items()
+            if (content := read_json(file)) is not None and "report" in content
+        }
+        checkpoints = tuple(replace(r.checkpoints[0], name=name) for name, r in read.items())
+        if checkpoints:
+            settings = next(iter(read.values())).settings
+            reports[seed] = ScreeningReport(checkpoints, settings, recommend(checkpoints))
+    return reports
 
 
 def comparison_settings(recipe: Recipe) -> dict[str, Any]:
@@ -161,30 +188,24 @@ def echelon_status(output_dir: str | Path) -> dict[str, Any]:
 
     """
     folder = Path(output_dir)
-    recipe = recipe_of(folder)
-    cells = Cells(recipe, folder)
+    stages = EchelonFolder(recipe_of(folder), folder)
     failures = read_failures(folder)
     failed = {failure.stage for failure in failures}
     rows, times = [], []
-    for loss, seed, depth in _all(recipe):
-        cell = cells.cell(loss, seed, depth)
+    for rung in stages.rungs:
+        cell = stages.cell(rung)
+        stage = Stage("rung", rung.seed, rung.loss, rung.depth)
         if cell is not None:
             state = "done"
             times.append(sum(cell["seconds"].values()))
-        elif failed & {
-            Stage("rung", seed, loss, depth).name,
-            Stage("sft", seed, loss).name,
-            Stage("base", seed).name,
-        }:
+        elif failed & {stage.name, *(needed.name for needed in stages.needs(stage))}:
             state = "failed"
-        elif cells.rung_weights(loss, seed, depth).is_dir():
-            state = "trained"
         else:
-            state = "missing"
-        rows.append({"loss": loss, "seed": seed, "depth": depth, "state": state})
+            state = "trained" if stages.rung_weights(rung).is_dir() else "missing"
+        rows.append({**rung._asdict(), "state": state})
     left = len(rows) - len(times)
     return {
-        "name": recipe.name,
+        "name": stages.recipe.name,
         "cells": rows,
         "done": len(times),
         "total": len(rows),
@@ -203,43 +224,16 @@ def _is_running(folder: Path) -> bool:
     return False
 
 
-def _all(recipe: Recipe) -> list[tuple[str, int, float]]:
-    return [
-        (loss, s, depth) for loss in recipe.losses for s in recipe.seeds for depth in recipe.depths
-    ]
+class _Progress:
+    """A line per finished stage, a bar with what is left, and the results now and then."""
 
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-class _Refresh:
-    """Writes the results while the run lasts, but never longer than a small part of its time."""
-
-    def __init__(self, cells: Cells) -> None:
-        self._cells = cells
-        self._next = time.perf_counter() + _REFRESH_SECONDS
-
-    def __call__(self) -> None:
-        if time.perf_counter() < self._next:
-            return
-        started = time.perf_counter()
-        write_results(self._cells)
-        ended = time.perf_counter()
-        self._next = ended + max(_REFRESH_SECONDS, 50 * (ended - started))
-
-
-class _Told:
-    """A line per finished stage, and a bar with what is left."""
-
-    def __init__(self, cells: Cells, say: Callable[[str], None], progress: bool) -> None:
+    def __init__(self, stages: Stages, say: Callable[[str], None], bar: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        self._cells, self._say = cells, say
+        self._stages, self._say = stages, say
         self._started = time.perf_counter()
+        self._refresh_at = self._started + _REFRESH_SECONDS
         self._schedule: Schedule | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -247,11 +241,11 @@ class _Told:
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
             console=Console(stderr=True),
-            disable=not progress,
+            disable=not bar,
         )
         self._row = self._bar.add_task("stages", total=None, left="")
 
-    def __enter__(self) -> "_Told":
+    def __enter__(self) -> "_Progress":
         self._bar.start()
         return self
 
@@ -262,8 +256,7 @@ class _Told:
         """Say how much there is to do."""
         self._schedule = schedule
         self._bar.update(self._row, total=schedule.total)
-        recipe = self._cells.recipe
-        cells = len(_all(recipe))
+        recipe, cells = self._stages.recipe, len(self._stages.rungs)
         self._say(
             f"{recipe.name}: {len(recipe.losses)} losses × {len(recipe.depths)} depths × "
             f"{len(recipe.seeds)} seeds = {cells} cells; {schedule.total} stages are missing"
@@ -279,14 +272,25 @@ class _Told:
         self._bar.update(self._row, left=left)
         if event == "started":
             return
-        elapsed = time.perf_counter() - self._started
         words = f"{detail:.0f} s" if event == "finished" else str(detail)
         if event == "finished" and stage.kind == "rung":
-            cell = self._cells.cell(stage.loss, stage.seed, stage.depth)
+            cell = self._stages.cell(stage.rung)
             assert cell is not None
-            words = f"{_in_words(cell, self._cells.recipe.k)} ({words})"
-        where = f"{left}" if left else ""
-        self._say(f"[{elapsed:6.0f} s] {event} {stage.name}: {words}{where and '; ' + where}")
+            words = f"{_in_words(cell, self._stages.recipe.k)} ({words})"
+        elapsed = time.perf_counter() - self._started
+        self._say(
+            f"[{elapsed:6.0f} s] {event} {stage.name}: {'; '.join(filter(None, (words, left)))}"
+        )
+        if event == "finished" and stage.kind == "rung":
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Write the results, but never longer than a small part of the run's time."""
+        started = time.perf_counter()
+        if started >= self._refresh_at:
+            write_results(self._stages)
+            ended = time.perf_counter()
+            self._refresh_at = ended + max(_REFRESH_SECONDS, 50 * (ended - started))
 
 
 def _in_words(cell: Mapping[str, Any], k: int) -> str:

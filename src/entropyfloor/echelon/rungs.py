@@ -45,6 +45,8 @@ def measures(checkpoint: CheckpointScreening) -> dict[str, Any]:
     """`MEASURES` as far as they were measured, ``pass_at_k`` and their 95 % ``intervals``."""
     document = checkpoint.to_dict()
     kept = {key: document[key] for key in (*MEASURES, "intervals") if key in document}
+    if checkpoint.kl_to_base is not None:
+        kept["kl_to_base"] = checkpoint.kl_to_base
     kept["pass_at_k"] = {str(k): value for k, value in document["pass_at_k"].items()}
     return kept
 

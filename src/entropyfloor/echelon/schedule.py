@@ -1,12 +1,12 @@
 """Run what is missing of an echelon, in the order that its stages depend on each other.
 
     base (per seed) ─► SFT (per loss and seed) ─► rung (per depth): screen, GRPO, evaluate
+                       GFT ◄── groups ◄────────── a rung that teaches
 
 A stage that fails is tried again; what depends on one that failed for good is left out, and
 everything else goes on.
 """
 
-import json
 import time
 import traceback
 import warnings
@@ -19,39 +19,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from entropyfloor.echelon.cells import Cells
 from entropyfloor.echelon.executors import Runner
+from entropyfloor.echelon.folder import Stage, read_json
 from entropyfloor.echelon.recipe import Recipe, load_recipe
+from entropyfloor.echelon.stages import Stages
 from entropyfloor.io import save_json
 
 FAILURES = "failures"
 _KINDS = ("base", "sft", "rung")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One unit of work.
-
-    Attributes:
-        kind: base, sft or rung.
-        seed: of the cell.
-        loss: empty for the base.
-        depth: 0 but for a rung.
-
-    """
-
-    kind: str
-    seed: int
-    loss: str = ""
-    depth: float = 0
-
-    @property
-    def name(self) -> str:
-        """For people and file names."""
-        if self.kind == "base":
-            return f"base-seed-{self.seed}"
-        deep = f"-depth-{self.depth:g}" if self.kind == "rung" else ""
-        return f"{self.kind}-{self.loss}-seed-{self.seed}{deep}"
 
 
 @dataclass(frozen=True)
@@ -63,10 +38,7 @@ class Failure:
 
 
 def run_stage(recipe: dict[str, Any], folder: str, keep: str, stage: Stage) -> float:
-    """Do one stage; what a worker runs. Returns the seconds it took.
-
-    Two that meet at the same stage take turns, and the second finds it done.
-    """
+    """Do one stage; what a worker runs. Returns the seconds it took."""
     from datasets import disable_progress_bars
 
     from entropyfloor.rollouts.progress import quiet_loading
@@ -75,40 +47,16 @@ def run_stage(recipe: dict[str, Any], folder: str, keep: str, stage: Stage) -> f
     # trl 1.16 sets the old name itself; transformers 5.23 has a new one.
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing`", FutureWarning)
     started = time.perf_counter()
-    cells = Cells(load_recipe(recipe), folder, keep=keep)
-    locks = Path(folder) / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / stage.name), quiet_loading():
-        if stage.kind == "base":
-            cells.run_base(stage.seed)
-        elif stage.kind == "sft":
-            cells.run_sft(stage.loss, stage.seed)
-        else:
-            cells.run_rung(stage.loss, stage.seed, stage.depth)
+    with quiet_loading():
+        Stages(load_recipe(recipe), folder, keep=keep).run(stage)
     return time.perf_counter() - started
-
-
-def missing_stages(cells: Cells) -> list[Stage]:
-    """What has to run, in an order that works."""
-    recipe = cells.recipe
-    found = [Stage("base", seed) for seed in recipe.seeds if cells.base(seed) is None]
-    for seed in recipe.seeds:
-        for loss in recipe.losses:
-            if cells.weights_needed(loss, seed):
-                found.append(Stage("sft", seed, loss))
-    for seed in recipe.seeds:
-        for loss in recipe.losses:
-            # Deepest first: should the run be stopped early, the ends of the ladder are there.
-            for depth in reversed(cells.unfinished_depths(loss, seed)):
-                found.append(Stage("rung", seed, loss, depth))
-    return found
 
 
 class Schedule:
     """Runs the missing stages on an executor.
 
     Args:
-        cells: of the recipe.
+        stages: of the recipe, in their folder.
         runner: see ``executors``.
         retries: further tries of a stage that failed.
         on_event: called with (event, stage, seconds or message): ``started``, ``finished``,
@@ -118,7 +66,7 @@ class Schedule:
 
     def __init__(
         self,
-        cells: Cells,
+        stages: Stages,
         runner: Runner,
         *,
         retries: int = 1,
@@ -126,9 +74,9 @@ class Schedule:
     ) -> None:
         if retries < 0:
             raise ValueError(f"retries must be 0 or more; got {retries}")
-        self._cells, self._runner, self._retries = cells, runner, retries
+        self._stages, self._runner, self._retries = stages, runner, retries
         self._on_event = on_event
-        self._waiting = deque(missing_stages(cells))
+        self._waiting = deque(stages.missing())
         self._tries: dict[Stage, int] = {}
         self._lost: set[Stage] = set()
         self.failures: list[Failure] = []
@@ -143,9 +91,9 @@ class Schedule:
                 self._on_event("started", stage, None)
                 future = self._runner.submit(
                     run_stage,
-                    self._cells.recipe.to_dict(),
-                    str(self._cells.folder),
-                    self._cells.keep,
+                    self._stages.recipe.to_dict(),
+                    str(self._stages.folder),
+                    self._stages.keep,
                     stage,
                 )
                 running[future] = stage
@@ -169,7 +117,7 @@ class Schedule:
         for stage in list(self._waiting):
             if free <= 0:
                 return
-            if not _needs(stage) & blocked:
+            if not self._stages.needs(stage) & blocked:
                 self._waiting.remove(stage)
                 free -= 1
                 yield stage
@@ -179,7 +127,7 @@ class Schedule:
         if error is None:
             seconds = future.result()
             self.timed[stage.kind].append(seconds)
-            (self._cells.folder / FAILURES / f"{stage.name}.json").unlink(missing_ok=True)
+            (self._stages.folder / FAILURES / f"{stage.name}.json").unlink(missing_ok=True)
             self._on_event("finished", stage, seconds)
             return
         self._tries[stage] = self._tries.get(stage, 0) + 1
@@ -191,35 +139,24 @@ class Schedule:
             return
         trace = "".join(traceback.format_exception(error))
         save_json(
-            self._cells.folder / FAILURES / f"{stage.name}.json",
+            self._stages.folder / FAILURES / f"{stage.name}.json",
             {"stage": stage.name, "message": message, "traceback": trace},
         )
         self.failures.append(Failure(stage.name, message))
         self._on_event("failed", stage, message)
-        for other in [s for s in self._waiting if stage in _needs(s) or _needs(s) & self._lost]:
-            self._waiting.remove(other)
-            self._lost.add(other)
-            self._on_event("left out", other, f"{stage.name} failed")
         self._lost.add(stage)
-
-
-def _needs(stage: Stage) -> set[Stage]:
-    """What must have finished before; of them, those that are not missing do not matter."""
-    base = Stage("base", stage.seed)
-    if stage.kind == "base":
-        return set()
-    if stage.kind == "sft":
-        return {base}
-    return {base, Stage("sft", stage.seed, stage.loss)}
+        # In the order of `missing`, but for a teacher's rung, which comes after its pupils' SFT.
+        while lost := [s for s in self._waiting if self._stages.needs(s) & self._lost]:
+            for other in lost:
+                self._waiting.remove(other)
+                self._lost.add(other)
+                self._on_event("left out", other, f"{stage.name} failed")
 
 
 def read_failures(folder: Path) -> list[Failure]:
     """What failed in the last run and has not been done since."""
-    found = []
-    for file in sorted((folder / FAILURES).glob("*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        found.append(Failure(record["stage"], record["message"]))
-    return found
+    records = [read_json(file) for file in sorted((folder / FAILURES).glob("*.json"))]
+    return [Failure(record["stage"], record["message"]) for record in records]
 
 
 def only_one_run(folder: Path) -> FileLock:
@@ -247,7 +184,7 @@ def recipe_of(folder: Path) -> Recipe:
         FileNotFoundError: none was.
 
     """
-    file = folder / "recipe.json"
-    if not file.is_file():
+    recipe = read_json(folder / "recipe.json")
+    if recipe is None:
         raise FileNotFoundError(f"{folder} holds no echelon: there is no recipe.json")
-    return load_recipe(json.loads(file.read_text(encoding="utf-8")))
+    return load_recipe(recipe)

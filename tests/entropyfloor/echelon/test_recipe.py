@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from entropyfloor.echelon.recipe import load_recipe
-from entropyfloor.echelon.sources import sources
+from entropyfloor.echelon.recipe import SHIPPED, load_recipe
+from entropyfloor.echelon.sources import check_sources, sources
 
 
 def test_yaml_and_mapping_give_the_same_recipe(tiny_recipe, tmp_path):
@@ -41,6 +41,35 @@ def test_evaluation_differs_from_screening_where_it_says_so(tiny_recipe):
     assert checked.screening_options(after_rl=True)["group_size"] == 4
 
 
+def gft(**options):
+    return {"losses": {"ce": {"loss": "ce"}, "gft": {"trainer": "gft", **options}}}
+
+
+def test_a_gft_loss_takes_of_the_common_settings_what_its_trainer_has(tiny_recipe):
+    common = {"learning_rate": 1e-3, "packing": False, "per_device_train_batch_size": 4}
+    recipe = load_recipe(tiny_recipe(**gft(teacher="x", tau=0.5), sft=common))
+    assert recipe.sft_options("gft") == {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "tau": 0.5,
+    }
+    assert recipe.teacher("gft").checkpoint == "x" and recipe.teacher("ce") is None
+
+
+def test_bf16_can_be_left_to_the_machine(tiny_recipe):
+    checked = load_recipe(tiny_recipe(sft={"bf16": "auto"}))
+    assert checked.sft_options("ce")["bf16"] in (True, False)
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_recipe_of_the_demo_is_valid(file):
+    recipe = load_recipe(file)
+    data = sources(recipe, 0)
+    check_sources(data)
+    assert list(recipe.losses) == ["ce", "sed"] and recipe.grpo is None
+    assert len(data.rows) == 96 and len(data.test.rows) == 16
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -69,6 +98,17 @@ def test_evaluation_differs_from_screening_where_it_says_so(tiny_recipe):
         ({"grpo": [1]}, "grpo must be a mapping"),
         ({"grpo": {"per_device_train_batch_size": 8}}, "= 256 rollouts; per_device"),
         ({"peft": {"rank": 8}}, "fields of peft.LoraConfig"),
+        ({"losses": {"ce": {"trainer": "dpo"}}}, "choose sft or gft"),
+        ({"losses": {"ce": {"teacher": "x"}}}, "teacher needs `trainer: gft`"),
+        (gft(), "teacher is missing"),
+        (gft(teacher={"loss": "ce", "depth": 7}), "there is no rung ce, depth 7"),
+        (gft(teacher={"loss": "gft", "depth": 0.5}), "or it is GFT's own; .* among ce and"),
+        (gft(teacher={"loss": "ce"}), "a rung has loss and depth"),
+        ({**gft(teacher={"loss": "ce", "depth": 0.5}), "grpo": None}, "has no grpo section"),
+        (gft(teacher="x", teacher_samples=0), "teacher_samples must be a whole number"),
+        (gft(teacher="x", lam=1.0), "no setting 'lam'"),
+        (gft(teacher="x", beta=0.1), "loss gft: .*beta"),
+        ({"grpo": {"monitor": "restore"}}, "choose warn or stop"),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
@@ -81,7 +121,13 @@ def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
     [
         ({"data": {"task": "sums"}}, "choose one of small_sums, worked_sums, files"),
         ({"data": {"task": "small_sums", "tests": 3}}, "no option tests"),
-        ({"model": "smollm2"}, "use both or neither"),
+        ({"model": "smollm2"}, "a task for a character model"),
+        ({"model": "small_chat"}, "is built for data 'worked_sums', and only that"),
+        ({"model": "small_chat", "data": "worked_sums"}, "needs data: pretraining_problems"),
+        (
+            {"model": "smollm2", "data": {"task": "worked_sums", "held_out_problems": 0}},
+            "at least 1",
+        ),
         ({"model": "smollm2", "data": {"task": "worked_sums", "digits": 3}}, "digits must be 1"),
         ({"model": "smollm2", "data": {"task": "worked_sums", "ways": 0}}, "ways is 0"),
         ({"model": {"name": "small", "steps": 3}}, "no option steps"),
@@ -92,7 +138,7 @@ def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
 )
 def test_bad_data_is_refused_before_compute(tiny_recipe, changes, message):
     with pytest.raises(ValueError, match=message):
-        sources(load_recipe(tiny_recipe(**changes)), 0)
+        check_sources(sources(load_recipe(tiny_recipe(**changes)), 0))
 
 
 def test_a_missing_key_or_file_is_named(tiny_recipe, tmp_path):

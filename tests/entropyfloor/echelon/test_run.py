@@ -9,15 +9,24 @@ import time
 import pytest
 import yaml
 
+from entropyfloor.cli.echelon import RESULTS
 from entropyfloor.cli.main import main
-from entropyfloor.echelon import cells as cells_module
-from entropyfloor.echelon.cells import Cells
+from entropyfloor.echelon import stages as stages_module
 from entropyfloor.echelon.executors import SerialRunner, open_executor
+from entropyfloor.echelon.folder import Stage
 from entropyfloor.echelon.recipe import load_recipe
-from entropyfloor.echelon.run import echelon_status, finished_cells, run_echelon
-from entropyfloor.echelon.schedule import Schedule, Stage, missing_stages, only_one_run
+from entropyfloor.echelon.run import (
+    echelon_status,
+    finished_cells,
+    run_echelon,
+    screenings,
+)
+from entropyfloor.echelon.schedule import Schedule, only_one_run
+from entropyfloor.echelon.stages import Stages
+from entropyfloor.rollouts.prompts import load_prompts
 
 FLOOR = {"loss": "ce", "entropy_floor": 2.0, "floor_probe_prompts": 2, "floor_probe_steps": 1}
+FLOOR["floor_probe_tokens"] = 4
 
 
 def numbers(folder):
@@ -53,7 +62,7 @@ def test_every_cell_is_there_with_its_record(undisturbed, recipe):
     for cell in content["cells"]:
         assert set(cell["after"]) == {"1", "2"}
         assert cell["before"]["pass_at_k"].keys() == {"1", "4"}
-    for file in ("echelon.html", "echelon.md", "echelon.json", "echelon.png", "recipe.json"):
+    for file in (*RESULTS, "recipe.json"):
         assert (undisturbed / file).stat().st_size > 0
     (record,) = (undisturbed / "sft").glob("ce-seed-0-*/record.json")
     facts = json.loads(record.read_text())
@@ -68,21 +77,42 @@ def test_only_sft_weights_stay_by_default(undisturbed):
     assert not any(name.startswith("checkpoint-") for name in weights)
 
 
+def test_every_rung_stands_in_the_screening_with_its_interval(undisturbed, recipe):
+    (report,) = screenings(Stages(recipe, undisturbed)).values()
+    names = ["base", "ce-depth-0.5", "ce-depth-1.5", "floor-depth-0.5", "floor-depth-1.5"]
+    assert [checkpoint.name for checkpoint in report.checkpoints] == names
+    text = (undisturbed / "screening.md").read_text()
+    for checkpoint, cell in zip(report.checkpoints[1:], numbers(undisturbed)["cells"], strict=True):
+        assert checkpoint.entropy_nats == cell["before"]["entropy_nats"]
+        low, high = checkpoint.intervals["entropy_nats"]
+        shown = f"| {checkpoint.entropy_nats:.3f} ({low:.3f}–{high:.3f}) |"
+        assert f"| {checkpoint.name} | " in text and shown in text
+
+
+def test_the_data_are_there_for_other_commands(undisturbed):
+    folder = undisturbed / "data" / "seed-0"
+    assert len(load_prompts(folder / "held_out.jsonl").rows) == 12
+    assert len(load_prompts(folder / "rl.jsonl").rows) == 16
+    assert set(load_prompts(folder / "train.jsonl").rows[0]) == {"prompt", "completion", "answer"}
+
+
 def test_a_finished_echelon_runs_nothing_again(undisturbed, recipe, monkeypatch):
     for stage in ("run_base", "run_sft", "run_rung"):
-        monkeypatch.setattr(Cells, stage, lambda *_: pytest.fail("ran again"))
+        monkeypatch.setattr(Stages, stage, lambda *_: pytest.fail("ran again"))
     before = numbers(undisturbed)
-    assert missing_stages(Cells(recipe, undisturbed)) == []
+    assert Stages(recipe, undisturbed).missing() == []
     quiet(recipe, undisturbed)
     assert numbers(undisturbed) == before
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_numbers(undisturbed, recipe, tmp_path):
     result = quiet(recipe, tmp_path, workers=2)
     assert not result.failures
     assert numbers(tmp_path) == numbers(undisturbed)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_numbers(undisturbed, recipe, tmp_path):
     pytest.importorskip("ray")
     result = quiet(recipe, tmp_path, workers=2, executor="ray")
@@ -90,6 +120,7 @@ def test_ray_gives_the_same_numbers(undisturbed, recipe, tmp_path):
     assert numbers(tmp_path) == numbers(undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_numbers(undisturbed, recipe, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.to_dict()))
@@ -114,14 +145,14 @@ def test_killed_at_random_it_ends_with_the_same_numbers(undisturbed, recipe, tmp
 
 def counted(monkeypatch):
     ran = []
-    for stage in ("train_depths", "train_grpo", "screen"):
-        original = getattr(cells_module, stage)
+    for stage in ("train_loss", "train_grpo", "screen"):
+        original = getattr(stages_module, stage)
 
         def count(*args, stage=stage, original=original, **kwargs):
             ran.append(stage)
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(cells_module, stage, count)
+        monkeypatch.setattr(stages_module, stage, count)
     return ran
 
 
@@ -143,7 +174,7 @@ def test_a_changed_setting_runs_only_what_depends_on_it(tiny_recipe, tmp_path, m
     # Another loss leaves those that are there alone: one SFT run, its screening and its GRPO.
     more = {"depths": [1], "losses": {"ce": {"loss": "ce"}, "gem": {"loss": "gem"}}}
     quiet(tiny_recipe(**more), tmp_path)
-    assert ran == ["train_depths", "screen", "train_grpo", "screen", "screen"]
+    assert ran == ["train_loss", "screen", "train_grpo", "screen", "screen"]
     ran.clear()
 
     # And the first recipe is still complete.
@@ -160,12 +191,13 @@ def test_weights_that_were_not_kept_come_back_when_they_are_needed(
     before = numbers(tmp_path)["cells"]
     ran = counted(monkeypatch)
     quiet(tiny_recipe(**one), tmp_path, keep="all")
-    assert ran.count("train_depths") == 1 and ran.count("train_grpo") == 2
+    assert ran.count("train_loss") == 1 and ran.count("train_grpo") == 2
     assert len(list((tmp_path / "grpo").rglob("model.safetensors"))) == 4
     after = numbers(tmp_path)["cells"]
     assert [c["before"] for c in after] == [c["before"] for c in before]
 
 
+@pytest.mark.slow
 def test_adapters_go_through_every_stage(tiny_recipe, tmp_path):
     lora = {"r": 2, "target_modules": ["c_attn", "wte"]}
     result = quiet(tiny_recipe(peft=lora, depths=[1]), tmp_path, keep="all")
@@ -181,7 +213,7 @@ def test_adapters_go_through_every_stage(tiny_recipe, tmp_path):
 def test_a_stage_that_fails_is_tried_again_then_named(tiny_recipe, tmp_path, monkeypatch, capsys):
     recipe = load_recipe(tiny_recipe(depths=[1], grpo=None, losses={"ce": {}, "gem": {}}))
     tries = []
-    original = Cells.run_sft
+    original = Stages.run_sft
 
     def fails_for_gem(self, loss, seed):
         tries.append(loss)
@@ -189,17 +221,17 @@ def test_a_stage_that_fails_is_tried_again_then_named(tiny_recipe, tmp_path, mon
             raise RuntimeError("out of memory")
         original(self, loss, seed)
 
-    monkeypatch.setattr(Cells, "run_sft", fails_for_gem)
+    monkeypatch.setattr(Stages, "run_sft", fails_for_gem)
     events = []
-    cells = Cells(recipe, tmp_path)
+    stages = Stages(recipe, tmp_path)
     schedule = Schedule(
-        cells, SerialRunner(1), retries=2, on_event=lambda *event: events.append(event)
+        stages, SerialRunner(1), retries=2, on_event=lambda *event: events.append(event)
     )
     (failure,) = schedule.run()
     assert tries == ["ce", "gem", "gem", "gem"]
     assert failure.stage == "sft-gem-seed-0" and "out of memory" in failure.message
     assert ("left out", Stage("rung", 0, "gem", 1.0), "sft-gem-seed-0 failed") in events
-    assert [cell["loss"] for cell in finished_cells(cells)] == ["ce"]
+    assert [cell["loss"] for cell in finished_cells(stages)] == ["ce"]
 
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
     assert main(["echelon", "status", str(tmp_path)]) == 1
@@ -208,7 +240,7 @@ def test_a_stage_that_fails_is_tried_again_then_named(tiny_recipe, tmp_path, mon
     states = {c["loss"]: c["state"] for c in echelon_status(tmp_path)["cells"]}
     assert states == {"ce": "done", "gem": "failed"}
 
-    monkeypatch.setattr(Cells, "run_sft", original)
+    monkeypatch.setattr(Stages, "run_sft", original)
     assert not quiet(recipe, tmp_path).failures
     assert echelon_status(tmp_path)["failures"] == []
 
@@ -258,11 +290,20 @@ def test_the_command_runs_part_of_a_recipe_and_says_how_far_it_is(tiny_recipe, t
     file.write_text(yaml.safe_dump(tiny_recipe(losses=two, depths=[1])))
     out = str(tmp_path / "out")
     options = ["--losses", "ce", "--seeds", "3", "--no-grpo", "--no-progress"]
+    options += ["--set", "data.test=8"]
     assert main(["echelon", str(file), "--output-dir", out, *options]) == 0
     assert "1 losses × 1 depths × 1 seeds = 1 cells" in capsys.readouterr().out
     assert main(["echelon", "status", out, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["done"], status["total"], status["running"]) == (1, 1, False)
     assert status["cells"][0]["seed"] == 3
-    assert main(["echelon", str(file), "--losses", "sed", "--output-dir", out]) == 2
-    assert "the recipe has ce, gem" in capsys.readouterr().err
+    for words, message in [
+        (["--losses", "sed"], "the recipe has ce, gem"),
+        (["--set", "data.tests=3"], "no option tests"),
+        (["--set", "depths"], "write KEY=VALUE"),
+        (["--set", "name.first=x"], "no settings inside it"),
+        (["--set", "depths=[1"], "is not YAML"),
+    ]:
+        assert main(["echelon", str(file), "--output-dir", out, *words]) == 2
+        assert message in capsys.readouterr().err
+    assert len(load_prompts(tmp_path / "out" / "data" / "seed-3" / "held_out.jsonl").rows) == 8

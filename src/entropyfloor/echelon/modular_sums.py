@@ -1,4 +1,4 @@
-"""The small task: sums of two-digit numbers mod 100, the answer's digits reversed.
+"""The task `small_sums`: sums of two-digit numbers mod 100, the answer's digits reversed.
 
     prompt      "47+85="        completion  "23"         (47 + 85 = 132 ≡ 32, written backwards)
 
@@ -17,11 +17,7 @@ Rows are plain text in trl's prompt-completion format, with the answer once more
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from entropyfloor.rollouts.prompts import PromptSet
 
 CHARACTERS = "0123456789+="
 MAX_NEW_TOKENS = 4  # two digits, end of sequence, and one for a checkpoint that rambles
@@ -31,7 +27,7 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class SmallTask:
+class ModularSums:
     """Four disjoint sets of rows with ``prompt``, ``completion`` and ``answer``.
 
     Attributes:
@@ -47,20 +43,8 @@ class SmallTask:
     rl_prompts: tuple[Row, ...]
     test: tuple[Row, ...]
 
-    def demonstration_dataset(self) -> Any:
-        """A ``datasets.Dataset`` of prompt and completion, for SFTTrainer and its subclasses."""
-        return _dataset(self.demonstrations, ("prompt", "completion"))
 
-    def rl_dataset(self) -> Any:
-        """A ``datasets.Dataset`` of prompt and answer, for GRPOTrainer."""
-        return _dataset(self.rl_prompts, ("prompt", "answer"))
-
-    def test_prompts(self, limit: int | None = None) -> PromptSet:
-        """The first ``limit`` test rows, or all; their completions give the held-out loss."""
-        return PromptSet(self.test[:limit], "held-out sums mod 100")
-
-
-def small_task(
+def modular_sums(
     *,
     seed: int,
     pretraining: int = 7000,
@@ -68,7 +52,7 @@ def small_task(
     rl_prompts: int = 600,
     test: int = 400,
     random_share: float = 0.6,
-) -> SmallTask:
+) -> ModularSums:
     """Draw a task.
 
     The test problems depend on the seed and on ``test`` only, then come the prompts for RL, so that
@@ -110,7 +94,7 @@ def small_task(
     }
     rng.shuffle(both)
     noisy = tuple(_noisy(_row(a, b), random_share, rng) for a, b in both[:pretraining])
-    return SmallTask(pretraining=noisy, **parts)
+    return ModularSums(pretraining=noisy, **parts)
 
 
 def reversed_sum(a: int, b: int) -> str:
@@ -127,9 +111,3 @@ def _noisy(row: Row, share: float, rng: random.Random) -> Row:
     if rng.random() >= share:
         return row
     return {**row, "completion": f"{rng.randrange(_NUMBERS):02d}"}
-
-
-def _dataset(rows: Sequence[Row], columns: tuple[str, ...]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list([{column: row[column] for column in columns} for row in rows])

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from entropyfloor.echelon.small_task import reversed_sum, small_task
+from entropyfloor.echelon.modular_sums import modular_sums, reversed_sum
 from entropyfloor.rollouts.rewards import exact_match
 
 SMALL = {"pretraining": 50, "demonstrations": 10, "rl_prompts": 20, "test": 30}
@@ -14,7 +14,7 @@ def key(row):
 
 @pytest.fixture(scope="module")
 def task():
-    return small_task(seed=0)
+    return modular_sums(seed=0)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_only_pretraining_is_noisy_and_by_the_share_asked_for(task):
     # A random answer is right by chance once in a hundred; four standard errors are .024.
     wrong = sum(row["completion"] != row["answer"] for row in task.pretraining) / 7000
     assert wrong == pytest.approx(0.6 * 0.99, abs=0.024)
-    clean = small_task(seed=0, **SMALL, random_share=0.0).pretraining
+    clean = modular_sums(seed=0, **SMALL, random_share=0.0).pretraining
     assert all(row["completion"] == row["answer"] for row in clean)
 
 
@@ -55,19 +55,12 @@ def test_operands_come_in_either_order(task):
 
 
 def test_the_seed_decides_and_the_test_problems_depend_on_nothing_else():
-    one = small_task(seed=1, **SMALL)
-    assert one == small_task(seed=1, **SMALL)
-    assert one.test != small_task(seed=2, **SMALL).test
-    more = small_task(seed=1, **{**SMALL, "demonstrations": 40, "pretraining": 90})
+    one = modular_sums(seed=1, **SMALL)
+    assert one == modular_sums(seed=1, **SMALL)
+    assert one.test != modular_sums(seed=2, **SMALL).test
+    more = modular_sums(seed=1, **{**SMALL, "demonstrations": 40, "pretraining": 90})
     assert more.test == one.test and more.rl_prompts == one.rl_prompts
     assert more.demonstrations[:10] == one.demonstrations
-
-
-def test_the_datasets_have_the_columns_that_trl_takes(task):
-    assert task.demonstration_dataset().column_names == ["prompt", "completion"]
-    assert task.rl_dataset().column_names == ["prompt", "answer"]
-    assert len(task.test_prompts(7)) == 7
-    assert len(task.test_prompts()) == 400
 
 
 def test_exact_match_judges_completions_of_this_task():
@@ -87,4 +80,4 @@ def test_exact_match_judges_completions_of_this_task():
 )
 def test_what_cannot_be_drawn_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        small_task(seed=0, **{**SMALL, **options})
+        modular_sums(seed=0, **{**SMALL, **options})

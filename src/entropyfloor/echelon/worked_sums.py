@@ -1,13 +1,13 @@
-"""A verifiable task with several worked solutions per problem: reasoning-gym's three-term sums.
+"""The task `worked_sums`: reasoning-gym's three-term sums with several worked solutions each.
 
 A problem is ``a + b + c``, or ``a ± b ± c``. Each can be worked in several orders (left to right,
 outer terms first, the last two first, tens and units apart) and wordings, and every worked solution
 ends in the line ``Answer: N``, which reasoning-gym's own verifier judges. Training on several of
 them is where keeping entropy has a meaning: there is more than one right way to continue.
 
-    problem       a reasoning-gym entry; no two are the same sum in another order
-    training row  {"prompt": [user message], "completion": [assistant message]}, one per solution
-    held-out row  {"prompt": [user message], "entry": reasoning-gym's entry}, one per problem
+    problem    a reasoning-gym entry; no two are the same sum in another order
+    row        one per worked solution: ``prompt`` [user message], ``completion`` [assistant
+               message], and reasoning-gym's ``entry``, which the reward ``reasoning_gym`` reads
 """
 
 import random
@@ -54,55 +54,11 @@ class SumProblem:
         return [{"role": "user", "content": text}]
 
 
-@dataclass(frozen=True)
-class SumTask:
-    """Training problems and held-out problems, disjoint even when the order of terms is ignored."""
-
-    train: tuple[SumProblem, ...]
-    held_out: tuple[SumProblem, ...]
-
-    def __post_init__(self) -> None:
-        shared = {p.key for p in self.train} & {p.key for p in self.held_out}
-        assert not shared, f"{len(shared)} held-out problems are also trained on"
-
-    def train_rows(
-        self, *, solutions_per_problem: int, seed: int, ways: int | None = None
-    ) -> list[dict[str, Any]]:
-        """So many different worked solutions of each training problem, or all that it has.
-
-        Args:
-            solutions_per_problem: rows per problem.
-            seed: of the choice.
-            ways: choose among the first so many of a problem's solutions, which are in the same
-                order for all: with 1 every problem is worked in the same way.
-
-        """
-        rng = random.Random(f"{seed}:rows")
-        return [
-            {
-                "prompt": problem.prompt,
-                "completion": [{"role": "assistant", "content": solution}],
-            }
-            for problem in self.train
-            for solution in _sample(worked_solutions(problem)[:ways], solutions_per_problem, rng)
-        ]
-
-    def held_out_rows(self) -> list[dict[str, Any]]:
-        """What ``PromptSet`` takes; the reward ``reasoning_gym`` reads the column ``entry``."""
-        return [{"prompt": problem.prompt, "entry": problem.entry} for problem in self.held_out]
-
-
-def sum_task(
-    *, train_problems: int, held_out_problems: int, digits: int, subtraction: bool, seed: int
-) -> SumTask:
-    """Draw a task.
-
-    The held-out problems do not depend on ``train_problems``, so that runs with different amounts
-    of training data are measured on the same prompts.
+def draw_problems(count: int, *, digits: int, subtraction: bool, seed: int) -> list[SumProblem]:
+    """The first problems of reasoning-gym's ``chain_sum`` that reorder no earlier one.
 
     Args:
-        train_problems: different problems to train on, at least 1.
-        held_out_problems: different problems to measure on, at least 1.
+        count: how many, at least 1; fewer are the beginning of more.
         digits: digits of each term: 1 or 2.
         subtraction: whether the second and third term may be subtracted.
         seed: of reasoning-gym's generator; 0 or more.
@@ -111,23 +67,8 @@ def sum_task(
         ValueError: a count below 1, another number of digits, or more problems than exist.
 
     """
-    for name, count in (
-        ("train_problems", train_problems),
-        ("held_out_problems", held_out_problems),
-    ):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1; got {count}")
     if digits not in (1, 2):
         raise ValueError(f"digits must be 1 or 2; got {digits}")
-    wanted = train_problems + held_out_problems
-    problems = _draw(wanted, digits=digits, subtraction=subtraction, seed=seed)
-    return SumTask(
-        train=tuple(problems[held_out_problems:]), held_out=tuple(problems[:held_out_problems])
-    )
-
-
-def _draw(count: int, *, digits: int, subtraction: bool, seed: int) -> list[SumProblem]:
-    """The first problems of reasoning-gym's ``chain_sum`` that reorder no earlier one."""
     # Kept out of the module's head: reasoning-gym is an optional dependency (the extra `tasks`).
     import reasoning_gym
 
@@ -139,23 +80,52 @@ def _draw(count: int, *, digits: int, subtraction: bool, seed: int) -> list[SumP
         min_digits=digits,
         max_digits=digits,
     )
-    found: dict[tuple[int, ...], SumProblem] = {}
+    problems: dict[tuple[int, ...], SumProblem] = {}
     index = last_new = 0
-    while len(found) < count:
+    while len(problems) < count:
         entry = generator[index]
         problem = SumProblem(_terms(entry["metadata"]["expression"]), entry)
         # reasoning-gym draws the signs itself and cannot be told to add only.
         wanted = subtraction or min(problem.terms) >= 0
-        if wanted and problem.key not in found:
-            found[problem.key] = problem
+        if wanted and problem.key not in problems:
+            problems[problem.key] = problem
             last_new = index
         index += 1
         if index - last_new > _FRUITLESS_DRAWS:
             raise ValueError(
                 f"{count} different problems were asked for (training and held-out together), but "
-                f"{index} draws of sums with {digits} digit(s) gave {len(found)}: ask for fewer"
+                f"{index} draws of sums with {digits} digit(s) gave {len(problems)}: ask for fewer"
             )
-    return list(found.values())
+    return list(problems.values())
+
+
+def worked_rows(
+    problems: Sequence[SumProblem],
+    *,
+    solutions_per_problem: int,
+    seed: int,
+    ways: int | None = None,
+) -> list[dict[str, Any]]:
+    """So many different worked solutions of each problem, or all that it has; a row each.
+
+    Args:
+        problems: in the rows' order.
+        solutions_per_problem: rows per problem.
+        seed: of the choice.
+        ways: choose among the first so many of a problem's solutions, which are in the same order
+            for all: with 1 every problem is worked in the same way.
+
+    """
+    rng = random.Random(f"{seed}:rows")
+    return [
+        {
+            "prompt": problem.prompt,
+            "completion": [{"role": "assistant", "content": solution}],
+            "entry": problem.entry,
+        }
+        for problem in problems
+        for solution in _sample(worked_solutions(problem)[:ways], solutions_per_problem, rng)
+    ]
 
 
 def _terms(expression: str) -> tuple[int, int, int]:

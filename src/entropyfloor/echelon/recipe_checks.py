@@ -1,0 +1,212 @@
+"""What a recipe is checked for before anything is computed; every refusal names its key."""
+
+import difflib
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+Recipe = Any  # that of `recipe`, which imports this file
+# What the echelon itself decides; a recipe that set it would be ignored, or break resuming.
+_DECIDED_SFT = (
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "data_seed",
+    "save_strategy",
+    "save_steps",
+    "resume_from_checkpoint",
+    "overwrite_output_dir",
+    "report_to",
+)
+_DECIDED_GRPO = {
+    "max_steps": "steps",
+    "save_steps": "save_every",
+    "num_generations": "group_size",
+    "max_completion_length": "screening: max_new_tokens",
+    "seed": "seeds",
+    "output_dir": "--output-dir",
+    "shuffle_dataset": "nothing: prompts are shuffled by the seed",
+    "report_to": "nothing: the curve is kept beside the checkpoints",
+}
+GFT_KEYS = ("trainer", "teacher", "teacher_samples")
+_CONSTANT = ("constant", "constant_with_warmup")
+TEACHER_SAMPLES = 3  # per prompt, in the GFT paper's groups of eight
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise ValueError for whatever would fail or be ignored later."""
+    _check_depths(recipe.depths)
+    if not recipe.losses:
+        raise ValueError("losses is empty; name at least one, such as `ce: {loss: ce}`")
+    for name in recipe.losses:
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ValueError(
+                f"losses: {name!r} becomes part of file names; use letters, digits, - _ ."
+            )
+    seeds = recipe.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds are different numbers from 0 on; got {list(seeds)}")
+    if recipe.threads < 1:
+        raise ValueError(f"threads must be at least 1; got {recipe.threads}")
+    _check_samples(recipe)
+    for name in recipe.losses:
+        _check_loss(recipe, name)
+    if recipe.peft is not None:
+        lora(recipe.peft)
+    if recipe.grpo is not None:
+        _check_grpo(recipe, recipe.grpo)
+
+
+def _check_samples(recipe: Recipe) -> None:
+    for after_rl in (False, True):
+        options = recipe.screening_options(after_rl=after_rl)
+        if options["num_samples"] < options["group_size"]:
+            raise ValueError(
+                f"num_samples {options['num_samples']} is below group_size "
+                f"{options['group_size']}: degenerate groups need a whole group of rollouts"
+            )
+        if options["ks"] is not None and max(options["ks"]) > options["num_samples"]:
+            raise ValueError(
+                f"ks {options['ks']} need at least as many num_samples; got "
+                f"{options['num_samples']}"
+            )
+    if recipe.k not in recipe.ks:
+        raise ValueError(f"outcome_k {recipe.k} is not among the ks that are measured: {recipe.ks}")
+
+
+def _check_loss(recipe: Recipe, name: str) -> None:
+    trainer = recipe.losses[name].get("trainer", "sft")
+    if trainer not in ("sft", "gft"):
+        raise ValueError(f"losses: {name}: trainer is {trainer!r}; choose sft or gft")
+    misplaced = [k for k in GFT_KEYS[1:] if k in recipe.losses[name] and trainer == "sft"]
+    if misplaced:
+        raise ValueError(f"losses: {name}: {misplaced[0]} needs `trainer: gft` beside it")
+    if trainer == "gft":
+        _check_teacher(recipe, name, recipe.losses[name].get("teacher"))
+    options = recipe.sft_options(name)
+    decided = [key for key in options if key in _DECIDED_SFT]
+    if decided:
+        raise ValueError(
+            f"{', '.join(decided)} (loss {name}) is decided by the echelon: depths, seeds and "
+            "the output folder say it"
+        )
+    check_known(options, config_fields(gft=trainer == "gft"), f"losses: {name}, sft")
+    schedule = options.get("lr_scheduler_type", "constant")
+    if schedule not in _CONSTANT:
+        raise ValueError(
+            f"lr_scheduler_type {schedule!r} (loss {name}): one run leaves all depths, which "
+            "are comparable with a constant learning rate only; choose "
+            f"{' or '.join(_CONSTANT)}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are the run's to give
+            config_class(gft=trainer == "gft")(
+                output_dir="unused", **{"use_cpu": True, "bf16": False, **options}
+            )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"loss {name}: {error}") from error
+
+
+def _check_teacher(recipe: Recipe, name: str, teacher: Any) -> None:
+    where = f"losses: {name}: teacher"
+    if teacher is None:
+        if recipe.losses[name].get("num_teacher") != 0:
+            raise ValueError(
+                f"{where} is missing: a rung such as {{loss: ce, depth: 2}}, a checkpoint's "
+                "directory or hub id; or num_teacher: 0 for groups without one"
+            )
+        return
+    samples = recipe.losses[name].get("teacher_samples", TEACHER_SAMPLES)
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"{where}_samples must be a whole number from 1 on; got {samples!r}")
+    if not isinstance(teacher, Mapping):
+        return
+    if set(teacher) != {"loss", "depth"}:
+        raise ValueError(f"{where}: a rung has loss and depth, as {{loss: ce, depth: 2}}")
+    loss, depth = teacher["loss"], teacher["depth"]
+    if loss not in recipe.losses or recipe.is_gft(loss) or depth not in recipe.depths:
+        names = [loss for loss in recipe.losses if not recipe.is_gft(loss)]
+        raise ValueError(
+            f"{where}: there is no rung {loss}, depth {depth}, or it is GFT's own; choose a "
+            f"loss among {', '.join(names) or 'none'} and a depth among "
+            f"{', '.join(f'{depth:g}' for depth in recipe.depths)}"
+        )
+    if recipe.grpo is None:
+        raise ValueError(
+            f"{where}: a rung teaches as it is after GRPO, and the recipe has no grpo section; "
+            "add one, or give a checkpoint"
+        )
+
+
+def _check_grpo(recipe: Recipe, grpo: Mapping[str, Any]) -> None:
+    from trl import GRPOConfig
+
+    for key, instead in _DECIDED_GRPO.items():
+        if key in grpo:
+            raise ValueError(f"grpo: {key} is set by {instead}; leave it out")
+    training = recipe.grpo_training()
+    names = {f.name for f in fields(GRPOConfig) if f.init}
+    check_known(grpo, names | {f.name for f in fields(training)}, "grpo")
+    rollouts = training.group_size * training.prompts_per_step
+    at_once = grpo.get("per_device_train_batch_size", rollouts)
+    if at_once * grpo.get("gradient_accumulation_steps", 1) != rollouts:
+        raise ValueError(
+            f"grpo: a step has group_size × prompts_per_step = {rollouts} rollouts; "
+            "per_device_train_batch_size × gradient_accumulation_steps must be as many"
+        )
+
+
+def check_known(settings: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise ValueError for a key that is not known, with the nearest that is."""
+    names = sorted(known)
+    for key in settings:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            allowed = f" (allowed: {', '.join(names)})" if len(names) < 20 else ""
+            raise ValueError(f"{where} has no setting {key!r}{hint}{allowed}")
+
+
+def _check_depths(depths: Sequence[float]) -> None:
+    ascending = list(depths) == sorted(set(depths))
+    if not depths or not ascending or not 0 < depths[0] <= depths[-1] < math.inf:
+        raise ValueError(
+            "depths are numbers of epochs above 0, in ascending order, such as 1 1.9 4; got "
+            f"{' '.join(map(str, depths)) or 'none'}"
+        )
+
+
+def config_class(*, gft: bool) -> Any:
+    """GFTConfig or SEDConfig."""
+    from entropyfloor import GFTConfig, SEDConfig
+
+    return GFTConfig if gft else SEDConfig
+
+
+def config_fields(*, gft: bool) -> set[str]:
+    """What can be set in it."""
+    return {f.name for f in fields(config_class(gft=gft)) if f.init}
+
+
+def fast_bf16() -> bool:
+    """Whether bf16 autocast pays: on CUDA with bf16, and on a CPU that has bf16 instructions."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def lora(options: Mapping[str, Any]) -> Any:
+    """Make the ``peft.LoraConfig`` of a recipe's ``peft`` section."""
+    from peft import LoraConfig
+
+    try:
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **options})
+    except TypeError as error:
+        raise ValueError(f"peft takes fields of peft.LoraConfig: {error}") from error

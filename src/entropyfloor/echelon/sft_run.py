@@ -1,0 +1,258 @@
+"""One run of SFT or GFT that leaves a checkpoint at each depth, and goes on where it was stopped.
+
+A depth is a number of epochs; of 1.9 epochs with ten steps each, 19 steps are trained. For GFT,
+where a prompt comes with a group of responses, a depth counts responses: as many are trained on as
+SFT would train on rows in so many epochs, in as many steps, so that rungs of both can be compared.
+
+Checkpoints are ``LOSS-depth-D`` directories. The trainer writes one under another name; it gets its
+own by a rename once it is complete, so a directory of that name is a finished depth. While the run
+lasts, the deepest carries optimizer and scheduler state, from which a killed run goes on; when its
+last depth is done only model and tokenizer stay.
+
+The learning rate is constant. A depth is then what a run of that many epochs would have ended with,
+and the depths of one run can be compared.
+"""
+
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from entropyfloor.echelon.recipe import lora_config
+from entropyfloor.echelon.sources import Sources
+from entropyfloor.rollouts.prompts import PromptSet, load_prompts
+from entropyfloor.rollouts.rewards import reward_by_name
+
+# What only continuing needs, beside the weights: two thirds of a checkpoint's size, and pickles.
+TRAINING_STATE = (
+    "optimizer.pt",
+    "floor_reference.safetensors",
+    "floor_reference.json",
+    "scheduler.pt",
+    "rng_state.pth",
+    "scaler.pt",
+    "training_args.bin",
+)
+Make = Callable[[Path, TrainerCallback], Any]
+
+
+def train_loss(
+    start: Path | str,
+    loss: str,
+    data: Sources,
+    folder: Path,
+    *,
+    groups: Path | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Train one loss with its trainer; return its checkpoints, shallowest first.
+
+    Args:
+        start: directory or hub id of the model; fp32 weights are trained.
+        loss: its name in the recipe.
+        data: of the seed; the recipe's depths and options come with it.
+        folder: receives the checkpoints; made if missing. Finished ones are kept.
+        groups: for GFT: a file of ``build_response_groups``; None: the demonstrations alone.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        ValueError: two depths that are the same number of steps.
+
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from entropyfloor import GFTConfig, GFTTrainer, SEDConfig, SEDTrainer
+
+    recipe, gft, size = data.recipe, data.recipe.is_gft(loss), 1.0
+    options, rows = recipe.sft_options(loss), data.rows
+    loading = options.pop("model_init_kwargs", None) or {}
+    if gft:
+        rows = _expert_rows(data) if groups is None else load_prompts(groups).rows
+        size = mean_group_size(rows, options)
+        # As many responses a step as SFT has rows, so that equal depths are equal steps too.
+        prompts = max(1, round(options["per_device_train_batch_size"] / size))
+        options |= {"per_device_train_batch_size": prompts}
+        options.setdefault("max_completion_length", data.tokens(after_rl=False))
+
+    def make(work: Path, save: TrainerCallback) -> Any:
+        settings = {**_settings(data, work, progress), **options}
+        # fp32 whatever the checkpoint's dtype: small updates vanish in the rounding of bf16.
+        model = AutoModelForCausalLM.from_pretrained(start, **{**loading, "dtype": torch.float32})
+        parts = {
+            "processing_class": AutoTokenizer.from_pretrained(start),
+            "callbacks": [save],
+            "peft_config": lora_config(recipe),
+        }
+        if options.get("entropy_floor") is not None:
+            parts["probe_prompts"] = data.probe_prompts
+        if gft:
+            reward, dataset = (
+                reward_by_name(data.reward),
+                PromptSet(tuple(rows), "groups").dataset(),
+            )
+            return GFTTrainer(model, reward, GFTConfig(**settings), dataset, **parts)
+        dataset = Dataset.from_list([dict(row) for row in rows])
+        return SEDTrainer(model, args=SEDConfig(**settings), train_dataset=dataset, **parts)
+
+    return train_to_depths(make, recipe.depths, folder=folder, name=loss, epochs_per_depth=1 / size)
+
+
+def mean_group_size(rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> float:
+    """Mean responses per prompt and step of GFT under these fields of ``GFTConfig``."""
+    from entropyfloor import GFTConfig
+
+    config = GFTConfig("unused", **{**options, "use_cpu": True, "bf16": False})
+    responses = 0
+    for row in rows:
+        named = [response["source"] for response in row["responses"]]
+        limits = config.response_counts().items()
+        responses += sum(min(named.count(source), most) for source, most in limits)
+    return responses / len(rows) + config.num_self
+
+
+def train_to_depths(
+    make: Make,
+    depths: Sequence[float],
+    *,
+    folder: Path,
+    name: str,
+    epochs_per_depth: float = 1.0,
+) -> list[Path]:
+    """Train any trainer to all depths; return the checkpoints, shallowest first.
+
+    Args:
+        make: given its output folder and a callback, returns the trainer that has both; not called
+            when the deepest checkpoint is there. The callback comes first among its callbacks.
+        depths: ascending.
+        folder: receives the checkpoints; made if missing.
+        name: they are called ``NAME-depth-D``.
+        epochs_per_depth: what one unit of depth is.
+
+    Raises:
+        ValueError: two depths that are the same number of steps.
+
+    """
+    targets = [folder / f"{name}-depth-{depth:g}" for depth in depths]
+    if not targets[-1].is_dir():
+        _train(make, [d * epochs_per_depth for d in depths], targets, name)
+    for target in targets:
+        strip_training_state(target)
+    return targets
+
+
+def strip_training_state(checkpoint: Path) -> None:
+    """Leave model and tokenizer."""
+    for file in TRAINING_STATE:
+        (checkpoint / file).unlink(missing_ok=True)
+
+
+class QuietBar(ProgressCallback):
+    """The trainer's progress bar, without every log beside it."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        """Print nothing."""
+
+
+def _train(make: Make, epochs: Sequence[float], targets: Sequence[Path], name: str) -> None:
+    work = targets[-1].with_name(f".unfinished-{targets[-1].name}")
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed while it saved
+    # A callback of the trainer's from the start: the floor's, which comes later, looks at what it
+    # asks for.
+    save = _SaveDepths()
+    with warnings.catch_warnings():
+        # The name that trl 1.16 sets too; transformers 5.23 calls it activation_checkpointing.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+        trainer = make(work, save)
+    batches = len(trainer.get_train_dataloader())
+    per_epoch = max(1, math.ceil(batches / trainer.args.gradient_accumulation_steps))
+    steps = [max(1, round(number * per_epoch)) for number in epochs]
+    if len(set(steps)) < len(steps):
+        raise ValueError(
+            f"{name}: an epoch has {per_epoch} steps, so that its depths are after steps "
+            f"{' '.join(map(str, steps))}: choose depths further apart, or a smaller batch"
+        )
+    trainer.args.max_steps = steps[-1]
+    save.targets = dict(zip(steps, targets, strict=True))
+    trainer.remove_callback(PrinterCallback)  # with disable_tqdm=True it would print every log
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(QuietBar())
+    finished = [target for target in targets if target.is_dir()]
+    trainer.train(resume_from_checkpoint=str(finished[-1]) if finished else None)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _settings(data: Sources, work: Path, progress: bool) -> dict[str, Any]:
+    """Fields of the trainer's configuration that every run has; the recipe's go before them."""
+    import torch
+
+    return {
+        "output_dir": str(work),
+        "num_train_epochs": math.ceil(data.recipe.depths[-1]),
+        "lr_scheduler_type": "constant",
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": False,  # recomputing costs a third more time; rows are short
+        "save_strategy": "no",  # _SaveDepths decides
+        "logging_strategy": "epoch",
+        "report_to": "none",
+        "seed": data.seed,
+        "disable_tqdm": not progress,
+    }
+
+
+def _expert_rows(data: Sources) -> tuple[Mapping[str, Any], ...]:
+    """The demonstrations as groups of one; the trainer scores them."""
+    rows = []
+    for row in data.demonstrations:
+        others = {name: value for name, value in row.items() if name != "completion"}
+        expert = {"source": "expert", "completion": row["completion"], "reward": None}
+        rows.append({**others, "responses": [expert]})
+    return tuple(rows)
+
+
+class _SaveDepths(TrainerCallback):
+    """Asks for a checkpoint after chosen steps, and renames it once it is written."""
+
+    def __init__(self) -> None:
+        self.targets: dict[int, Path] = {}
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Save if this step ends one of the depths."""
+        target = self.targets.get(state.global_step)
+        if target is not None and not target.is_dir():
+            control.should_save = True
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """The checkpoint is complete: rename it."""
+        written = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        target = self.targets.get(state.global_step)
+        if target is not None and not target.is_dir():
+            written.rename(target)
+            for shallower in [t for step, t in self.targets.items() if step < state.global_step]:
+                strip_training_state(shallower)

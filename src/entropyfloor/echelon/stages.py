@@ -1,0 +1,196 @@
+"""The stages of an echelon. Each does what is missing of it, in the `EchelonFolder`."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from entropyfloor.echelon.folder import (
+    BASE,
+    GROUPS_FILE,
+    EchelonFolder,
+    Place,
+    RungKey,
+    Stage,
+    steps_of,
+)
+from entropyfloor.echelon.grpo_run import stage_two, train_grpo
+from entropyfloor.echelon.provenance import provenance
+from entropyfloor.echelon.recipe import Recipe
+from entropyfloor.echelon.rungs import measures
+from entropyfloor.echelon.sft_run import train_loss
+from entropyfloor.echelon.sources import Sources
+from entropyfloor.gft.response_groups import build_response_groups
+from entropyfloor.io import save_json
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.screening.screen import screen
+
+KEEP = ("rungs", "all", "nothing")
+
+
+class Stages(EchelonFolder):
+    """Does the stages of a recipe in a folder.
+
+    Args:
+        recipe: checked.
+        folder: made if missing; may hold results of other recipes.
+        keep: ``rungs``: the weights of SFT checkpoints; ``all``: those after GRPO too; ``nothing``:
+            measures only.
+        progress: show the bars of single stages on standard error.
+
+    Raises:
+        ValueError: an unknown ``keep``.
+
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: str | Path, *, keep: str = "rungs", progress: bool = False
+    ) -> None:
+        if keep not in KEEP:
+            raise ValueError(f"keep is {keep!r}; choose one of {', '.join(KEEP)}")
+        super().__init__(recipe, folder)
+        self.keep, self.progress = keep, progress
+
+    def run(self, stage: Stage) -> None:
+        """Do one stage; two processes that meet at the same one take turns."""
+        with self._lock(stage.name):
+            if stage.kind == "base":
+                self.run_base(stage.seed)
+            elif stage.kind == "sft":
+                self.run_sft(stage.loss, stage.seed)
+            else:
+                self.run_rung(stage.rung)
+
+    def run_base(self, seed: int) -> None:
+        """Build the model if it is built here, and screen it."""
+        self._screen(self._model(seed), self.base_screening(seed), BASE, after_rl=False)
+
+    def run_sft(self, loss: str, seed: int) -> None:
+        """One SFT run, if a cell needs its weights."""
+        if not self.weights_needed(loss, seed):
+            return
+        place, data = self.sft_run(loss, seed), self.sources(seed)
+        with _timed() as seconds:
+            if (place.path / "record.json").is_file():
+                _discard(place.path)  # it ended, and weights that are needed again were not kept
+            train_loss(
+                self._model(seed),
+                loss,
+                data,
+                place.path,
+                groups=self._build_groups(loss, seed),
+                progress=self.progress,
+            )
+        record = provenance(place.facts, seed=seed, seconds=seconds())
+        save_json(place.path / "record.json", record)
+
+    def run_rung(self, rung: RungKey) -> None:
+        """Screen one checkpoint, train it with GRPO, evaluate what comes out, let it teach."""
+        self._screen(self.rung_weights(rung), self.screening(rung), str(rung), after_rl=False)
+        if self.recipe.grpo is not None:
+            self._grpo(rung)
+        for pupil in self.pupils(rung):
+            self._build_groups(pupil, rung.seed)
+        self.tidy(rung)
+
+    def tidy(self, rung: RungKey) -> None:
+        """Delete the weights of a finished cell that are not kept."""
+        if self.keep == "nothing":
+            shutil.rmtree(self.rung_weights(rung), ignore_errors=True)
+        if self.recipe.grpo is None:
+            return
+        folder = self.grpo_run(rung).path
+        shutil.rmtree(folder / "start", ignore_errors=True)
+        if self.keep != "all":
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _grpo(self, rung: RungKey) -> None:
+        place, data = self.grpo_run(rung), self.sources(rung.seed)
+        if not self.grpo_is_complete(rung):
+            if steps_of(place.path) is not None:
+                _discard(place.path)  # more is asked of it now, and the weights were not kept
+            with _timed() as seconds:
+                checkpoints = train_grpo(
+                    self.rung_weights(rung), data, place.path, progress=self.progress
+                )
+            record = provenance(place.facts, seed=rung.seed, seconds=seconds())
+            record |= {"steps": list(checkpoints), "stage_two": stage_two(place.path)}
+            save_json(place.path / "record.json", record)
+        for step in steps_of(place.path) or ():
+            checkpoint, name = place.path / f"checkpoint-{step}", f"{rung}-step-{step}"
+            self._screen(checkpoint, self.evaluation(rung, step), name, after_rl=True)
+
+    def _build_groups(self, loss: str, seed: int) -> Path | None:
+        """A GFT loss's response groups, built where they are not there; None without a teacher."""
+        teacher, data = self.recipe.teacher(loss), self.sources(seed)
+        if teacher is None:
+            return None
+        file = self.groups(loss, seed).path / GROUPS_FILE
+        weights: Path | str | None = teacher.checkpoint
+        if weights is None:
+            run = self.grpo_run(RungKey(teacher.loss, seed, teacher.depth)).path
+            weights = run / f"checkpoint-{(steps_of(run) or [0])[-1]}"
+        with self._lock(f"groups-{file.parent.name}"):  # of several losses with one teacher
+            if not file.is_file():
+                options = self.screen_options(seed, after_rl=False)
+                build_response_groups(
+                    weights,
+                    prompts=PromptSet(data.demonstrations, "demonstrations"),
+                    reward=data.reward,
+                    output_dir=file.parent,
+                    num_samples=teacher.num_samples,
+                    max_new_tokens=options["max_new_tokens"],
+                    batch_size=options["batch_size"],
+                    seed=seed,
+                    dtype=options["dtype"],
+                    progress=self.progress,
+                )
+        return file
+
+    def _model(self, seed: int) -> Path | str:
+        data: Sources = self.sources(seed)
+        return data.model(self.model_folder(seed))
+
+    def _screen(self, checkpoint: Path | str, place: Place, name: str, *, after_rl: bool) -> None:
+        if place.path.is_file():
+            return
+        seed = place.facts["seed"]
+        options = self.screen_options(seed, after_rl=after_rl)
+        base = self._model(seed) if options.pop("kl_to_base") else None
+        with _timed() as seconds:
+            report = screen(
+                [checkpoint],
+                prompts=self.sources(seed).prompts(after_rl=after_rl),
+                seed=seed,
+                base=base,
+                progress=self.progress,
+                **options,
+            )
+        record = provenance(place.facts, seed=seed, seconds=seconds())
+        measured = measures(report.checkpoints[0])
+        content = {"name": name, "measures": measured, "report": report.to_dict(), "record": record}
+        save_json(place.path, content)
+
+    def _lock(self, name: str) -> FileLock:
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / name)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a folder; killed in between, it is gone all the same."""
+    away = folder.with_name(f".discarded-{folder.name}")
+    shutil.rmtree(away, ignore_errors=True)
+    folder.rename(away)
+    shutil.rmtree(away)
+
+
+@contextmanager
+def _timed() -> Iterator[Any]:
+    started = time.perf_counter()
+    yield lambda: time.perf_counter() - started
