@@ -16,6 +16,9 @@ for folder in sorted({file.parent for file in Path(__file__).parent.rglob("*.py"
     sys.path.insert(0, str(folder))
 
 
+torch.set_num_threads(1)  # of fixtures that are wider than a test, too
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
