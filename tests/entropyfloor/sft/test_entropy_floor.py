@@ -32,13 +32,17 @@ def floored(tmp_path, **config):
     return sed_trainer(tmp_path, trainer=trainer, **{**FLOOR, **config})
 
 
+@pytest.fixture(scope="module")
+def entropy_without_a_floor(tmp_path_factory):
+    settings = {**FLOOR, "max_steps": 200, "entropy_floor": None}
+    return Run.of(sed_trainer(tmp_path_factory.mktemp("ce"), **settings)).series("entropy")[-1]
+
+
 @pytest.mark.parametrize("place", PLACES)
-def test_entropy_stays_above_the_floor(tmp_path, place):
+def test_entropy_stays_above_the_floor(tmp_path, place, entropy_without_a_floor):
     """Without the floor these steps end far below it."""
-    settings = {"max_steps": 200, "entropy_floor": 1.0}
-    plain = Run.of(sed_trainer(tmp_path / "ce", **{**FLOOR, **settings, "entropy_floor": None}))
-    assert plain.series("entropy")[-1] < 0.6
-    run = Run.of(floored(tmp_path / place, floor_place=place, **settings))
+    assert entropy_without_a_floor < 0.6
+    run = Run.of(floored(tmp_path, floor_place=place, max_steps=200, entropy_floor=1.0))
     entropies = run.series("entropy")
     late = sum(entropies[-20:]) / 20
     assert 0.9 < late < 2.0
