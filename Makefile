@@ -4,6 +4,8 @@
 # CI runs those too: make test-slow; make test-all is both.
 
 PYTHON ?= python3
+# Tests compute on one thread each; a file of them stays with one worker, which has its fixtures.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
@@ -15,10 +17,10 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 test-all: test test-slow
 
