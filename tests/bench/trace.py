@@ -4,8 +4,9 @@
 
 Three journeys: one micro-batch under an acting entropy floor, a screening of two prompts, and one
 cell of an echelon (SFT, screening, GRPO, screening again). A call of a function of ours enters its
-file; where the calling function of ours lies in another file, that is a move. Comprehensions and what other libraries do in between count for nothing, and
-neither do imports: every journey is made twice, and the second one is traced.
+file; where the calling function of ours lies in another file, that is a move. Comprehensions and
+what other libraries do in between count for nothing, and neither do imports: every journey is made
+twice, and the second one is traced.
 """
 
 from __future__ import annotations
