@@ -71,6 +71,7 @@ def _train(arguments: Arguments) -> int:
     from trl import get_peft_config, get_quantization_config
 
     from entropyfloor import GFTTrainer
+    from entropyfloor.gft.rows import check_rows
 
     script, training, model = arguments.script, arguments.training, arguments.model
     if script.monitor != "off" and not training.num_self:
@@ -81,6 +82,8 @@ def _train(arguments: Arguments) -> int:
     train_rows, test_rows = training_rows(
         arguments, rewards, spec=script.groups, flag="--groups", instead="leave it out"
     )
+    source = str(script.groups or script.dataset_name or "the mixture")
+    check_rows(train_rows, training, num_self=training.num_self, name=source)
     if script.dry_run:
         from entropyfloor.cli.dry_run import say_what_is_trained_on
 

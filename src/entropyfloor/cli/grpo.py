@@ -33,6 +33,7 @@ from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
 from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rl.dapo import DAPOConfig
+from entropyfloor.stats.groups import check_success_threshold
 
 
 @dataclass
@@ -94,6 +95,7 @@ def _train(arguments: Arguments) -> int:
     if script.paper_lora and model.use_peft:
         raise ValueError("--paper_lora and --use_peft are two adapters; give one of them")
     monitor = monitor_of(script, threshold=script.success_threshold, reward=script.success_reward)
+    check_success_threshold(script.success_threshold)
     training.model_init_kwargs = model_init_kwargs(training, model)
     rewards = chosen_rewards(script)
     train_rows, test_rows = training_rows(

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from entropyfloor.render.text import visible
+from entropyfloor.cli.errors import USAGE_ERROR, exit_code
 
 VERBS = {
     "sft": "train with SEDTrainer: every flag and YAML of `trl sft`, plus our losses",
@@ -19,8 +19,6 @@ VERBS = {
     "pstar": "print the majority-degeneration threshold p*(g) of a group size",
     "demo": "CE and SED at three depths on a real model, screened: the whole path on this machine",
 }
-
-USAGE_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USAGE_ERROR
-    try:
-        return import_module(f"entropyfloor.cli.{verb.replace('-', '_')}").main(rest)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"entropyfloor {verb}: {visible(error)}", file=sys.stderr)
-        return USAGE_ERROR
+    return exit_code(
+        verb, lambda: import_module(f"entropyfloor.cli.{verb.replace('-', '_')}").main(rest)
+    )
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from typing import Any
 from trl import ScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
-from entropyfloor.cli.prompt_flags import PromptArguments, chat_options, mapped_rows
+from entropyfloor.cli.prompt_flags import PromptArguments, chat_options
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
-from entropyfloor.cli.training_inputs import load_rows, model_init_kwargs, split_of
+from entropyfloor.cli.training_inputs import model_init_kwargs, rows_for_sft
 
 
 @dataclass
@@ -64,12 +64,8 @@ def _train(arguments: Arguments) -> int:
     training, model = arguments.training, arguments.model
     training.model_init_kwargs = model_init_kwargs(training, model)
     script = arguments.script
-    dataset = load_rows(script, arguments.mixture)
     options = chat_options(script, _variables(script.chat_template_kwargs))
-    train_rows = mapped_rows(split_of(dataset, script.dataset_train_split, "train"), options)
-    test_rows = None
-    if training.eval_strategy != "no":
-        test_rows = mapped_rows(split_of(dataset, script.dataset_test_split, "test"), options)
+    train_rows, test_rows = rows_for_sft(arguments, options)
     if script.dry_run:
         from entropyfloor.cli.dry_run import say_what_is_trained_on
 

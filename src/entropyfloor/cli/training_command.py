@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from entropyfloor.cli.errors import exit_code
 from entropyfloor.cli.launching import Arguments, launch
-from entropyfloor.render.text import visible
 
 Parse = Callable[[Sequence[str]], Arguments]
 Train = Callable[[Arguments], int]
@@ -31,11 +31,7 @@ def run(argv: Sequence[str], parse: Parse, train: Train, *, module: str) -> int:
 
 def run_launched(verb: str, parse: Parse, train: Train) -> int:
     """Train in a process of ``accelerate launch``, whose flags have been followed."""
-    try:
-        return train(parse(sys.argv[1:]))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"entropyfloor {verb}: {visible(error)}", file=sys.stderr)
-        return 2
+    return exit_code(verb, lambda: train(parse(sys.argv[1:])))
 
 
 @contextmanager

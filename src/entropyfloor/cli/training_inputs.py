@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+from entropyfloor.cli.errors import describe
+from entropyfloor.cli.prompt_flags import mapped_rows
+from entropyfloor.rollouts.reading import as_written, is_json
+
+if TYPE_CHECKING:
+    from entropyfloor.cli.launching import Arguments
 
 
 def model_init_kwargs(training: Any, model: Any) -> dict[str, Any]:
@@ -40,38 +45,108 @@ def model_init_kwargs(training: Any, model: Any) -> dict[str, Any]:
 
 
 def load_rows(script: Any, mixture: Any) -> Any:
-    """A ``DatasetDict`` from a mixture, a file, a ``save_to_disk`` folder, a folder or a hub id."""
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    """A ``DatasetDict`` from a mixture, a file, a ``save_to_disk`` folder, a folder or a hub id.
+
+    Raises:
+        ValueError: nothing named, or data that cannot be read; a bad line of JSON is named.
+
+    """
     from trl import get_dataset
 
     name = script.dataset_name
-    if mixture.datasets:
-        return get_dataset(mixture)
-    if not name:
+    if not (mixture.datasets or name):
         raise ValueError(
             "no training data: give --dataset_name (a JSON Lines file, a folder or a hub id), or "
             "`datasets:` in the --config file"
         )
-    path = Path(name)
-    if path.suffix in _FILE_FORMATS:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {name}")
-        return load_dataset(
-            _FILE_FORMATS[path.suffix], data_files=name, streaming=script.dataset_streaming
-        )
+    if mixture.datasets:
+        return get_dataset(mixture)
+    if _kind(name) in _FORMATS and not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name}")
+    try:
+        with as_written(name, lambda _: None):
+            return _load(name, script)
+    except Exception as error:
+        words = describe(error)
+        if words is None:
+            raise
+        here = "cannot be loaded"
+        if not Path(name).exists():
+            here = "is neither data here nor a hub data set that can be loaded"
+        raise ValueError(f"--dataset_name {name} {here}: {words}") from error
+
+
+_FORMATS = {"json", "csv", "parquet"}
+
+
+def _kind(name: str) -> str:
+    return "json" if is_json(name) else Path(name).suffix[1:]
+
+
+def _load(name: str, script: Any) -> Any:
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+    path, streaming = Path(name), script.dataset_streaming
+    if (kind := _kind(name)) in _FORMATS:
+        return load_dataset(kind, data_files=name, streaming=streaming)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         stored = load_from_disk(name)
         splits = DatasetDict({"train": stored}) if isinstance(stored, Dataset) else stored
-        if not script.dataset_streaming:
+        if not streaming:
             return splits
         return {split: rows.to_iterable_dataset() for split, rows in splits.items()}
+    return load_dataset(name, name=script.dataset_config, streaming=streaming)
+
+
+def rows_for_sft(arguments: Arguments, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Rows to train and to evaluate on (None without), every one checked before a model is loaded.
+
+    Args:
+        arguments: of the command.
+        options: of ``row_with_chat_options``, how they are rendered.
+
+    Raises:
+        ValueError: by file and row.
+
+    """
+    from entropyfloor.sft.training_rows import checked_file
+
+    script, training = arguments.script, arguments.training
+    dataset = load_rows(script, arguments.mixture)
+    wanted = {"train": script.dataset_train_split}
+    if training.eval_strategy != "no":
+        wanted["test"] = script.dataset_test_split
+    chosen = {role: split_of(dataset, split, role) for role, split in wanted.items()}
+    name = str(script.dataset_name or "the mixture")
+    tokenizer = _tokenizer_of(arguments)
+    for role, split in wanted.items():
+        rows = checked_file(
+            chosen[role],
+            script.dataset_name,
+            name if split == "train" else f"{name}, split {split!r}",
+            text_field=training.dataset_text_field,
+            tokenizer=tokenizer,
+            options=options,
+        )
+        chosen[role] = mapped_rows(rows, options)
+    return chosen["train"], chosen.get("test")
+
+
+def _tokenizer_of(arguments: Arguments) -> Any:
+    """The model's tokenizer; None where training replaces its chat template or it has none here."""
+    from transformers import AutoTokenizer
+
+    training, model = arguments.training, arguments.model
+    if training.chat_template_path is not None:
+        return None
     try:
-        return load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
-    except OSError as error:  # not there, or no network
-        raise ValueError(
-            f"--dataset_name {name} is neither data here nor a hub data set that can be loaded: "
-            f"{error}"
-        ) from error
+        return AutoTokenizer.from_pretrained(
+            model.model_name_or_path,
+            revision=model.model_revision,
+            trust_remote_code=training.trust_remote_code,
+        )
+    except (OSError, ValueError):  # the trainer says what is missing
+        return None
 
 
 def split_of(dataset: Any, split: str, role: str) -> Any:

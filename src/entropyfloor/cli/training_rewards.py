@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ def training_rows(
     """
     from entropyfloor.cli.dry_run import encode_training_rows, training_tokenizer
     from entropyfloor.rollouts.prompts import PromptSet, load_prompts
+    from entropyfloor.rollouts.reading import is_json
     from entropyfloor.rollouts.rewards import check_reward_columns
 
     script, training = arguments.script, arguments.training
@@ -78,7 +80,7 @@ def training_rows(
     named = str(script.dataset_name or "")
     if spec is not None:
         check_only_rows(arguments, flag, instead=instead)
-    elif named.endswith(".jsonl") and Path(named).is_file() and not script.dataset_streaming:
+    elif is_json(named) and Path(named).is_file() and not script.dataset_streaming:
         spec = named
     if spec is not None:
         prompts = load_prompts(spec).with_chat_options(**options)
@@ -94,14 +96,16 @@ def training_rows(
     if training.eval_strategy != "no":
         test = split_of(splits, script.dataset_test_split, "test")
     if spec is None:
-        train, test = (mapped_rows(rows, options) for rows in (train, test))
+        name = named or "the mixture"
         if hasattr(train, "__len__"):
-            check_columns(rewards, PromptSet(tuple(train), named or "the mixture"))
+            check_columns(rewards, PromptSet(tuple(train), name))
         else:  # streamed: its first row says which columns there are
+            first = PromptSet(tuple(islice(train, 1)), name)
             for reward in filter(callable, rewards):
-                check_reward_columns(
-                    reward, PromptSet((next(iter(train)),), named or "the mixture")
-                )
+                check_reward_columns(reward, first)
+        if test is not None and hasattr(test, "__len__"):
+            PromptSet(tuple(test), f"{name}, split 'test'")
+        train, test = (mapped_rows(rows, options) for rows in (train, test))
     return train, test
 
 

@@ -108,7 +108,7 @@ def measure_coupling(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}")
-    if not gradient_memory_gib > 0.0:
+    if not 0.0 < gradient_memory_gib < float("inf"):
         raise ValueError(f"gradient_memory_gib must be positive; got {gradient_memory_gib}")
     sampling = SamplingSettings(max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed)
     function = reward_by_name(reward) if isinstance(reward, str) else reward

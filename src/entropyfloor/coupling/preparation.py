@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
-from entropyfloor.models.checkpoints import context_length, load_tokenizer
+from entropyfloor.models.checkpoints import check_token_ids, context_length, load_tokenizer
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.rollouts import check_lengths
@@ -115,7 +115,7 @@ def _steps(
         all_named = len(named) == len(sources)
         unit = "step" if all_named else "checkpoint"
         numbers = named if all_named else [float(i) for i in range(1, len(sources) + 1)]
-    if len(set(numbers)) < len(numbers) or min(numbers) <= 0:
+    if len(set(numbers)) < len(numbers) or not all(0 < number < float("inf") for number in numbers):
         raise ValueError(
             f"the checkpoints' steps are {', '.join(f'{n:g}' for n in numbers)}; a run has each "
             "step once, after 0: give checkpoints of one run, or --steps"
@@ -158,6 +158,9 @@ def encode(
                 "merges); losses and KLs compare models on the same tokens: save one tokenizer "
                 "beside both"
             )
+        check_token_ids(found.prompts, source, prompts.source)
+        rows = [(*row.prompt_ids, *row.ids) for row in found.demonstrations]
+        check_token_ids(rows, source, demonstrations.source)
         context = context_length(source, trust_remote_code=trust_remote_code)
         for encoded in (found.prompts, found.demonstration_prompts):
             check_lengths(

@@ -33,8 +33,10 @@ from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
+from entropyfloor.rollouts.reading import as_written
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import reward_by_name
+from entropyfloor.sft.training_rows import checked_file, checked_rows
 
 _RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from
 _WORKED_TOKENS = 56  # the longest worked solution has 49 in SmolLM2's tokenizer
@@ -329,10 +331,12 @@ def _training_rows(path: str) -> Sequence[Mapping[str, Any]]:
     from datasets import load_dataset, load_from_disk
 
     if Path(path).is_dir():
-        return list(load_from_disk(path))
+        return list(checked_rows(load_from_disk(path), path))
     if not Path(path).is_file():
         raise FileNotFoundError(f"data: train: there is no file {path}")
-    return list(load_dataset("json", data_files=path, split="train"))
+    with as_written(path, lambda rows: checked_rows(rows, path)):
+        dataset = load_dataset("json", data_files=path, split="train")
+    return list(checked_file(dataset, path, path))
 
 
 def _file_digest(path: Path) -> str:

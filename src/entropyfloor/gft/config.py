@@ -14,6 +14,7 @@ from trl import GRPOConfig
 
 from entropyfloor.gft.given_responses import GIVEN, SOURCES
 from entropyfloor.sft.floor.options import FloorOptions
+from entropyfloor.stats.groups import check_success_threshold
 from entropyfloor_losses import GroupFineTuningLoss
 
 GROUP_OF_ONE = ("error", "imitate", "skip")
@@ -204,6 +205,7 @@ class GFTConfig(FloorOptions, GRPOConfig):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}"
                 )
+        check_success_threshold(self.success_threshold)
         if self.advantage_ddof not in (0, 1):
             raise ValueError(f"advantage_ddof is {self.advantage_ddof!r}; it must be 0 or 1")
         if not self.rectification and self.tau is not None:

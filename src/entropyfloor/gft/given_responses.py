@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.rollouts.answers import completion_text
+from entropyfloor.rollouts.messages import text_messages
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 
 GIVEN = ("expert", "teacher", "other")
@@ -182,9 +183,4 @@ def _response(source: Any, completion: Completion, prompt: Prompt, where: str) -
             f"{where}: the completion is a list of messages but the prompt is text; send the "
             "prompt as a conversation (--chat), or give text"
         )
-    for message in completion:
-        if not {"role", "content"} <= set(message):
-            raise ValueError(
-                f"{where}: each message needs 'role' and 'content', got {sorted(message)}"
-            )
-    return Response(source, completion)
+    return Response(source, text_messages(completion, f"{where}, completion"))

@@ -42,6 +42,7 @@ from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollout_blocks import RolloutBlock, RolloutBlocks
 from entropyfloor.rollouts.rollouts import SamplingSettings
 from entropyfloor.rollouts.scoring import score_completions
+from entropyfloor.stats.groups import check_success_threshold
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
 
@@ -145,6 +146,7 @@ def build_response_groups(
             f"a teacher gives 1 sample per prompt or more, the paper's {NUM_SAMPLES}; got "
             f"{num_samples}"
         )
+    check_success_threshold(success_threshold)
     sampling = SamplingSettings(max_new_tokens, temperature, top_p, top_k, batch_size, seed)
     given = given_responses(
         prompts, expert_column=expert_column, other_columns=other_columns, others=others

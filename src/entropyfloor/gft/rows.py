@@ -19,7 +19,8 @@ from datasets import Dataset
 
 from entropyfloor.gft.config import GFTConfig
 from entropyfloor.gft.given_responses import GIVEN
-from entropyfloor.rollouts.prompts import ROW_COLUMN, PromptSet
+from entropyfloor.rollouts.messages import text_messages
+from entropyfloor.rollouts.prompts import ROW_COLUMN, PromptSet, checked_row
 from entropyfloor.rollouts.teacher_forced import encode_held_out
 
 logger = get_logger(__name__)
@@ -78,11 +79,14 @@ def check_rows(dataset: Any, args: GFTConfig, *, num_self: int, name: str) -> No
 
 
 def _check_row(row: Mapping[str, Any], where: str) -> None:
-    prompt = row["prompt"]
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise ValueError(f"{where}: the prompt is empty ({prompt!r})")
-    for number, response in enumerate(row.get("responses") or []):
+    prompt = checked_row(row, where)["prompt"]
+    responses = row.get("responses") or []
+    if not isinstance(responses, list):
+        raise ValueError(f"{where}: 'responses' is a list of objects, got {responses!r:.80}")
+    for number, response in enumerate(responses):
         part = f"{where}, response {number}"
+        if not isinstance(response, Mapping):
+            raise ValueError(f"{part} is {response!r:.80}; it must be an object with source")
         if response.get("source") not in GIVEN:
             raise ValueError(
                 f"{part}: the source is {response.get('source')!r}; choose one of "
@@ -91,13 +95,15 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
         completion = response.get("completion")
         if not completion:
             raise ValueError(f"{part}: the completion is empty ({completion!r})")
-        if isinstance(completion, str) != isinstance(prompt, str):
+        if isinstance(completion, list):
+            text_messages(completion, f"{part}, completion")
+        if not isinstance(completion, str | list) or type(completion) is not type(prompt):
             raise ValueError(
                 f"{part}: prompt is {type(prompt).__name__} and completion "
                 f"{type(completion).__name__}; both must be text, or both lists of messages"
             )
         reward = response.get("reward")
-        if reward is not None and not math.isfinite(reward):
+        if reward is not None and not (isinstance(reward, int | float) and math.isfinite(reward)):
             raise ValueError(
                 f"{part}: the cached reward is {reward}; it must be finite, or missing to be "
                 "computed"

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _STEP = re.compile(r"checkpoint-(\d+)")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -136,16 +138,15 @@ def _base_of_adapter(
 
 def _check_weights(given: str, directory: Path, stem: str) -> None:
     """Raise unless ``stem``'s weights are complete safetensors files."""
-    index = directory / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        shards = set(_read_json(index).get("weight_map", {}).values())
-        missing = sorted(shard for shard in shards if not (directory / shard).is_file())
-        if missing:
-            raise ValueError(
-                f"{given} is incomplete: its index names {', '.join(missing)}; copy it again"
-            )
-        return
-    if (directory / f"{stem}.safetensors").is_file():
+    files = weight_files(directory, stem)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{given} is incomplete: its index names {', '.join(missing)}; copy it again"
+        )
+    for file in files:
+        _check_whole(file)
+    if files:
         return
     pickles = sorted(
         file.name
@@ -160,6 +161,28 @@ def _check_weights(given: str, directory: Path, stem: str) -> None:
         "loaded. If you trust its origin, convert it once and give the converted directory:\n"
         f"{_conversion(given, stem)}"
     )
+
+
+def weight_files(directory: Path, stem: str) -> list[Path]:
+    """The safetensors files of ``stem``'s weights, those of its index if there is one."""
+    index = directory / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        shards = set(_read_json(index).get("weight_map", {}).values())
+        return [directory / shard for shard in sorted(shards)]
+    file = directory / f"{stem}.safetensors"
+    return [file] if file.is_file() else []
+
+
+def _check_whole(file: Path) -> None:
+    """Compare the header with the size of the file; no weight is read."""
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} is not a whole safetensors file ({error}); was its copy or download cut off? "
+            "Copy it again"
+        ) from error
 
 
 def _conversion(given: str, stem: str) -> str:

@@ -1,21 +1,38 @@
 """Load a checkpoint for measuring: safetensors only, and no code of its own unless asked for."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
-from entropyfloor.models.checkpoint_sources import CheckpointSource, check_checkpoint
+from entropyfloor.models.checkpoint_sources import (
+    CheckpointSource,
+    check_checkpoint,
+    weight_files,
+)
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# Input embeddings as transformers' families name them, plain, in an adapter, or resized by one.
+_EMBEDDINGS = re.compile(
+    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)"
+    r"(\.token_adapter|\.base_layer|\.modules_to_save|\.original_module)*\.weight$"
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,7 @@ def load_checkpoint(
         # exactly a float32 number.
         model = model.float()
     if source.base is not None:
-        model = _load_adapter(model, source, len(tokenizer))
+        model = _load_adapter(model, source)
     model = model.to(torch_device).eval()
     return LoadedCheckpoint(source.name, source.given, model, tokenizer)
 
@@ -184,6 +201,38 @@ def context_length(source: CheckpointSource, *, trust_remote_code: bool = False)
     return length - source.virtual_tokens
 
 
+def vocabulary_size(source: CheckpointSource) -> int | None:
+    """Rows of the input embeddings, or None if they go by a name that is not known here.
+
+    Read from the weights' headers, those of an adapter first: training may have resized them.
+    """
+    resized = _embedding_rows(source, "adapter_model") if source.base is not None else None
+    return resized or _embedding_rows(source.base or source, "model")
+
+
+def _embedding_rows(source: CheckpointSource, stem: str) -> int | None:
+    rows = []
+    for file in weight_files(source.directory, stem):
+        with safe_open(file, "pt") as weights:
+            names = [name for name in weights.keys() if _EMBEDDINGS.search(name)]  # noqa: SIM118
+            rows += [weights.get_slice(name).get_shape()[0] for name in names]
+    return max(rows, default=None)
+
+
+def check_token_ids(encoded: Iterable[Sequence[int]], source: CheckpointSource, what: str) -> None:
+    """Raise ValueError, by row, for a token without an embedding; ``what`` names the rows."""
+    rows = vocabulary_size(source)
+    for index, ids in enumerate(encoded):
+        largest = max(ids, default=0)
+        if rows is not None and largest >= rows:
+            raise ValueError(
+                f"{what}, row {index}: the tokenizer of {source.given} gives the token number "
+                f"{largest}, and the model has embeddings for {rows} tokens only: the tokenizer is "
+                "larger than the model. Save the tokenizer that the model was trained with beside "
+                "it, or resize the model's embeddings (resize_token_embeddings) and train them"
+            )
+
+
 def resolve_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """``"auto"`` or a torch dtype; ValueError for anything but float32, bfloat16 and float16."""
     if dtype == "auto" or dtype in DTYPES.values():
@@ -217,7 +266,7 @@ def _load_model(
     source: CheckpointSource, dtype: str | torch.dtype, *, trust_remote_code: bool
 ) -> Any:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = _model_class(source, trust_remote_code).from_pretrained(
             str(source.directory),
             dtype=dtype,
             use_safetensors=True,
@@ -238,19 +287,53 @@ def _load_model(
     return model
 
 
+def _model_class(source: CheckpointSource, trust_remote_code: bool) -> Any:
+    """A causal language model; a vision-language model, read as one of text, where it is none."""
+    config = AutoConfig.from_pretrained(
+        str(source.directory), trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    sees = AutoModelForImageTextToText._model_mapping.keys()
+    reads = AutoModelForCausalLM._model_mapping.keys()
+    only_sees = type(config) in sees and type(config) not in reads
+    return AutoModelForImageTextToText if only_sees else AutoModelForCausalLM
+
+
+def _check_head_is_there(base: Any, source: CheckpointSource, rows: int) -> None:
+    """Refuse an adapter with new rows of the embeddings whose head's new rows were not saved."""
+    head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
+    if rows <= embeddings.num_embeddings or head.weight is embeddings.weight:
+        return
+    name = next(name for name, module in base.named_modules() if module is head)
+    for file in weight_files(source.directory, "adapter_model"):
+        with safe_open(file, "pt") as weights:
+            if any(
+                f".{name}." in key and key.endswith(".weight") and ".lora_" not in key
+                for key in weights.keys()  # noqa: SIM118 - not a mapping
+            ):
+                return
+    raise ValueError(
+        f"the adapter {source.given} was trained with {rows} embeddings and its base has "
+        f"{embeddings.num_embeddings}; it holds the new input embeddings but not the rows of "
+        f"{name} that belong to them. Give the merged model (in training: merge_and_unload, "
+        f"then save_pretrained), or train again with {name} in target_modules or modules_to_save"
+    )
+
+
 def _is_half(model: Any) -> bool:
     # Quantised weights are what they are: they cannot be cast.
     quantised = getattr(model, "is_quantized", False)
     return not quantised and model.dtype in (torch.bfloat16, torch.float16)
 
 
-def _load_adapter(base: Any, source: CheckpointSource, vocabulary: int) -> Any:
+def _load_adapter(base: Any, source: CheckpointSource) -> Any:
     from peft import PeftModel
 
-    if vocabulary > base.get_input_embeddings().num_embeddings:
-        base.resize_token_embeddings(
-            vocabulary
-        )  # tokens were added in training; the adapter holds their rows
+    rows = _embedding_rows(source, "adapter_model")
+    if rows not in (None, base.get_input_embeddings().num_embeddings):
+        # Training resized them (tokens were added, rows padded or cut off) and the adapter holds
+        # all of them, so what stands in new rows here is of no account.
+        _check_head_is_there(base, source, rows)
+        base.resize_token_embeddings(rows, mean_resizing=False)
     try:
         return PeftModel.from_pretrained(base, str(source.directory), is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource
-from entropyfloor.models.checkpoints import load_checkpoint
+from entropyfloor.models.checkpoints import load_checkpoint, vocabulary_size
 
 _SCALED = (".lora_B.", ".lora_embedding_B")
-_UNCHANGED = (".lora_A.", ".lora_embedding_A")
+# Beside a changed module peft stores the base's own, also where only its size was changed.
+_UNCHANGED = (".lora_A.", ".lora_embedding_A", ".base_layer.", ".original_module.")
+_OTHER = (".lora_magnitude_vector", ".token_adapter.")  # DoRA, trainable tokens
 _ADAPTER_FILE = "adapter_model.safetensors"
 
 
@@ -33,6 +36,14 @@ def check_same_shapes(checkpoint: CheckpointSource, base: CheckpointSource) -> N
         raise ValueError(
             f"{base.given} is an adapter; give the full model that training began with"
         )
+    rows, base_rows = vocabulary_size(checkpoint), vocabulary_size(base)
+    if rows != base_rows:
+        raise ValueError(
+            f"{checkpoint.given} has embeddings for {rows} tokens and {base.given} for "
+            f"{base_rows}: training resized them, and no line joins the two. Save a base of {rows} "
+            "(resize_token_embeddings) and give it with the whole model; of an adapter that is the "
+            "merged one (peft: merge_and_unload, then save_pretrained)"
+        )
     if checkpoint.base is None:
         return
     if checkpoint.virtual_tokens:
@@ -44,6 +55,14 @@ def check_same_shapes(checkpoint: CheckpointSource, base: CheckpointSource) -> N
         raise ValueError(
             f"{checkpoint.given} is an adapter on {checkpoint.base.given}, not on {base.given}; "
             f"give --base {checkpoint.base.given}"
+        )
+    with safe_open(checkpoint.directory / _ADAPTER_FILE, "pt") as weights:
+        others = [name for name in weights.keys() if _is(name, *_OTHER)]  # noqa: SIM118
+    if others:
+        raise ValueError(
+            f"{checkpoint.given} is no plain LoRA adapter ({others[0]}), and its change is not "
+            "scaled by one factor; merge it into its base (peft: merge_and_unload, then "
+            "save_pretrained) and rescue the merged model"
         )
 
 
@@ -102,11 +121,11 @@ def _base_weights(base: CheckpointSource, names: dict[str, torch.Tensor]) -> dic
     state = load_checkpoint(base, device="cpu").model.state_dict()
     found = {}
     for name in names:
-        plain = name.removeprefix("base_model.model.")
+        plain = name.removeprefix("base_model.model.").replace(".modules_to_save.", ".")
         if plain not in state:
             raise ValueError(
                 f"{name} of the adapter is neither a LoRA factor nor a weight of {base.given}; "
-                "rescue handles LoRA and modules_to_save (no DoRA, no other adapters)"
+                "rescue handles LoRA and modules_to_save"
             )
         found[name] = state[plain]
     return found

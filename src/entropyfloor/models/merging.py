@@ -35,9 +35,11 @@ def merged_directory(checkpoint: str | Path, target: Path) -> Path:
         )
     inner = loaded.inner_model
     head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()
+    # PEFT wraps a module that its adapter changes.
     base_of_embeddings = getattr(embeddings, "base_layer", embeddings)
-    if embeddings is not base_of_embeddings and head.weight is base_of_embeddings.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    base_of_head = getattr(head, "base_layer", head)
+    if embeddings is not base_of_embeddings and base_of_head.weight is base_of_embeddings.weight:
+        base_of_head.weight = torch.nn.Parameter(base_of_head.weight.detach().clone())
         inner.config.tie_word_embeddings = False
     merged = loaded.model.merge_and_unload()
     unfinished = target.with_name(f".unfinished-{target.name}")

@@ -25,6 +25,7 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollout_blocks import RolloutBlocks
 from entropyfloor.rollouts.rollouts import SamplingSettings
+from entropyfloor.stats.groups import check_success_threshold
 
 NUM_SAMPLES = 16
 _PAPER = (1, 14)  # passes of 16
@@ -172,6 +173,7 @@ def calibration_band(
 
     """
     low, high = band_edges(num_samples, lowest, highest)
+    check_success_threshold(success_threshold)
     prompts.check_json()
     sampling = SamplingSettings(max_new_tokens, temperature, top_p, top_k, batch_size, seed)
     blocks = RolloutBlocks(

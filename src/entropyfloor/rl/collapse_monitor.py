@@ -44,6 +44,7 @@ from entropyfloor.rl.stage_two import (
     saved_share,
 )
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
+from entropyfloor.stats.groups import check_success_threshold
 
 POLICIES = ("warn", "stop", "stop-and-restore")
 _log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         if tau_h is not None:
             check_tau_h(tau_h)
         self.tau_h = tau_h
+        check_success_threshold(success_threshold)
         self.success_threshold = success_threshold
         self.success_reward = success_reward
         # Raises now, not when the model is loaded; of the run's length nothing is known yet.

@@ -12,6 +12,7 @@ from entropyfloor.rl.stage_two import (
     Reading,
     StageTwo,
     began_collapsed,
+    never_scored,
     saved_share,
 )
 
@@ -88,6 +89,8 @@ class MonitorMemory:
             began = began_collapsed(self.decision, tau_h, fraction)
             if began is not self.decision:
                 self.decision, self.healthy_step = began, None  # no checkpoint is from before
+        if not self.counts.groups:
+            self.decision = never_scored(self.decision, self.counts.unscored)
         return True
 
     def verdict_record(self, step: int, steps: int) -> dict[str, Any]:

@@ -192,6 +192,23 @@ def began_collapsed(
     return replace(decision, verdict=COLLAPSED, reason=reason)
 
 
+def never_scored(decision: Decision, unscored: int) -> Decision:
+    """The decision, or ``unknown`` in place of ``healthy`` where no rollout ever got a reward.
+
+    Args:
+        decision: stage 2's, made.
+        unscored: groups without any reward; 0 where none were counted.
+
+    """
+    if decision.verdict != HEALTHY or not unscored:
+        return decision
+    reason = (
+        f"cannot tell: no rollout of {unscored} groups was scored, so the run learned nothing that "
+        f"its entropy could show ({decision.reason}); check that the reward function gives numbers"
+    )
+    return replace(decision, verdict=UNKNOWN, reason=reason)
+
+
 def scaled(step: int, max_steps: int) -> int:
     """Scale a step of the paper's 400 to a run of ``max_steps``: half up, at least 1."""
     return max(1, (2 * step * max_steps + PAPER_STEPS) // (2 * PAPER_STEPS))

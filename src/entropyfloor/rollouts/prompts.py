@@ -4,7 +4,7 @@ A prompt is a plain string, or a conversation (a list of ``{"role": ..., "conten
 messages) that the checkpoint's own chat template renders, as in trl. Three sources, told apart by
 how they are written:
 
-    PATH.jsonl                                   one JSON object per line
+    PATH.jsonl                                   one JSON object per line (see reading.py)
     DIRECTORY                                    a ``datasets.Dataset`` written by ``save_to_disk``
     reasoning_gym:TASK?size=24&seed=7&...        generated here; options go to the task's config
 
@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entropyfloor.rollouts.messages import text_messages
+from entropyfloor.rollouts.reading import read_rows
 from entropyfloor.rollouts.reasoning_gym_prompts import PREFIX, reasoning_gym_rows
 
 if TYPE_CHECKING:
@@ -59,11 +61,12 @@ class PromptSet:
     source: str = "rows"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(self.rows))
-        if not self.rows:
+        rows = tuple(
+            checked_row(row, f"{self.source}, row {index}") for index, row in enumerate(self.rows)
+        )
+        if not rows:
             raise ValueError(f"{self.source} has no rows; at least one prompt is needed")
-        for index, row in enumerate(self.rows):
-            _check_row(row, f"{self.source}, row {index}")
+        object.__setattr__(self, "rows", rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -252,32 +255,8 @@ def load_prompts(spec: str | Path) -> PromptSet:
     if path.is_dir():
         return PromptSet(tuple(_saved_dataset_rows(path)), str(path))
     if path.is_file():
-        return PromptSet(tuple(_jsonl_rows(path)), str(path))
+        return PromptSet(tuple(read_rows(path)), str(path))
     raise FileNotFoundError(f"no prompts at {str(spec)!r}; give {_ALLOWED}")
-
-
-def _jsonl_rows(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); give {_ALLOWED}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg}); a JSONL file has one object "
-                "per line"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, line {number} is a JSON {type(row).__name__}; each line must be an "
-                "object such as "
-                '{"prompt": "...", "answer": "..."}'
-            )
-        yield row
 
 
 def _saved_dataset_rows(path: Path) -> Iterable[dict[str, Any]]:
@@ -289,13 +268,18 @@ def _saved_dataset_rows(path: Path) -> Iterable[dict[str, Any]]:
         raise ValueError(
             f"{path} is not a directory written by save_to_disk; give {_ALLOWED}"
         ) from error
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); was its copy cut off? Copy or save it again"
+        ) from error
     if isinstance(dataset, DatasetDict):
         splits = " or ".join(str(path / name) for name in dataset)
         raise ValueError(f"{path} holds several splits; give one of them: {splits}")
     yield from dataset
 
 
-def _check_row(row: Any, where: str) -> None:
+def checked_row(row: Any, where: str) -> Mapping[str, Any]:
+    """The row itself; a copy of it where the prompt's content came in parts, which are joined."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is a {type(row).__name__}; a row is a mapping with a 'prompt'")
     if "prompt" not in row:
@@ -323,15 +307,10 @@ def _check_row(row: Any, where: str) -> None:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"{where} has an empty prompt; remove the row or fill it in")
-        return
+        return row
     if not isinstance(prompt, list) or not all(isinstance(message, Mapping) for message in prompt):
         raise ValueError(
             f"{where}: a prompt is a string or a list of messages, got {type(prompt).__name__}"
         )
-    if not prompt:
-        raise ValueError(f"{where} has an empty prompt (no messages); remove the row or fill it in")
-    for message in prompt:
-        if not {"role", "content"} <= set(message):
-            raise ValueError(
-                f"{where}: each message needs 'role' and 'content', got {sorted(message)}"
-            )
+    messages = text_messages(prompt, f"{where}, prompt")
+    return row if messages == prompt else {**row, "prompt": messages}

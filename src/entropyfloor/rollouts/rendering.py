@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
-
+from entropyfloor.rollouts.messages import template_refusals
 from entropyfloor.rollouts.prompts import PromptSet
 
 _log = logging.getLogger(__name__)
@@ -46,13 +45,8 @@ def encode_prompts(prompts: PromptSet, tokenizer: Any, *, where: str) -> list[li
         )
     encoded: list[list[int]] = []
     for index, row in enumerate(prompts.rows):
-        try:
+        with template_refusals(f"{prompts.source}, row {index}", where):
             ids = encode_row(row, tokenizer, where=where)
-        except TemplateError as error:
-            raise ValueError(
-                f"{prompts.source}, row {index}: the chat template of {where} refuses the prompt: "
-                f"{error}"
-            ) from error
         if not ids:
             raise ValueError(
                 f"{prompts.source}, row {index}: the tokenizer of {where} turns it into no tokens"

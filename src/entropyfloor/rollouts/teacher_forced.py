@@ -24,6 +24,7 @@ import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.logit_transform import final_logits
+from entropyfloor.rollouts.messages import template_refusals, text_messages
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_messages
@@ -45,12 +46,20 @@ class Completion:
 
 
 def check_held_out(held_out: PromptSet) -> None:
-    """Raise ValueError if a row has no completion."""
+    """Raise ValueError if a row has no completion, or one that is neither text nor messages."""
     for index, row in enumerate(held_out.rows):
-        if not row.get(COLUMN):
+        completion, where = row.get(COLUMN), f"{held_out.source}, row {index}"
+        if completion is None or completion in ("", []):
             raise ValueError(
-                f"{held_out.source}, row {index} has no {COLUMN!r}: held-out rows need a prompt "
-                "and the completion to score"
+                f"{where} has no {COLUMN!r}: held-out rows need a prompt and the completion to "
+                "score"
+            )
+        if isinstance(completion, list):
+            text_messages(completion, f"{where}, {COLUMN}")
+        elif not isinstance(completion, str):
+            raise ValueError(
+                f"{where} has {completion!r:.40} ({type(completion).__name__}) as {COLUMN!r}; a "
+                "completion is text or a list of messages"
             )
 
 
@@ -71,7 +80,9 @@ def encode_held_out(
     """
     found = []
     for index, (row, prefix) in enumerate(zip(held_out.rows, encoded, strict=True)):
-        completion = row[COLUMN]
+        completion, where = row[COLUMN], f"{held_out.source}, row {index}"
+        if not isinstance(completion, str):
+            completion = text_messages(completion, f"{where}, {COLUMN}")
         if isinstance(row["prompt"], str):
             text = completion if isinstance(completion, str) else completion[-1]["content"]
             whole = list(tokenizer(row["prompt"] + text)["input_ids"])
@@ -82,7 +93,8 @@ def encode_held_out(
                 else list(completion)
             )
             text = messages[-1]["content"]
-            whole = encode_messages([*row["prompt"], *messages], row, tokenizer)
+            with template_refusals(where, "the checkpoint"):
+                whole = encode_messages([*row["prompt"], *messages], row, tokenizer)
         if whole[: len(prefix)] == list(prefix) and len(whole) > len(prefix):
             ids = whole[len(prefix) :]
         else:

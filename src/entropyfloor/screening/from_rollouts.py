@@ -18,7 +18,7 @@ from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.verdict import check_tau_h
-from entropyfloor.stats.groups import p_star
+from entropyfloor.stats.groups import check_success_threshold, p_star
 
 
 def screen_from_rollouts(
@@ -55,6 +55,7 @@ def screen_from_rollouts(
         ),
     }
     check_tau_h(settings["tau_h"])
+    check_success_threshold(settings["success_threshold"])
     p_star(settings["group_size"])
     scored = settings["reward"] is not None
     kept = before["ks"] if ks is None else ks

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
-from entropyfloor.models.checkpoints import context_length, load_tokenizer, tokenizer_directory
+from entropyfloor.models.checkpoints import (
+    check_token_ids,
+    context_length,
+    load_tokenizer,
+    tokenizer_directory,
+)
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts, rendered_text
 from entropyfloor.rollouts.rollouts import check_lengths
@@ -85,6 +90,10 @@ def prepare(
             completions = _held_out(held_out, tokenizer, source.given)
             known[digest] = encoded, completions, rendered_text(encoded[0], tokenizer)
         encoded, completions, example = known[digest]
+        check_token_ids(encoded, source, prompts.source)
+        if held_out is not None:
+            rows = [(*row.prompt_ids, *row.ids) for row in completions]
+            check_token_ids(rows, source, held_out.source)
         context = context_length(source, trust_remote_code=trust_remote_code)
         check_lengths(
             encoded, context_length=context, max_new_tokens=max_new_tokens, where=source.given

@@ -95,7 +95,7 @@ def rescue(
         ValueError: bad arguments, models that do not correspond, or a base below the floor.
 
     """
-    if not floor > 0:
+    if not 0 < floor < float("inf"):
         raise ValueError(f"floor is {floor!r}; it must be an entropy in nats > 0")
     if not 0 < tolerance <= 0.5:
         raise ValueError(f"tolerance is {tolerance!r}; it must be in (0, 0.5]")

@@ -51,7 +51,7 @@ from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.reference import Reference, find_held_out
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
-from entropyfloor.stats.groups import p_star
+from entropyfloor.stats.groups import check_success_threshold, p_star
 
 
 def screen(
@@ -133,6 +133,7 @@ def screen(
         seed=seed,
     )
     check_tau_h(tau_h)
+    check_success_threshold(success_threshold)
     p_star(group_size)  # raises for an impossible group size
     all_ks = check_samples(num_samples, group_size, ks, scored=reward is not None)
     if until_decided and len(prompts) < FEWEST_PROMPTS:

@@ -34,6 +34,7 @@ from entropyfloor.sft.floor.reference_cache import cached_reference
 from entropyfloor.sft.floor.reference_model import ReferenceModel
 from entropyfloor.sft.run_record import read_recorded_loss
 from entropyfloor.sft.sed_config import SEDConfig
+from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
 from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
 
 logger = get_logger(__name__)
@@ -93,13 +94,17 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 "compute_loss_func would replace the chosen loss. Pass your own per-token loss as "
                 "SEDTrainer(loss=...), a callable on TokenStatistics, or use trl's SFTTrainer"
             )
+        self._eval_prefix = "eval"
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         # SFTTrainer replaces the datasets by tokenised ones. They are its positional arguments
         # after the collator.
         train_data, eval_data = ([*sft_args[1:3], None, None][:2]) if sft_args else (None, None)
         train_data = sft_kwargs.get("train_dataset", train_data)
         eval_data = sft_kwargs.get("eval_dataset", eval_data)
+        check_metric_for_best_model(args, eval_data)
         super().__init__(model, args, *sft_args, **sft_kwargs)
+        check_rows_left(train_data, self.train_dataset, args, "train_dataset")
+        check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and getattr(parallelism, "sp_enabled", False):
             raise ValueError(
@@ -193,6 +198,16 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
             f"{waiting.quantile:.0%} quantile of the top-{waiting.top_k} mass"  # type: ignore[attr-defined]
         )
 
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """SFTTrainer's; of several evaluation sets each has all metrics under its own name."""
+        self._eval_prefix = metric_key_prefix
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics, each a ratio of sums over the tokens since the last log."""
         mode = "train" if self.model.training else "eval"
@@ -210,6 +225,12 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 metrics["base_kl"] = [sums["base_kl"] / tokens]
                 for name, value in self.floor.logs().items():
                     metrics[name] = [value]
+        if mode == "eval" and (name := self._eval_prefix.removeprefix("eval")).startswith("_"):
+            # trl puts "eval_" before each, whichever evaluation set they are of.
+            averaged = self._metrics[mode]
+            self._metrics[mode] = defaultdict(
+                list, {f"{name[1:]}_{key}": values for key, values in averaged.items()}
+            )
         super().log(logs, start_time)
 
     def _add_to_sums(self, output: LossHeadOutput) -> None:

@@ -18,7 +18,7 @@ unbiased estimates ``C(n-c, g) / C(n, g)`` (all wrong) and ``C(c, g) / C(n, g)``
 same idea as for pass@k.
 """
 
-from math import comb, expm1, log
+from math import comb, expm1, isfinite, log
 from typing import NamedTuple
 
 
@@ -32,6 +32,15 @@ class DegenerateFraction(NamedTuple):
     def total(self) -> float:
         """All wrong or all right."""
         return self.all_wrong + self.all_right
+
+
+def check_success_threshold(threshold: float) -> None:
+    """Raise ValueError unless rewards can be compared with it."""
+    if isinstance(threshold, bool) or not isfinite(threshold):
+        raise ValueError(
+            "success_threshold is the reward at which a rollout passes, a finite number such as 1; "
+            f"got {threshold!r}"
+        )
 
 
 def _check_group_size(group_size: int) -> None:

@@ -22,7 +22,7 @@ def row(prompt="2+2=", responses=None, **more):
 
 GOOD = row(responses=[response(), response("teacher", " 5.")])
 BAD = {
-    "empty prompt": (row(prompt="  ", responses=[response()]), {}, "row 1: the prompt is empty"),
+    "empty prompt": (row(prompt="  ", responses=[response()]), {}, "row 1 has an empty prompt"),
     "empty completion": (
         row(responses=[response(completion="")]),
         {},
@@ -67,7 +67,7 @@ def test_bad_rows_are_named_before_anything_is_computed(tmp_path, case):
 def test_bad_rows_of_an_evaluation_set_are_named_too(tmp_path):
     bad = Dataset.from_list([GOOD, row(prompt="", responses=[response()])])
     for eval_dataset, name in ((bad, "eval_dataset"), ({"a": bad}, "eval_dataset 'a'")):
-        with pytest.raises(ValueError, match=f"{name}, row 1: the prompt is empty"):
+        with pytest.raises(ValueError, match=f"{name}, row 1 has an empty prompt"):
             gft(tmp_path, trainer={"eval_dataset": eval_dataset})
 
 

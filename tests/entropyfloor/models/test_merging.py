@@ -37,7 +37,10 @@ def adapter(base, config):
     return base.parent / "adapter"
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["q_proj", "embed_tokens"]])
+@pytest.mark.parametrize(
+    "targets",
+    [["q_proj", "down_proj"], ["q_proj", "embed_tokens"], ["embed_tokens", "lm_head"]],
+)
 def test_the_merged_model_computes_what_the_adapter_did(base, tmp_path, targets):
     checkpoint = adapter(base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
     merged = merged_directory(checkpoint, tmp_path / "merged")

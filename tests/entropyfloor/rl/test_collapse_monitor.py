@@ -212,6 +212,17 @@ def test_a_healthy_run_is_left_alone(tmp_path):
     assert monitor.message.startswith("Step 6 of 10, healthy: entropy fell 24.0%")
 
 
+def test_a_run_of_which_nothing_was_scored_is_not_called_healthy(tmp_path):
+    def unscored(prompts, **_):
+        return [None] * len(prompts)
+
+    trainer, monitor = run(tmp_path, SLOWLY, "stop", rewards=unscored)
+    trainer.train()
+    assert monitor.counts.groups == 0 and monitor.counts.unscored > 0
+    assert monitor.decision.verdict == "unknown"
+    assert "cannot tell: no rollout of" in monitor.message
+
+
 LOW = [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.09, 0.09, 0.09, 0.09]
 
 

@@ -10,6 +10,7 @@ from entropyfloor.rl.stage_two import (
     UNKNOWN,
     WAITING,
     StageTwo,
+    never_scored,
     saved_share,
     scaled,
 )
@@ -96,6 +97,16 @@ def test_a_run_that_begins_at_zero():
     found = RULE.judge([(10, 0.0), (150, 0.0)], 150)
     assert found.verdict == UNKNOWN
     assert "began collapsed" in found.reason
+
+
+def test_a_run_of_which_nothing_was_scored_is_not_healthy():
+    healthy = RULE.judge([(10, 0.4), (150, 0.39)], 150)
+    found = never_scored(healthy, 12)
+    assert (healthy.verdict, found.verdict, found.drop) == (HEALTHY, UNKNOWN, healthy.drop)
+    assert found.reason.startswith("cannot tell: no rollout of 12 groups was scored")
+    assert never_scored(healthy, 0) is healthy
+    collapsed = RULE.judge([(10, 0.4), (150, 0.1)], 150)
+    assert never_scored(collapsed, 12) is collapsed
 
 
 def test_a_restart_overwrites_what_was_run_twice():

@@ -78,7 +78,7 @@ def test_nothing_there(tmp_path):
         ([{"prompt": "x"}, "[1]"], "line 2 is a JSON list"),
         ([{"prompt": "x"}, {"question": "y"}], "row 1 has no column 'prompt', only 'question'"),
         ([{"prompt": "x"}, {"prompt": " \n"}], "row 1 has an empty prompt"),
-        ([{"prompt": []}], "row 0 has an empty prompt"),
+        ([{"prompt": []}], "row 0, prompt is empty"),
         ([{"prompt": None}], "row 0: a prompt is a string or a list of messages, got NoneType"),
         ([{"prompt": ["x"]}], "row 0: a prompt is a string or a list of messages"),
         ([{"prompt": [{"role": "user"}]}], "needs 'role' and 'content'"),

@@ -1,0 +1,131 @@
+"""Files of rows that users wrote, read so that a mistake is named by file and line.
+
+    .jsonl             one JSON object per line; empty lines are skipped, CR LF is a line end
+    .json              the same, or one array of objects
+    .jsonl.gz ...      either of them, compressed
+
+Text is UTF-8, with or without a byte order mark. Every verb reads through here or, where `datasets`
+reads a file that may be larger than memory, asks here what is wrong with one that it refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+_UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+EXAMPLE = '{"prompt": "...", "answer": "..."}'
+
+
+def is_json(path: str | Path) -> bool:
+    """Whether the name says JSON or JSON Lines, compressed or not."""
+    return Path(str(path).removesuffix(".gz")).suffix in {".json", ".jsonl"}
+
+
+def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON or JSON Lines file, in order.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, not an object, or damaged compression; names the line.
+        OSError: the file cannot be opened.
+
+    """
+    try:
+        with _open(Path(path)) as file:
+            first = file.readline()
+            _check_encoding(path, first)
+            first = first.removeprefix(codecs.BOM_UTF8)
+            if first.lstrip().startswith(b"["):
+                yield from _array(path, first + file.read())
+            else:
+                yield from _lines(path, first, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} is not a whole gzip file ({error}); compress or copy it again"
+        ) from error
+
+
+@contextmanager
+def as_written(
+    path: str | Path | None, check: Callable[[list[dict[str, Any]]], Any]
+) -> Iterator[None]:
+    """Where something fails on what `datasets` made of a JSON file, look at the file itself first.
+
+    `datasets` names no line, and converts: beside a number it makes the text "2" a number too.
+
+    Args:
+        path: nothing more is done where this is no JSON file.
+        check: raises ValueError, by row, for rows as they stand in the file.
+
+    Raises:
+        ValueError: of :func:`read_rows`, of no rows, or of ``check``; else what was raised.
+
+    """
+    try:
+        yield
+    except Exception:
+        if path is not None and is_json(path) and Path(path).is_file():
+            rows = list(read_rows(path))
+            if not rows:
+                raise ValueError(f"{path} has no rows; at least one is needed") from None
+            check(rows)
+        raise
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _check_encoding(path: str | Path, first: bytes) -> None:
+    if first.startswith(_UTF_16_OR_32) or b"\0" in first:
+        raise ValueError(
+            f"{path}, line 1 is not UTF-8 text but looks like UTF-16; convert the file: "
+            f"iconv -f UTF-16 -t UTF-8 {path} > utf8.jsonl"
+        )
+
+
+def _lines(path: str | Path, first: bytes, file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    line, number = first, 1
+    while line:
+        if line.strip():
+            where = f"{path}, line {number}"
+            hint = "; a JSONL file has one object a line"
+            if not line.endswith(b"\n"):
+                hint = ", and the last of the file: was it cut off?"
+            yield _object(_parsed(line, where, hint), where)
+        line, number = file.readline(), number + 1
+
+
+def _array(path: str | Path, content: bytes) -> Iterator[dict[str, Any]]:
+    items = _parsed(content, f"{path}, a JSON array,", "; is the file whole?")
+    for index, item in enumerate(items):
+        yield _object(item, f"{path}, row {index}")
+
+
+def _parsed(content: bytes, where: str, hint: str) -> Any:
+    try:
+        return json.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); save the file as "
+            "UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        place = f" at line {error.lineno}" if error.lineno > 1 else ""
+        raise ValueError(f"{where} is not JSON ({error.msg}{place}){hint}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply to be read") from error
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise ValueError(
+        f"{where} is a JSON {type(value).__name__}; each must be an object such as {EXAMPLE}"
+    )
