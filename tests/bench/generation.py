@@ -24,7 +24,8 @@ from training_step import SMOLLM2
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.rollouts.rollouts import SamplingSettings, generate_rollouts
+from entropyfloor.rollouts.options import Sampling
+from entropyfloor.rollouts.rollouts import generate_rollouts
 
 Prompts = list[list[int]]
 
@@ -84,7 +85,7 @@ def script(loaded: LoadedCheckpoint, encoded: Prompts, options: argparse.Namespa
 
 def ours(loaded: LoadedCheckpoint, encoded: Prompts, options: argparse.Namespace) -> float:
     """The rollouts of a screening; returns the mean entropy, nats."""
-    settings = SamplingSettings(max_new_tokens=options.new_tokens, batch_size=options.batch_size)
+    settings = Sampling(max_new_tokens=options.new_tokens, batch_size=options.batch_size)
     requests = [(i, j) for i in range(len(encoded)) for j in range(options.samples)]
     total, count = 0.0, 0
     for rollouts in generate_rollouts(loaded, encoded, requests, settings):

@@ -6,23 +6,23 @@ it, special tokens included: most of what goes wrong with chat templates is seen
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from entropyfloor.cli.launching import Arguments
+    from entropyfloor.rollouts.options import Loading, PromptOptions, Sampling
     from entropyfloor.rollouts.prompts import PromptSet
 
 _STREAMED = 1000  # rows of a streamed set that are looked at
 
 
 def say_what_is_sampled(
-    arguments: argparse.Namespace,
+    options: PromptOptions,
+    sampling: Sampling,
+    loading: Loading,
     checkpoints: Sequence[str],
-    prompts: PromptSet,
-    *,
     held_out: PromptSet | None = None,
 ) -> int:
     """Of a verb that draws rollouts of checkpoints.
@@ -36,19 +36,20 @@ def say_what_is_sampled(
     from entropyfloor.rollouts.rewards import reward_by_name
     from entropyfloor.screening.preparation import prepare
 
-    if arguments.reward is not None:
-        check_references(reward_by_name(arguments.reward), prompts)
+    prompts = options.load()
+    if options.reward is not None:
+        check_references(reward_by_name(options.reward), prompts)
     tasks = prepare(
         checkpoints,
         prompts,
         held_out,
-        max_new_tokens=arguments.max_new_tokens,
-        trust_remote_code=arguments.trust_remote_code,
+        max_new_tokens=sampling.max_new_tokens,
+        trust_remote_code=loading.trust_remote_code,
     )
     print(
-        f"Would draw {arguments.samples} rollouts of up to {arguments.max_new_tokens} tokens per "
+        f"Would draw {sampling.num_samples} rollouts of up to {sampling.max_new_tokens} tokens per "
         f"prompt from {', '.join(task.source.given for task in tasks)}, scored by "
-        f"{arguments.reward or 'no reward'}."
+        f"{options.reward or 'no reward'}."
     )
     _say_prompts(prompts.source, list(map(len, tasks[0].encoded)), tasks[0].example)
     return 0

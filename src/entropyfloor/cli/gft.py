@@ -26,14 +26,14 @@ from entropyfloor.cli.monitor_flags import (
     monitor_of,
     say_verdict,
 )
-from entropyfloor.cli.prompt_flags import PromptArguments
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
+from entropyfloor.rollouts.options import ChatOptions
 
 
 @dataclass
-class GFTArguments(PromptArguments, MonitorArguments, GRPOScriptArguments):
+class GFTArguments(ChatOptions, MonitorArguments, GRPOScriptArguments):
     """trl's script arguments and ours."""
 
     groups: str | None = field(

@@ -27,17 +27,19 @@ from entropyfloor.cli.monitor_flags import (
     monitor_of,
     say_verdict,
 )
-from entropyfloor.cli.prompt_flags import PromptArguments, chat_options
+from entropyfloor.cli.prompt_flags import chat_options
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
 from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rl.dapo import DAPOConfig
+from entropyfloor.rollouts.options import ChatOptions, Loading, Output, Sampling
+from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import check_success_threshold
 
 
 @dataclass
-class GRPOArguments(PromptArguments, MonitorArguments, GRPOScriptArguments):
+class GRPOArguments(ChatOptions, MonitorArguments, GRPOScriptArguments):
     """trl's script arguments and ours."""
 
     prompts: str | None = field(
@@ -192,20 +194,25 @@ def _screen(arguments: Arguments, reward: Any) -> None:
     processes = join_processes()
     report = screen(
         [arguments.model.model_name_or_path, training.output_dir],
-        prompts=_screening_prompts(arguments),
-        reward=reward,
-        num_samples=script.screen_samples or training.num_generations,
-        group_size=training.num_generations,
-        max_new_tokens=training.max_completion_length,
-        temperature=training.temperature,
-        top_p=training.top_p,
-        top_k=training.top_k,
-        batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
-        seed=training.seed,
-        success_threshold=script.success_threshold,
-        device="cpu" if training.use_cpu else None,
-        trust_remote_code=training.trust_remote_code,
-        output_dir=Path(training.output_dir) / "screening",
+        _screening_prompts(arguments),
+        reward,
+        sampling=Sampling(
+            num_samples=script.screen_samples or training.num_generations,
+            max_new_tokens=training.max_completion_length,
+            temperature=training.temperature,
+            top_p=training.top_p,
+            top_k=training.top_k,
+            batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
+            seed=training.seed,
+        ),
+        judging=Judging(
+            group_size=training.num_generations, success_threshold=script.success_threshold
+        ),
+        loading=Loading(
+            device="cpu" if training.use_cpu else None,
+            trust_remote_code=training.trust_remote_code,
+        ),
+        output=Output(Path(training.output_dir) / "screening"),
         processes=processes,
     )
     if processes.main:

@@ -5,11 +5,12 @@ Shared by the training verbs. A flag that neither the trainer nor the launcher k
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from entropyfloor.cli.options import refuse
 
 
 @dataclass
@@ -117,8 +118,4 @@ def _check_launch_words(words: list[str], known: set[str], verb: str) -> None:
     unknown = [words[0]] if not words[0].startswith("--") else []
     unknown += [flag for flag in flags if flag not in launcher]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], known | launcher, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(
-            f"unknown argument {unknown[0]}.{hint} `entropyfloor {verb} --help` lists all of them"
-        )
+        refuse(unknown[0], known | launcher, verb)

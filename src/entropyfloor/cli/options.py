@@ -1,113 +1,104 @@
-"""Options that several verbs share, so that they read and mean the same."""
+"""Flags from dataclasses, as transformers and trl read them: the one place that parses a verb.
 
-import argparse
-import json
-from typing import TYPE_CHECKING, Any
+``--max_new_tokens 32`` and ``--max-new-tokens 32`` are the same flag; a switch that is on by
+default is turned off by ``--no_NAME``.
+"""
 
-if TYPE_CHECKING:
-    from entropyfloor.rollouts.prompts import PromptSet
+import difflib
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from typing import Any
 
-Target = Any  # an ArgumentParser or one of its groups
+from transformers.hf_argparser import HfArgumentParser
 
 
-def add_prompts(parser: Target, *, required: bool, size: int = 24) -> None:
-    """``--prompts`` and how they are rendered; read them with :func:`chosen_prompts`."""
-    parser.add_argument(
-        "--prompts",
-        required=required,
-        metavar="SPEC",
-        help="JSONL file, directory written by datasets' save_to_disk, or "
-        f"'reasoning_gym:TASK?size={size}&seed=7'; rows need a column 'prompt'",
+class _Help(ArgumentDefaultsHelpFormatter):
+    """One spelling of every flag, and its default where it has one."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy(action)
+        shown.option_strings = action.option_strings[:1]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.option_strings[:1] == [f"--no_{action.dest}"]:
+            return f"turn --{action.dest} off"
+        if action.default in (None, []) or isinstance(action.default, bool):
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(action.default)})"
+        return super()._get_help_string(action)
+
+
+def parse(
+    argv: Sequence[str],
+    *kinds: type,
+    verb: str,
+    description: str,
+    epilog: str = "",
+    positional: Mapping[str, Any] | None = None,
+    required: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
+    """Read the words of one verb.
+
+    Args:
+        argv: the words after the verb.
+        kinds: dataclasses whose fields are its flags.
+        verb: for messages.
+        description: for ``--help``.
+        epilog: for ``--help``.
+        positional: argparse's keywords of the one argument that is no flag, ``dest`` among them.
+        required: flags that must be given.
+        defaults: where they differ from the dataclasses'.
+
+    Returns:
+        An instance of every dataclass, and after them the positional argument's value.
+
+    Raises:
+        ValueError: a word that nobody knows, or a value that a dataclass refuses.
+
+    """
+    words = f" {positional['metavar']}" if positional else ""
+    parser = HfArgumentParser(
+        kinds,
+        prog=f"entropyfloor {verb}",
+        usage=f"entropyfloor {verb}{words} [--FLAG VALUE ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=_Help,
+        allow_abbrev=False,
     )
-    parser.add_argument(
-        "--chat", action="store_true", help="send plain prompts as a user message (chat template)"
+    if positional is not None:
+        options = dict(positional)
+        parser.add_argument(options.pop("dest"), **options)
+    for action in parser._actions:
+        action.required = action.required or action.dest in required
+    parser.set_defaults(**(defaults or {}))
+    *found, rest = parser.parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True, look_for_args_file=False
     )
-    parser.add_argument(
-        "--system", metavar="TEXT", help="system message of conversations that have none"
-    )
-    parser.add_argument(
-        "--chat-template-kwargs",
-        "--chat_template_kwargs",
-        type=_json_object,
-        metavar="JSON",
-        help="variables of the chat template, such as '{\"enable_thinking\": false}'; a row's "
-        "column chat_template_kwargs wins",
-    )
+    if rest:
+        word = next((word.split("=")[0] for word in rest if word.startswith("-")), rest[0])
+        refuse(word, parser._option_string_actions, verb)
+    if positional is not None:
+        found[-1] = getattr(found[-1], positional["dest"])
+    return found
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(text)
-    return value
+def given(argv: Sequence[str], kind: type) -> dict[str, Any]:
+    """What the words say of one dataclass's fields, and nothing of those that they leave out."""
+    parser = HfArgumentParser([kind], add_help=False, allow_abbrev=False)
+    for action in parser._actions:
+        action.default = SUPPRESS
+    return vars(parser.parse_known_args(list(argv))[0])
 
 
-_json_object.__name__ = "JSON object"  # how argparse names it in a usage error
-
-
-def chosen_prompts(arguments: argparse.Namespace, spec: str | None = None) -> "PromptSet":
-    """The prompts that :func:`add_prompts`' options name, or others, rendered as they are."""
-    from entropyfloor.rollouts.prompts import load_prompts
-
-    return load_prompts(spec or arguments.prompts).with_chat_options(
-        chat=arguments.chat,
-        system=arguments.system,
-        chat_template_kwargs=arguments.chat_template_kwargs,
-    )
-
-
-def add_dry_run(parser: Target) -> None:
-    """``--dry-run``; see ``entropyfloor.cli.dry_run``."""
-    parser.add_argument(
-        "--dry-run",
-        "--dry_run",
-        action="store_true",
-        help="check and print what would be done, the first prompt as the model reads it "
-        "included, and stop before weights are loaded",
-    )
-
-
-def add_sampling(parser: Target) -> None:
-    """``--max-new-tokens``, ``--temperature``, ``--top-p`` and ``--top-k``: GRPO's defaults."""
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    parser.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s, off")
-    parser.add_argument("--top-k", type=int, default=0, help="default: %(default)s, off")
-
-
-def add_batches(parser: Target) -> None:
-    """``--seed`` and ``--batch-size``."""
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=64,
-        help="rollouts at once; changes speed and memory only (default: %(default)s)",
-    )
-
-
-def add_loading(parser: Target) -> None:
-    """``--dtype``, ``--device`` and ``--trust-remote-code``."""
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="auto keeps the checkpoint's; on a CPU half precision is computed in float32",
-    )
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run model code that travels with a checkpoint",
-    )
-
-
-def add_engine(parser: Target) -> None:
-    """``--engine``."""
-    parser.add_argument(
-        "--engine",
-        default="transformers",
-        choices=["transformers", "vllm", "auto"],
-        help="what draws rollouts; auto is vllm where it is installed and can, on a GPU "
-        "(default: %(default)s)",
+def refuse(word: str, known: Iterable[str], verb: str) -> None:
+    """Raise ValueError for a word that nobody knows, with the closest one that is known."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ValueError(
+        f"unknown argument {word}.{hint} `entropyfloor {verb} --help` lists all of them"
     )

@@ -1,31 +1,13 @@
-"""Flags of the training verbs that say how prompts are rendered, and ``--dry_run``."""
+"""Rows of the training verbs, rendered as their flags ask for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass
-class PromptArguments:
-    """The same in ``sft``, ``grpo`` and ``gft``, and spelled as in ``screen``."""
-
-    chat: bool = field(
-        default=False, metadata={"help": "Send plain prompts as a user message (chat template)."}
-    )
-    system: str | None = field(
-        default=None, metadata={"help": "System message of conversations that have none."}
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Check and print what would be done, the first prompt as the model reads it "
-            "included, and stop before weights are loaded."
-        },
-    )
+from entropyfloor.rollouts.options import ChatOptions
 
 
-def chat_options(script: PromptArguments, chat_template_kwargs: Any) -> dict[str, Any]:
+def chat_options(script: ChatOptions, chat_template_kwargs: Any) -> dict[str, Any]:
     """Keywords of ``row_with_chat_options``."""
     return {
         "chat": script.chat,

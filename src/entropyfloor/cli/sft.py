@@ -11,31 +11,22 @@ under that launcher instead, as ``trl sft`` does.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from trl import ScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
-from entropyfloor.cli.prompt_flags import PromptArguments, chat_options
+from entropyfloor.cli.prompt_flags import chat_options
 from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs, rows_for_sft
+from entropyfloor.rollouts.options import TemplateOptions
 
 
 @dataclass
-class SFTArguments(PromptArguments, ScriptArguments):
+class SFTArguments(TemplateOptions, ScriptArguments):
     """trl's script arguments and ours."""
-
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Variables of the chat template, such as '{\"enable_thinking\": false}'; "
-            "a row's column chat_template_kwargs wins."
-        },
-    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +55,7 @@ def _train(arguments: Arguments) -> int:
     training, model = arguments.training, arguments.model
     training.model_init_kwargs = model_init_kwargs(training, model)
     script = arguments.script
-    options = chat_options(script, _variables(script.chat_template_kwargs))
+    options = chat_options(script, script.chat_template_kwargs)
     train_rows, test_rows = rows_for_sft(arguments, options)
     if script.dry_run:
         from entropyfloor.cli.dry_run import say_what_is_trained_on
@@ -87,16 +78,6 @@ def _train(arguments: Arguments) -> int:
     push(trainer, arguments)
     trainer.end()
     return 0
-
-
-def _variables(given: Any) -> Any:
-    try:
-        return json.loads(given) if isinstance(given, str) else given
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"--chat_template_kwargs is no JSON ({error.msg}): {given}; give an object such as "
-            "'{\"enable_thinking\": false}'"
-        ) from error
 
 
 if __name__ == "__main__":  # a process of `accelerate launch`

@@ -14,15 +14,17 @@ from entropyfloor.coupling.gradients import (
     rl_blocks,
     sft_blocks,
 )
+from entropyfloor.coupling.options import CouplingOptions
 from entropyfloor.coupling.preparation import Encoded
 from entropyfloor.coupling.report import alignment_from_dict
 from entropyfloor.coupling.store import CouplingStore
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
-from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings, generate_rollouts
+from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
 from entropyfloor.rollouts.scoring import score_rollouts
 from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss
 from entropyfloor.screening.estimates import scored_groups
@@ -41,23 +43,15 @@ class Plan:
         reward: scores rollouts.
         encoded: prompts and demonstrations in tokens.
         sampling: how rollouts are drawn; at temperature 1, without top-p and top-k.
-        num_samples: rollouts per prompt.
-        own_samples: samples of the SFT model per demonstration's prompt.
-        gradient_rows: demonstrations, and prompts, that the gradients are of; 0 for none.
-        rank: top singular directions.
-        memory_bytes: host memory for sums of gradients.
+        options: of everything else.
 
     """
 
     prompts: PromptSet
     reward: RewardFunction
     encoded: Encoded
-    sampling: SamplingSettings
-    num_samples: int
-    own_samples: int
-    gradient_rows: int
-    rank: int
-    memory_bytes: int
+    sampling: Sampling
+    options: CouplingOptions
 
 
 @dataclass(frozen=True)
@@ -105,9 +99,9 @@ def measure_alone(
 ) -> Alone:
     """Rollouts and rewards, held-out loss, gradients; from the store where it has them."""
     drawn = store.rollouts(source)
-    pairs = [(p, s) for p in range(len(plan.prompts)) for s in range(plan.num_samples)]
+    pairs = [(p, s) for p in range(len(plan.prompts)) for s in range(plan.sampling.num_samples)]
     _draw(drawn, plan.encoded.prompts, pairs, plan, load, advance, plan.reward)
-    rollouts, rewards = _in_order(drawn, plan.num_samples)
+    rollouts, rewards = _in_order(drawn, plan.sampling.num_samples)
 
     losses = store.read("losses", source, None)
     if losses is None:
@@ -150,9 +144,9 @@ def measure_pair(
     own = store.rollouts(sft[0], own=True)
     encoded = plan.encoded
     rows = range(len(encoded.demonstrations))
-    wanted = [(row, sample) for row in rows for sample in range(plan.own_samples)]
+    wanted = [(row, sample) for row in rows for sample in range(plan.options.own_samples)]
     _draw(own, encoded.demonstration_prompts, wanted, plan, sft[1], advance, None)
-    samples, _ = _in_order(own, plan.own_samples)
+    samples, _ = _in_order(own, plan.options.own_samples)
     own_prompts = tuple(sample.prompt_index for sample in samples)
     rollout_prompts = tuple(rollout.prompt_index for rollout in rl_rollouts)
 
@@ -227,14 +221,14 @@ def _alignment(
     load: Load,
     groups: Sequence[Sequence[tuple[Rollout, float]]],
 ) -> tuple[GradientAlignment | None, str]:
-    if not plan.gradient_rows:
+    if not plan.options.gradient_rows:
         return None, ""
-    demonstrations = plan.encoded.demonstrations[: plan.gradient_rows]
-    chosen = groups[: plan.gradient_rows]
+    demonstrations = plan.encoded.demonstrations[: plan.options.gradient_rows]
+    chosen = groups[: plan.options.gradient_rows]
     blocks = min(BLOCKS, len(demonstrations), len(chosen))
     if blocks < 2:
         return None, "gradients need two demonstrations and two prompts, to tell signal from noise"
-    key = [plan.gradient_rows, plan.rank, plan.num_samples, blocks]
+    key = [plan.options.gradient_rows, plan.options.rank, plan.sampling.num_samples, blocks]
     found = store.read("gradients", source, key)
     if found is None:
         checkpoint = load()
@@ -243,9 +237,9 @@ def _alignment(
             checkpoint,
             sft_blocks(demonstrations, blocks),
             rl_blocks(chosen, plan.encoded.prompts, blocks),
-            memory_bytes=plan.memory_bytes,
+            memory_bytes=int(plan.options.gradient_memory * 2**30),
         )
-        found = plain(asdict(align(gradients, parameters=kind, rank=plan.rank)))
+        found = plain(asdict(align(gradients, parameters=kind, rank=plan.options.rank)))
         store.write("gradients", source, key, found)
     alignment = alignment_from_dict(found)
     assert alignment is not None

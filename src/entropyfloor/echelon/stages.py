@@ -26,7 +26,9 @@ from entropyfloor.echelon.sft_run import train_loss
 from entropyfloor.echelon.sources import Sources
 from entropyfloor.gft.response_groups import build_response_groups
 from entropyfloor.io import save_json
+from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.screening.options import screening_arguments
 from entropyfloor.screening.screen import screen
 
 KEEP = ("rungs", "all", "nothing")
@@ -142,13 +144,14 @@ class Stages(EchelonFolder):
                     weights,
                     prompts=PromptSet(data.demonstrations, "demonstrations"),
                     reward=data.reward,
-                    output_dir=file.parent,
-                    num_samples=teacher.num_samples,
-                    max_new_tokens=options["max_new_tokens"],
-                    batch_size=options["batch_size"],
-                    seed=seed,
-                    dtype=options["dtype"],
-                    progress=self.progress,
+                    sampling=Sampling(
+                        num_samples=teacher.num_samples,
+                        max_new_tokens=options["max_new_tokens"],
+                        batch_size=options["batch_size"],
+                        seed=seed,
+                    ),
+                    loading=Loading(dtype=options["dtype"]),
+                    output=Output(file.parent, self.progress),
                 )
         return file
 
@@ -165,11 +168,8 @@ class Stages(EchelonFolder):
         with _timed() as seconds:
             report = screen(
                 [checkpoint],
-                prompts=self.sources(seed).prompts(after_rl=after_rl),
-                seed=seed,
-                base=base,
-                progress=self.progress,
-                **options,
+                self.sources(seed).prompts(after_rl=after_rl),
+                **screening_arguments(seed=seed, base=base, progress=self.progress, **options),
             )
         record = provenance(place.facts, seed=seed, seconds=seconds())
         measured = measures(report.checkpoints[0])

@@ -24,25 +24,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from entropyfloor.gft.given_responses import (
     EXPERT_COLUMN,
     RESPONSES_COLUMN,
     Response,
     given_responses,
 )
+from entropyfloor.gft.options import GroupOptions
 from entropyfloor.gft.response_counts import ResponseCounts, count_responses
 from entropyfloor.io import save_json
 from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.rollouts.answers import completion_text
+from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollout_blocks import RolloutBlock, RolloutBlocks
-from entropyfloor.rollouts.rollouts import SamplingSettings
 from entropyfloor.rollouts.scoring import score_completions
-from entropyfloor.stats.groups import check_success_threshold
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
 
@@ -82,27 +80,13 @@ class ResponseGroups:
 
 def build_response_groups(
     teacher: str | Path,
-    *,
     prompts: PromptSet,
     reward: RewardFunction | str | None,
-    output_dir: str | Path,
-    expert_column: str | None = None,
-    other_columns: Sequence[str] = (),
-    others: PromptSet | None = None,
-    num_samples: int = NUM_SAMPLES,
-    keep_truncated: bool = False,
-    success_threshold: float = 1.0,
-    max_new_tokens: int = 256,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    batch_size: int = 64,
-    seed: int = 0,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device | None = None,
-    trust_remote_code: bool = False,
-    engine: str = "transformers",
-    progress: bool = True,
+    *,
+    groups: GroupOptions = GroupOptions(),
+    sampling: Sampling = Sampling(num_samples=NUM_SAMPLES),
+    loading: Loading = Loading(),
+    output: Output,
     processes: Processes | None = None,
 ) -> ResponseGroups:
     """Sample the teacher on every prompt and write the groups.
@@ -114,25 +98,11 @@ def build_response_groups(
         reward: a function in trl's signature, or a name. It scores every response, also those of
             groups made before; ``completion_ids`` of given responses are in the teacher's tokens.
             Without one rewards are left to the trainer.
-        output_dir: see the module. The same folder with the same settings goes on, with more
-            samples it extends.
-        expert_column: of the experts' responses; ``completion`` when left out, if there is one.
-        other_columns: of further responses, called other.
-        others: rows with prompt, completion and source of their own.
-        num_samples: teacher's rollouts per prompt, before duplicates are left out.
-        keep_truncated: keep a teacher's rollout that hit ``max_new_tokens``.
-        success_threshold: a response passes if its reward is at least this; for the counts.
-        max_new_tokens: length limit of a teacher's rollout.
-        temperature: of the teacher's sampling.
-        top_p: nucleus of its sampling; 1 is off.
-        top_k: most probable tokens to sample from; 0 is off.
-        batch_size: rollouts generated at once; does not change them.
-        seed: of the rollouts.
-        dtype: see ``entropyfloor.screening.screen``.
-        device: CUDA if there is one, else CPU, when left out.
-        trust_remote_code: run model code that travels with the teacher.
-        engine: see ``entropyfloor.rollouts.engines``.
-        progress: show a progress bar on standard error.
+        groups: which responses stand beside the teacher's, and what is kept.
+        sampling: the teacher's; its rollouts per prompt are before duplicates are left out.
+        loading: how the teacher is loaded.
+        output: its folder gets the groups; see the module. The same folder with the same settings
+            goes on, with more samples it extends.
         processes: from ``join_processes()`` where several draw together.
 
     Raises:
@@ -141,15 +111,11 @@ def build_response_groups(
         FileNotFoundError: no such checkpoint.
 
     """
-    if num_samples < 1:
-        raise ValueError(
-            f"a teacher gives 1 sample per prompt or more, the paper's {NUM_SAMPLES}; got "
-            f"{num_samples}"
-        )
-    check_success_threshold(success_threshold)
-    sampling = SamplingSettings(max_new_tokens, temperature, top_p, top_k, batch_size, seed)
     given = given_responses(
-        prompts, expert_column=expert_column, other_columns=other_columns, others=others
+        prompts,
+        expert_column=groups.expert_column,
+        other_columns=groups.other_columns,
+        others=load_prompts(groups.other) if isinstance(groups.other, str) else groups.other,
     )
     moved = {EXPERT_COLUMN, RESPONSES_COLUMN}
     bare = PromptSet(
@@ -158,33 +124,32 @@ def build_response_groups(
     )
     bare.check_json()
     function = reward_by_name(reward) if isinstance(reward, str) else reward
-    folder = Path(output_dir)
+    folder = output.folder
     blocks = RolloutBlocks(
         teacher,
         prompts=bare,
         reward=function,
         folder=folder,
-        num_samples=num_samples,
         sampling=sampling,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        engine=engine,
+        loading=loading,
         processes=processes,
-        determines={"given responses": _digest(given), "keep_truncated": keep_truncated},
+        determines={"given responses": _digest(given), "keep_truncated": groups.keep_truncated},
     )
     processes = blocks.processes
-    score = _GivenScores(folder, bare, function, blocks, trust_remote_code)
+    score = _GivenScores(folder, bare, function, blocks, loading.trust_remote_code)
     counts = ResponseCounts()
     unfinished = folder / ".unfinished-groups.jsonl"
     if processes.main:
         unfinished.write_text("", encoding="utf-8")
-    for block in blocks.draw(progress=progress):
+    for block in blocks.draw(progress=output.progress):
         lines = []
         for place, (row, responses) in enumerate(zip(block.rows, score(block, given), strict=True)):
             drawn = _drawn(block, place, bare.rows[row]["prompt"])
             group, found = count_responses(
-                responses, drawn, keep_truncated=keep_truncated, threshold=success_threshold
+                responses,
+                drawn,
+                keep_truncated=groups.keep_truncated,
+                threshold=groups.success_threshold,
             )
             counts += found
             record = {**bare.rows[row], RESPONSES_COLUMN: [each.to_dict() for each in group]}
@@ -193,15 +158,15 @@ def build_response_groups(
             file.writelines(lines)
     settings = {
         **blocks.settings,
-        "success_threshold": success_threshold,
-        "keep_truncated": keep_truncated,
+        "success_threshold": groups.success_threshold,
+        "keep_truncated": groups.keep_truncated,
         "prompts": {"source": prompts.source, "digest": prompts.digest},
     }
-    groups = processes.from_main(ResponseGroups(folder, len(prompts), counts, settings))
+    built = processes.from_main(ResponseGroups(folder, len(prompts), counts, settings))
     if processes.main:
-        os.replace(unfinished, groups.path)
-        save_json(folder / "groups.json", groups.to_dict())
-    return groups
+        os.replace(unfinished, built.path)
+        save_json(folder / "groups.json", built.to_dict())
+    return built
 
 
 def _drawn(block: RolloutBlock, place: int, prompt: Any) -> list[tuple[Response, bool]]:

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from entropyfloor.io import save_json, write_atomic
+from entropyfloor.rl.options import BandOptions
+from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollout_blocks import RolloutBlocks
-from entropyfloor.rollouts.rollouts import SamplingSettings
-from entropyfloor.stats.groups import check_success_threshold
 
 NUM_SAMPLES = 16
 _PAPER = (1, 14)  # passes of 16
@@ -120,25 +118,13 @@ def band_edges(
 
 def calibration_band(
     checkpoint: str | Path,
-    *,
     prompts: PromptSet,
     reward: RewardFunction | str,
-    output_dir: str | Path,
-    num_samples: int = NUM_SAMPLES,
-    lowest: int | None = None,
-    highest: int | None = None,
-    success_threshold: float = 1.0,
-    max_new_tokens: int = 256,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    batch_size: int = 64,
-    seed: int = 0,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device | None = None,
-    trust_remote_code: bool = False,
-    engine: str = "transformers",
-    progress: bool = True,
+    *,
+    band: BandOptions = BandOptions(),
+    sampling: Sampling = Sampling(num_samples=NUM_SAMPLES),
+    loading: Loading = Loading(),
+    output: Output,
     processes: Processes | None = None,
 ) -> Band:
     """Sample every prompt and keep those in the band.
@@ -147,23 +133,11 @@ def calibration_band(
         checkpoint: the model that RL will start from.
         prompts: RL's.
         reward: a function in trl's signature, or a name; RL's.
-        output_dir: gets the rollouts while they are drawn, and the band; see the module. The same
-            folder with the same settings goes on, with more samples it extends.
-        num_samples: rollouts per prompt.
-        lowest: fewest passes to keep; the paper's share when left out.
-        highest: most passes to keep.
-        success_threshold: a rollout passes if its reward is at least this.
-        max_new_tokens: length limit, RL's ``max_completion_length``.
-        temperature: of sampling, RL's.
-        top_p: nucleus of sampling; 1 is off.
-        top_k: most probable tokens to sample from; 0 is off.
-        batch_size: rollouts generated at once; does not change them.
-        seed: of the rollouts.
-        dtype: see ``entropyfloor.screening.screen``.
-        device: CUDA if there is one, else CPU, when left out.
-        trust_remote_code: run model code that travels with the checkpoint.
-        engine: see ``entropyfloor.rollouts.engines``.
-        progress: show a progress bar on standard error.
+        band: which prompts are kept.
+        sampling: RL's, with ``max_completion_length`` as ``max_new_tokens``.
+        loading: how the checkpoint is loaded.
+        output: its folder gets the rollouts while they are drawn, and the band; see the module. The
+            same folder with the same settings goes on, with more samples it extends.
         processes: from ``join_processes()`` where several draw together.
 
     Raises:
@@ -172,37 +146,31 @@ def calibration_band(
         FileNotFoundError: no such checkpoint.
 
     """
-    low, high = band_edges(num_samples, lowest, highest)
-    check_success_threshold(success_threshold)
+    low, high = band_edges(sampling.num_samples, band.lowest, band.highest)
     prompts.check_json()
-    sampling = SamplingSettings(max_new_tokens, temperature, top_p, top_k, batch_size, seed)
     blocks = RolloutBlocks(
         checkpoint,
         prompts=prompts,
         reward=reward_by_name(reward) if isinstance(reward, str) else reward,
-        folder=Path(output_dir),
-        num_samples=num_samples,
+        folder=output.folder,
         sampling=sampling,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        engine=engine,
+        loading=loading,
         processes=processes,
     )
     processes = blocks.processes
     passes: list[int | None] = []
-    for block in blocks.draw(progress=progress):
-        passes += [_passes(rewards, success_threshold) for rewards in block.rewards]
+    for block in blocks.draw(progress=output.progress):
+        passes += [_passes(rewards, band.success_threshold) for rewards in block.rewards]
     passes = processes.from_main(passes)
-    band = Band(prompts, tuple(passes), num_samples, low, high, Path(output_dir))
+    found = Band(prompts, tuple(passes), sampling.num_samples, low, high, output.folder)
     if processes.main:
-        _write(band, {**blocks.settings, "success_threshold": success_threshold})
-    if not band.kept:
+        _write(found, {**blocks.settings, "success_threshold": band.success_threshold})
+    if not found.kept:
         raise ValueError(
             f"no prompt of {prompts.source} is in the band of {checkpoint}; give easier or "
-            "harder prompts, a longer max_new_tokens, or another band\n" + band.histogram()
+            "harder prompts, a longer max_new_tokens, or another band\n" + found.histogram()
         )
-    return band
+    return found
 
 
 def _passes(rewards: Sequence[float | None], threshold: float) -> int | None:

@@ -13,8 +13,9 @@ import torch
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings, generate_rollouts
+from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
 
 ENGINES = ("transformers", "vllm", "auto")
 
@@ -26,7 +27,7 @@ class Engine(Protocol):
         self,
         encoded: Sequence[Sequence[int]],
         requests: Sequence[tuple[int, int]],
-        settings: SamplingSettings,
+        settings: Sampling,
         processes: Processes,
     ) -> Iterator[list[Rollout]]:
         """Generate this process's share of the requested rollouts, a batch at a time.
@@ -50,7 +51,7 @@ class TransformersEngine:
         self,
         encoded: Sequence[Sequence[int]],
         requests: Sequence[tuple[int, int]],
-        settings: SamplingSettings,
+        settings: Sampling,
         processes: Processes,
     ) -> Iterator[list[Rollout]]:
         """See :class:`Engine`."""

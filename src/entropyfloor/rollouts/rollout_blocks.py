@@ -15,8 +15,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from entropyfloor.models.checkpoints import (
     dtype_record,
     load_checkpoint,
@@ -24,6 +22,7 @@ from entropyfloor.models.checkpoints import (
     resolve_dtype,
 )
 from entropyfloor.rollouts.engines import choose_engine
+from entropyfloor.rollouts.options import Loading, Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
@@ -35,7 +34,7 @@ from entropyfloor.rollouts.rollout_store import (
     open_folder,
     what_determines,
 )
-from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings
+from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening.draw import Drawing, draw_rollouts
 from entropyfloor.screening.preparation import Task, prepare
 from entropyfloor.screening.screen import ready_engine
@@ -79,15 +78,10 @@ class RolloutBlocks:
         prompts: the set.
         reward: scores every batch as it is drawn; None without.
         folder: see the module's docstring; made if missing.
-        num_samples: rollouts per prompt.
         sampling: how they are drawn.
-        dtype: see ``entropyfloor.screening.screen``.
-        device: CUDA if there is one, else CPU, when left out.
-        trust_remote_code: run model code that travels with the checkpoint.
-        engine: see ``entropyfloor.rollouts.engines``.
+        loading: how the checkpoint is loaded.
         processes: from ``join_processes()`` where several draw together.
         determines: what else must not change between runs into the folder; JSON data.
-        context: kept in ``rollouts.json`` beside :attr:`settings`.
 
     Attributes:
         settings: what was drawn and how; plain data for JSON.
@@ -107,53 +101,45 @@ class RolloutBlocks:
         prompts: PromptSet,
         reward: RewardFunction | None,
         folder: Path,
-        num_samples: int,
-        sampling: SamplingSettings,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        trust_remote_code: bool = False,
-        engine: str = "transformers",
+        sampling: Sampling,
+        loading: Loading,
         processes: Processes | None = None,
         determines: Mapping[str, Any] | None = None,
-        context: Mapping[str, Any] | None = None,
     ) -> None:
         if reward is not None:
             check_references(reward, prompts)
-        resolve_dtype(dtype)
+        resolve_dtype(loading.dtype)
         self.processes = processes or Processes()
-        resolved = self.processes.own(resolve_device(device))
-        self.task = _one(checkpoint, prompts, sampling, trust_remote_code)
+        resolved = self.processes.own(resolve_device(loading.device))
+        self.task = _one(checkpoint, prompts, sampling, loading.trust_remote_code)
         chosen = choose_engine(
-            engine, sources=[self.task.source], device=resolved, processes=self.processes
+            sampling.engine, sources=[self.task.source], device=resolved, processes=self.processes
         )
         self.settings: dict[str, Any] = {
             **asdict(sampling),
             "reward": None if reward is None else reward_name(reward),
             "checkpoint": self.task.source.given,
-            "num_samples": num_samples,
-            "dtype": dtype_record(dtype, resolved),
+            "dtype": dtype_record(loading.dtype, resolved),
             "device": resolved.type,
             "engine": chosen,
         }
         self._prompts, self._reward, self._sampling = prompts, reward, sampling
-        self._folder, self._num_samples = folder, num_samples
-        load = cache(
-            partial(
-                load_checkpoint,
-                self.task.source,
-                dtype=dtype,
-                device=resolved,
-                trust_remote_code=trust_remote_code,
-            )
+        self._folder = folder
+        load = partial(
+            load_checkpoint,
+            self.task.source,
+            dtype=loading.dtype,
+            device=resolved,
+            trust_remote_code=loading.trust_remote_code,
         )
-        self._engine = cache(
+        self._engine = cache(  # made when it is first asked for, for all blocks
             partial(
                 ready_engine,
                 chosen,
                 self.task,
                 load,
                 max_new_tokens=sampling.max_new_tokens,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=loading.trust_remote_code,
             )
         )
         if self.processes.main:
@@ -165,7 +151,7 @@ class RolloutBlocks:
                     "prompts per file": BLOCK,
                     **(determines or {}),
                 },
-                context={"settings": self.settings, **(context or {})},
+                context={"settings": self.settings},
             )
 
     def draw(self, *, progress: bool) -> Iterator[RolloutBlock]:
@@ -173,7 +159,7 @@ class RolloutBlocks:
 
         The other processes draw their share and are handed nothing.
         """
-        total = len(self._prompts) * self._num_samples
+        total = len(self._prompts) * self._sampling.num_samples
         with quiet_loading(), progress_bars(enabled=progress and self.processes.main) as bars:
             bar = bars.add_task(self.task.source.name, total=total)
             for number, start in enumerate(range(0, len(self._prompts), BLOCK)):
@@ -182,7 +168,6 @@ class RolloutBlocks:
                     encoded=self.task.encoded,
                     reward=self._reward,
                     sampling=self._sampling,
-                    num_samples=self._num_samples,
                     greedy=False,
                     tau_h=None,
                     processes=self.processes,
@@ -196,7 +181,7 @@ class RolloutBlocks:
 
 
 def _one(
-    checkpoint: str | Path, prompts: PromptSet, sampling: SamplingSettings, trust_remote_code: bool
+    checkpoint: str | Path, prompts: PromptSet, sampling: Sampling, trust_remote_code: bool
 ) -> Task:
     tasks = prepare(
         [checkpoint],

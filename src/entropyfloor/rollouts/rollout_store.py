@@ -27,9 +27,10 @@ import numpy as np
 
 from entropyfloor.io import check_settings, save_json, write_atomic
 from entropyfloor.models.checkpoint_sources import CheckpointSource
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings
+from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening.measure import TokenSums
 
 SCHEMA = "entropyfloor.rollouts"
@@ -140,7 +141,7 @@ class RolloutStore:
 
 
 def what_determines(
-    sampling: SamplingSettings,
+    sampling: Sampling,
     prompts: PromptSet,
     reward: Callable[..., Any] | None,
     settings: Mapping[str, Any],
@@ -148,16 +149,16 @@ def what_determines(
     """JSON data that rollouts and scores depend on besides the checkpoint.
 
     Args:
-        sampling: the batch size does not count.
+        sampling: number of samples and batch size do not count.
         prompts: with their columns, which the reward reads.
         reward: scores them, or None.
         settings: the reward's name, ``dtype``, ``device`` and ``engine``, among others.
 
     """
-    found = asdict(sampling)
-    del found["batch_size"]
+    drawn = asdict(sampling)
+    del drawn["batch_size"], drawn["num_samples"]
     return {
-        **found,
+        **drawn,
         "prompts and columns": prompts.full_digest,
         "reward's source file": source_digest(reward),
         **{name: settings[name] for name in ("reward", "dtype", "device", "engine")},

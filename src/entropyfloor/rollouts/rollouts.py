@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prefill import shared_prefill
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.sampling import (
@@ -22,37 +23,6 @@ from entropyfloor.rollouts.sampling import (
     processors,
     rollout_uniforms,
 )
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How rollouts are drawn. The defaults are what GRPO samples with: T = 1, no top-p, no top-k.
-
-    ``batch_size`` changes speed and memory, not the rollouts.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    batch_size: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not 0.0 < self.temperature < float("inf"):
-            raise ValueError(
-                f"temperature must be positive and finite; got {self.temperature} (GRPO samples "
-                "at 1.0)"
-            )
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must lie in (0, 1], 1 turns it off; got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or positive; got {self.top_k}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or positive; got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +71,7 @@ def generate_rollouts(
     checkpoint: LoadedCheckpoint,
     encoded: Sequence[Sequence[int]],
     requests: Sequence[tuple[int, int]],
-    settings: SamplingSettings,
+    settings: Sampling,
     *,
     processes: Processes | None = None,
 ) -> Iterator[list[Rollout]]:
@@ -166,7 +136,7 @@ def _generate_batch(
     checkpoint: LoadedCheckpoint,
     encoded: Sequence[Sequence[int]],
     batch: Sequence[tuple[int, int]],
-    settings: SamplingSettings,
+    settings: Sampling,
     config: GenerationConfig,
 ) -> list[Rollout]:
     device = checkpoint.inner_model.device

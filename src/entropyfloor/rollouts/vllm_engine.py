@@ -15,10 +15,10 @@ import numpy as np
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.rollouts import (
     Rollout,
-    SamplingSettings,
     request_batches,
     until_end,
 )
@@ -67,7 +67,7 @@ class VLLMEngine:
         self,
         encoded: Sequence[Sequence[int]],
         requests: Sequence[tuple[int, int]],
-        settings: SamplingSettings,
+        settings: Sampling,
         processes: Processes,
     ) -> Iterator[list[Rollout]]:
         """See :class:`entropyfloor.rollouts.engines.Engine`."""
@@ -78,7 +78,7 @@ class VLLMEngine:
         self,
         encoded: Sequence[Sequence[int]],
         batch: Sequence[tuple[int, int]],
-        settings: SamplingSettings,
+        settings: Sampling,
     ) -> list[Rollout]:
         from vllm import SamplingParams
 

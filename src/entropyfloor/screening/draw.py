@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from entropyfloor.rollouts.engines import Engine
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import RolloutStore
-from entropyfloor.rollouts.rollouts import SamplingSettings
 from entropyfloor.rollouts.scoring import score_rollouts
 from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.stats.group_sequential import bounds, look
@@ -37,7 +37,6 @@ class Drawing:
         encoded: token ids per prompt.
         reward: scores each batch; None without.
         sampling: how.
-        num_samples: per prompt.
         greedy: one greedy rollout per prompt besides.
         tau_h: stop once the entropy is decided to lie above or below; None draws everything.
         processes: which draw together.
@@ -47,8 +46,7 @@ class Drawing:
     prompts: PromptSet
     encoded: Sequence[Sequence[int]]
     reward: RewardFunction | None
-    sampling: SamplingSettings
-    num_samples: int
+    sampling: Sampling
     greedy: bool
     tau_h: float | None
     processes: Processes = field(default_factory=Processes)
@@ -64,7 +62,7 @@ class Drawing:
 
     def requests(self, prompts: Sequence[int]) -> list[tuple[int, int, bool]]:
         """(prompt, sample, greedy) of everything wanted of these prompts."""
-        wanted = [(p, s, False) for p in sorted(prompts) for s in range(self.num_samples)]
+        wanted = [(p, s, False) for p in sorted(prompts) for s in range(self.sampling.num_samples)]
         return wanted + ([(p, 0, True) for p in sorted(prompts)] if self.greedy else [])
 
     def chosen(self, store: RolloutStore, sequential: SequentialRecord | None) -> list[int]:
@@ -169,7 +167,7 @@ def _judge(
     ordered = sorted(store.rollouts, key=lambda r: (r.prompt_index, r.sample_index))
     for rollout in ordered:
         if rollout.prompt_index in seen and not rollout.greedy:
-            if rollout.sample_index >= drawing.num_samples:
+            if rollout.sample_index >= drawing.sampling.num_samples:
                 continue
             above[rollout.prompt_index] += float(rollout.entropies_nats.sum(dtype=float))
             below[rollout.prompt_index] += len(rollout.token_ids)

@@ -1,8 +1,9 @@
 """Measures of one checkpoint from one value per prompt, each with its interval over prompts."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import (
     degenerate_fraction,
     estimate_degenerate_fraction,
@@ -13,22 +14,6 @@ from entropyfloor.stats.intervals import Interval, bootstrap_interval, quantile_
 from entropyfloor.stats.pass_at_k import pass_at_k
 
 _SHARE = Interval(0.0, 1.0)
-
-
-class ScoredSettings(Protocol):
-    """What the measures of rewards need to know."""
-
-    @property
-    def group_size(self) -> int:
-        """Rollouts per prompt in RL."""
-
-    @property
-    def ks(self) -> tuple[int, ...]:
-        """For which k pass@k is reported."""
-
-    @property
-    def success_threshold(self) -> float:
-        """A rollout passes if its reward is at least this."""
 
 
 class Estimates:
@@ -65,10 +50,10 @@ class Estimates:
 
 
 def scored_measures(
-    rewards: Sequence[Sequence[float]], settings: ScoredSettings, estimate: Estimates
+    rewards: Sequence[Sequence[float]], judging: Judging, estimate: Estimates
 ) -> dict[str, Any]:
     """Compute what needs a reward from the rewards of each prompt."""
-    size, threshold = settings.group_size, settings.success_threshold
+    size, threshold = judging.group_size, judging.success_threshold
     counts = [(len(group), sum(value >= threshold for value in group)) for group in rewards]
     degenerate = [estimate_degenerate_fraction(n, c, size) for n, c in counts]
     variance = None
@@ -85,7 +70,7 @@ def scored_measures(
         "per_prompt_pass_rates": tuple(rates),
         "pass_at_k": {
             k: estimate.share(f"pass_at_{k}", [pass_at_k(n, c, k) for n, c in counts])
-            for k in settings.ks
+            for k in judging.ks or ()
         },
         "degenerate_fraction": estimate.share(
             "degenerate_fraction", [part.total for part in degenerate]

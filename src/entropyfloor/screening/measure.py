@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening.estimates import Estimates, scored_groups, scored_measures
+from entropyfloor.screening.options import Judging
 from entropyfloor.screening.records import ExampleRollout, Histogram, SequentialRecord
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.verdict import judge
@@ -15,28 +17,6 @@ from entropyfloor.stats.diversity import repetition, self_bleu, unique_fraction
 
 _EXAMPLE_PROMPTS, _EXAMPLE_SAMPLES = 3, 2
 _HISTOGRAM_EDGES = tuple(np.linspace(0.0, 6.0, 31).round(10).tolist())  # the last bin is open
-
-
-@dataclass(frozen=True)
-class MeasureSettings:
-    """What is computed from the rollouts, beside how they were drawn.
-
-    Attributes:
-        group_size: rollouts per prompt in RL.
-        ks: for which k pass@k is reported.
-        success_threshold: a rollout passes if its reward is at least this.
-        tau_h: flagged below this many nats.
-        temperature: what the rollouts were drawn at.
-        seed: of the bootstrap.
-
-    """
-
-    group_size: int
-    ks: tuple[int, ...]
-    success_threshold: float
-    tau_h: float
-    temperature: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -56,14 +36,13 @@ class TokenSums:
 def measure_checkpoint(
     rollouts: Sequence[Rollout],
     rewards: Sequence[float | None] | None,
+    sampling: Sampling,
+    judging: Judging,
     *,
     name: str,
     path: str,
-    settings: MeasureSettings,
-    runtime_s: float = 0.0,
     teacher_forced: dict[str, TokenSums] | None = None,
     sequential: SequentialRecord | None = None,
-    prompt_texts: Sequence[str] | None = None,
 ) -> CheckpointScreening:
     """All measures of one checkpoint and its verdict.
 
@@ -71,46 +50,43 @@ def measure_checkpoint(
         rollouts: at least one per prompt, in any order; greedy ones count for greedy pass@1 only.
         rewards: one per rollout, or None without a reward. A prompt whose rewards are all None is
             left out of what needs a reward.
+        sampling: how they were drawn; its seed is that of the bootstrap.
+        judging: thresholds and group size, and pass@k at its ``ks``.
         name: of the checkpoint.
         path: of the checkpoint.
-        settings: see :class:`MeasureSettings`.
-        runtime_s: for the record.
         teacher_forced: ``held_out_loss``, ``kl_to_base`` or ``held_out_kl_to_base`` -> its sums.
         sequential: what ``until_decided`` did.
-        prompt_texts: all prompts of the set, for the examples; no examples without.
 
     Raises:
         ValueError: a reward that applies to some rollouts of a prompt only, or to none at all.
 
     """
     # In request order, so that sums do not depend on how rollouts were batched.
-    order = sorted(
-        range(len(rollouts)), key=lambda i: (rollouts[i].prompt_index, rollouts[i].sample_index)
-    )
+    order = _request_order(rollouts)
     sampled = [index for index in order if not rollouts[index].greedy]
     by_prompt: dict[int, list[int]] = {}
     for index in sampled:
         by_prompt.setdefault(rollouts[index].prompt_index, []).append(index)
     groups = [[rollouts[index] for index in indices] for indices in by_prompt.values()]
 
-    estimate = Estimates(settings.seed)
+    estimate = Estimates(sampling.seed)
     measures = _unscored_measures(groups, estimate)
     for measure, sums in (teacher_forced or {}).items():
         measures[measure] = estimate.ratio(measure, sums.sums, sums.tokens)
     if rewards is not None:
         scored = scored_groups([[rewards[i] for i in indices] for indices in by_prompt.values()])
-        measures.update(scored_measures(scored, settings, estimate))
+        measures.update(scored_measures(scored, judging, estimate))
         greedy = [rewards[i] for i in order if rollouts[i].greedy]
-        passed = [float(r >= settings.success_threshold) for r in greedy if r is not None]
+        passed = [float(r >= judging.success_threshold) for r in greedy if r is not None]
         if passed:
             measures["greedy_pass_at_1"] = estimate.share("greedy_pass_at_1", passed)
 
     judged = judge(
         measures,
         estimate.intervals,
-        tau_h=settings.tau_h,
-        group_size=settings.group_size,
-        temperature=settings.temperature,
+        tau_h=judging.tau_h,
+        group_size=judging.group_size,
+        temperature=sampling.temperature,
         sequential=sequential,
     )
     return CheckpointScreening(
@@ -123,10 +99,8 @@ def measure_checkpoint(
         flagged=judged.flagged,
         reasons=judged.reasons,
         notes=(*judged.notes, *_unscored_prompts(len(groups), measures)),
-        runtime_s=runtime_s,
-        temperature=settings.temperature,
+        temperature=sampling.temperature,
         token_entropy_histogram=_histogram([r for group in groups for r in group]),
-        examples=_examples(rollouts, rewards, sampled, prompt_texts),
         sequential=sequential,
         samples_saved=(
             0 if sequential is None else sequential.samples_planned - sequential.samples_drawn
@@ -182,14 +156,19 @@ def _histogram(rollouts: Sequence[Rollout]) -> Histogram:
     return Histogram(_HISTOGRAM_EDGES, tuple(int(count) for count in counts))
 
 
-def _examples(
+def _request_order(rollouts: Sequence[Rollout]) -> list[int]:
+    return sorted(
+        range(len(rollouts)), key=lambda i: (rollouts[i].prompt_index, rollouts[i].sample_index)
+    )
+
+
+def example_rollouts(
     rollouts: Sequence[Rollout],
     rewards: Sequence[float | None] | None,
-    sampled: Sequence[int],
-    prompt_texts: Sequence[str] | None,
+    prompt_texts: Sequence[str],
 ) -> tuple[ExampleRollout, ...]:
-    if prompt_texts is None:
-        return ()
+    """The first samples of the first prompts, with the texts of all prompts of the set."""
+    sampled = [index for index in _request_order(rollouts) if not rollouts[index].greedy]
     shown = sorted({rollouts[index].prompt_index for index in sampled})[:_EXAMPLE_PROMPTS]
     return tuple(
         ExampleRollout(

@@ -7,7 +7,7 @@ from typing import Any
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss, kl_to_base
@@ -100,8 +100,10 @@ class Reference:
         return [held_out, base, num_rollouts]
 
 
-def find_held_out(prompts: PromptSet, held_out: PromptSet | None) -> PromptSet | None:
+def find_held_out(prompts: PromptSet, held_out: PromptSet | str | None) -> PromptSet | None:
     """Choose the rows for the held-out loss: those given, or prompts that all have a completion."""
+    if isinstance(held_out, str):
+        return load_prompts(held_out)
     if held_out is None and all(row.get("completion") for row in prompts.rows):
         return prompts
     return held_out

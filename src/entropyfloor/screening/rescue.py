@@ -15,14 +15,15 @@ from typing import Any
 from entropyfloor.io import check_settings, save_json
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.interpolation import check_same_shapes, write_interpolated
+from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rewards import reward_by_name, reward_name
+from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import checkpoint_digest, source_digest
+from entropyfloor.screening.options import Judging, RescueOptions
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.screen import screen
 
 _RECORD = "rescue.json"
-_WITHOUT_EFFECT = ("batch_size", "processes", "progress")  # arguments of `screen`
 
 
 @dataclass(frozen=True)
@@ -67,54 +68,48 @@ class Rescue:
 
 def rescue(
     checkpoint: str | Path,
-    *,
-    base: str | Path,
-    floor: float,
     prompts: PromptSet,
-    output_dir: str | Path,
-    reward: Any = None,
-    tolerance: float = 1 / 32,
+    reward: RewardFunction | str | None = None,
+    *,
+    options: RescueOptions,
+    sampling: Sampling = Sampling(),
+    loading: Loading = Loading(),
+    output: Output,
     say: Callable[[str], None] = lambda line: None,
-    **screening: Any,
 ) -> Rescue:
     """Find and write the smallest step towards the base that clears the floor.
 
     Args:
         checkpoint: full model or LoRA adapter.
-        base: the model it was trained from.
-        floor: rollout entropy that the interval's lower end must reach, nats.
         prompts: held-out prompts to screen on.
-        output_dir: gets ``rescued/`` (the checkpoint), ``rescue.json`` and the screenings; a rerun
-            goes on where it was stopped.
         reward: as in ``screen``; entropy alone decides.
-        tolerance: largest share too much.
+        options: the base, the floor, and how closely the share is found.
+        sampling: of every screening.
+        loading: how models are loaded.
+        output: its folder gets ``rescued/`` (the checkpoint), ``rescue.json`` and the screenings; a
+            rerun goes on where it was stopped.
         say: gets a line per screened point.
-        **screening: further arguments of ``screen``.
 
     Raises:
         ValueError: bad arguments, models that do not correspond, or a base below the floor.
 
     """
-    if not 0 < floor < float("inf"):
-        raise ValueError(f"floor is {floor!r}; it must be an entropy in nats > 0")
-    if not 0 < tolerance <= 0.5:
-        raise ValueError(f"tolerance is {tolerance!r}; it must be in (0, 0.5]")
-    trust = bool(screening.get("trust_remote_code", False))
+    trust, base, floor = loading.trust_remote_code, str(options.base), options.floor
     source, origin = (check_checkpoint(p, trust_remote_code=trust) for p in (checkpoint, base))
     check_same_shapes(source, origin)
-    folder = Path(output_dir)
+    folder = output.folder
     function = reward_by_name(reward) if isinstance(reward, str) else reward
     determines = {
         "checkpoint": checkpoint_digest(source),
         "base": checkpoint_digest(origin),
         "prompts": prompts.full_digest,
         "floor": floor,
-        "reward": None if function is None else reward_name(reward),
+        "reward": None if reward is None else reward_name(reward),
         "reward's source file": source_digest(function),
         "screening": {
-            name: str(value)
-            for name, value in sorted(screening.items())
-            if name not in _WITHOUT_EFFECT
+            name: value
+            for name, value in {**asdict(sampling), **asdict(loading)}.items()
+            if name != "batch_size"  # changes speed alone
         },
     }
     points = _known_points(folder, determines)
@@ -129,11 +124,12 @@ def rescue(
             write_interpolated(source, origin, share, target)
         report = screen(
             [given],
-            prompts=prompts,
-            reward=reward,
-            tau_h=floor,
-            output_dir=folder / "screening" / name,
-            **screening,
+            prompts,
+            reward,
+            sampling=sampling,
+            judging=Judging(tau_h=floor, group_size=options.group_size),
+            loading=loading,
+            output=Output(folder / "screening" / name, output.progress),
         )
         points[share] = point = _point(share, report.checkpoints[0], floor)
         _write(folder, determines, points, None)
@@ -153,7 +149,7 @@ def rescue(
             f"{points[1.0].entropy_low:.3f}) on these prompts, so no step towards it clears the "
             f"floor {floor}; lower the floor, or give more prompts or samples"
         )
-    while high - low > tolerance:
+    while high - low > options.tolerance:
         middle = (low + high) / 2
         if look(middle).clears:
             high = middle

@@ -22,15 +22,14 @@ entropy was the weaker predictor in our toy (METHODS.md, section 6).
 ``at risk`` and ``collapsed`` are flagged.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from entropyfloor.screening.options import TAU_H, check_tau_h
 from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.stats.intervals import Interval
 
-TAU_H = 0.18
 READY, AT_RISK, COLLAPSED, UNDECIDED = VERDICTS = ("ready", "at risk", "collapsed", "undecided")
 FLAGGED = (AT_RISK, COLLAPSED)
 MAJORITY = 0.5
@@ -55,12 +54,6 @@ class Verdict:
     def flagged(self) -> bool:
         """Whether it is ``at risk`` or ``collapsed``."""
         return self.verdict in FLAGGED
-
-
-def check_tau_h(tau_h: float) -> None:
-    """Raise ValueError unless the threshold is a finite number of nats, zero or more."""
-    if not (math.isfinite(tau_h) and tau_h >= 0.0):
-        raise ValueError(f"tau_h is an entropy in nats, 0 or more, such as {TAU_H}; got {tau_h}")
 
 
 def judge(

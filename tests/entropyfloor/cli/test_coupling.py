@@ -14,7 +14,7 @@ def files(write_jsonl):
 def arguments(sft, rl, files, *more):
     return [
         *("--sft", str(sft), "--rl", str(rl), "--demos", files, "--prompts", files),
-        *("--reward", "exact_match", "--max-new-tokens", "3", "--samples", "2"),
+        *("--reward", "exact_match", "--max-new-tokens", "3", "--num_samples", "2"),
         *("--own-samples", "2", "--no-progress", *more),
     ]
 

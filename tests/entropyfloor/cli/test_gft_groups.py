@@ -21,7 +21,7 @@ def words(save_checkpoint, write_jsonl, tmp_path):
 
 def test_groups_table_and_json(words, write_jsonl, tmp_path, capsys):
     other = write_jsonl([{"prompt": "0+0=", "completion": "nought"}], "other.jsonl")
-    argv = [*words, "--other", str(other), "--other-columns", "more", "--samples", "4"]
+    argv = [*words, "--other", str(other), "--other-columns", "more", "--num_samples", "4"]
     target = tmp_path / "new" / "counts.json"
     assert main([*argv, "--json", str(target)]) == 0
     shown = capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_chat(words, write_jsonl, tmp_path):
         (["--expert-column", "gold"], "no column 'gold'"),
         (["--system", "x"], "--system would have no effect"),
         (["--other", "nowhere.jsonl"], "no prompts at 'nowhere.jsonl'"),
-        (["--samples", "0"], "1 sample per prompt or more"),
+        (["--num_samples", "0"], "num_samples must be at least 1"),
     ],
 )
 def test_errors_of_usage(words, more, said, capsys):

@@ -56,10 +56,11 @@ TRAINS = (
 GRPO = f"grpo {TRAINS} --num_generations 2 --per_device_train_batch_size 4 --monitor warn"
 # How each verb is called; {reward} is one name, or all of them where a verb takes several.
 VERBS = {
-    "screen": f"screen model {DRAWS} --samples 2 --group-size 2 --fail-on none --reward {{reward}}",
-    "band": f"band model {DRAWS} --samples 2 --lowest 0 --highest 2 --reward {{reward}}",
-    "gft-groups": f"gft-groups model {DRAWS} --samples 1 --reward {{reward}}",
-    "coupling": f"coupling --sft model --rl other --demos demos.jsonl {DRAWS} --samples 2 "
+    "screen": f"screen model {DRAWS} --num_samples 2 --group-size 2 --fail-on none "
+    "--reward {reward}",
+    "band": f"band model {DRAWS} --num_samples 2 --lowest 0 --highest 2 --reward {{reward}}",
+    "gft-groups": f"gft-groups model {DRAWS} --num_samples 1 --reward {{reward}}",
+    "coupling": f"coupling --sft model --rl other --demos demos.jsonl {DRAWS} --num_samples 2 "
     "--own-samples 2 --gradient-rows 0 --reward {reward}",
     "grpo": f"{GRPO} --prompts rows.jsonl --reward {{rewards}}",
     "grpo --dataset_name": f"{GRPO} --dataset_name rows.jsonl --reward {{rewards}}",

@@ -10,13 +10,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from entropyfloor.coupling import couple
-from entropyfloor.coupling.couple import measure_coupling
 from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.models.checkpoints import load_checkpoint
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import encode_held_out
 from entropyfloor.stats.intervals import bootstrap_interval
+from flat_calls import measure_coupling
 from tiny_models import tiny_model, tiny_tokenizer
 
 DEMOS = PromptSet(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from entropyfloor.gft.response_groups import build_response_groups
 from entropyfloor.rollouts.processes import join_processes
 from entropyfloor.rollouts.prompts import PromptSet
+from flat_calls import build_response_groups
 from two_processes import end_of_process
 
 PROMPTS = PromptSet(
@@ -21,7 +21,7 @@ def even_length(completions, **_):
 
 def build(folder: Path, name: str, processes=None):
     return build_response_groups(
-        folder / "model",
+        teacher=folder / "model",
         prompts=PROMPTS,
         reward=even_length,
         output_dir=folder / name,

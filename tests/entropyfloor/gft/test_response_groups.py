@@ -9,10 +9,10 @@ import pytest
 
 from entropyfloor.gft.given_responses import Response
 from entropyfloor.gft.response_counts import count_responses
-from entropyfloor.gft.response_groups import build_response_groups
 from entropyfloor.rollouts import rollout_blocks
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore
+from flat_calls import build_response_groups
 
 PROMPTS = PromptSet(
     tuple(
@@ -26,7 +26,7 @@ OTHERS = PromptSet(
         {"prompt": "0+0=", "completion": "zero", "source": "teacher"},
         {"prompt": "0+0=", "completion": " 0 "},  # what the expert says
     ),
-    "others",
+    "other",
 )
 
 
@@ -41,7 +41,7 @@ def arguments(save_checkpoint, tmp_path):
         "prompts": PROMPTS,
         "reward": even_length,
         "output_dir": tmp_path / "groups",
-        "others": OTHERS,
+        "other": OTHERS,
         "num_samples": 6,
         "max_new_tokens": 3,
         "keep_truncated": True,
@@ -128,7 +128,7 @@ def test_conversations(arguments):
         return even_length([messages[0]["content"] for messages in completions])
 
     groups = build_response_groups(
-        **{**arguments, "prompts": chat, "others": None, "reward": content}
+        **{**arguments, "prompts": chat, "other": None, "reward": content}
     )
     for row in rows_of(groups):
         assert row["prompt"][0] == {"role": "system", "content": "Add."}
@@ -166,7 +166,7 @@ def test_groups_made_before_are_extended_and_scored_anew(arguments, tmp_path):
         **{
             **arguments,
             "prompts": made,
-            "others": None,
+            "other": None,
             "seed": 1,
             "reward": one,
             "output_dir": tmp_path / "second",
@@ -244,7 +244,7 @@ def test_more_samples_extend(arguments):
     ("changes", "words"),
     [
         ({"temperature": 0.5}, "temperature: 1.0 then, 0.5 now"),
-        ({"others": None}, "given responses"),
+        ({"other": None}, "given responses"),
         ({"keep_truncated": False}, "keep_truncated: True then, False now"),
         ({"reward": None}, "reward: 'even_length' then, None now"),
     ],
@@ -258,11 +258,11 @@ def test_other_settings_are_not_mixed(arguments, changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_samples": 0}, "1 sample per prompt or more"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"reward": "exact"}, "unknown reward"),
         ({"reward": "reasoning_gym"}, "needs a column 'entry'"),
         ({"max_new_tokens": 999}, "exceeds the context"),
-        ({"others": PromptSet(({"prompt": "x", "completion": "y"},))}, "is none of those of sums"),
+        ({"other": PromptSet(({"prompt": "x", "completion": "y"},))}, "is none of those of sums"),
     ],
 )
 def test_refused_before_the_model_is_loaded(arguments, changes, words, monkeypatch):

@@ -15,7 +15,7 @@ from entropyfloor.models.interpolation import check_same_shapes, write_interpola
 from entropyfloor.models.logit_transform import final_logits
 from entropyfloor.models.merging import merged_directory
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.screening.screen import screen
+from flat_calls import screen
 from tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(5, 40)[None]

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from entropyfloor.cli.main import main
-from entropyfloor.rl.band import band_edges, calibration_band
+from entropyfloor.rl.band import band_edges
 from entropyfloor.rollouts import rollout_blocks
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
+from flat_calls import calibration_band
 
 PROMPTS = PromptSet(tuple({"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(6)))
 
@@ -171,7 +172,7 @@ def test_command(save_checkpoint, write_jsonl, tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     words = ["band", str(save_checkpoint()), "--output-dir", str(tmp_path / "out")]
     words += ["--prompts", str(write_jsonl(list(PROMPTS.rows))), "--reward", "my_reward:reward"]
-    words += ["--samples", "8", "--max-new-tokens", "6", "--no-progress", "--device", "cpu"]
+    words += ["--num_samples", "8", "--max-new-tokens", "6", "--no-progress", "--device", "cpu"]
     assert main(words) == 0
     assert "passes of 8, prompts" in capsys.readouterr().out
     assert (tmp_path / "out" / "band.jsonl").is_file()

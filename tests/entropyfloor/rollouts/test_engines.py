@@ -11,12 +11,13 @@ from entropyfloor.models.checkpoint_sources import find_checkpoints
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts import teacher_forced
 from entropyfloor.rollouts.engines import choose_engine
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rollouts import SamplingSettings, generate_rollouts
+from entropyfloor.rollouts.rollouts import generate_rollouts
 from entropyfloor.rollouts.teacher_forced import Completion, token_entropies
-from entropyfloor.screening.screen import screen
+from flat_calls import screen
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 PROMPTS = PromptSet(
@@ -35,7 +36,7 @@ def test_rescored_entropies_equal_those_recorded_in_generation(family, chunk_byt
     checkpoint = LoadedCheckpoint("tiny", "tiny", model, copy.deepcopy(tiny_tokenizer()))
     encoded = encode_prompts(PROMPTS, checkpoint.tokenizer, where="tiny")
     requests = [(prompt, sample) for prompt in range(len(PROMPTS)) for sample in range(3)]
-    settings = SamplingSettings(max_new_tokens=10, batch_size=7, temperature=0.8, top_k=50)
+    settings = Sampling(max_new_tokens=10, batch_size=7, temperature=0.8, top_k=50)
     drawn = [
         r for batch in generate_rollouts(checkpoint, encoded, requests, settings) for r in batch
     ]

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prefill import shared_prefill
-from entropyfloor.rollouts.rollouts import SamplingSettings, generate_rollouts
+from entropyfloor.rollouts.rollouts import generate_rollouts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 ENCODED = [[7, 8, 9, 10, 11, 12, 13, 14, 15], [20, 21, 22], [30]]
@@ -20,7 +21,7 @@ def loaded(family, **overrides):
 
 def rollouts(checkpoint, batch_size, prompts=(0, 1)):
     requests = [(prompt, sample) for prompt in prompts for sample in range(4)]
-    settings = SamplingSettings(max_new_tokens=8, batch_size=batch_size)
+    settings = Sampling(max_new_tokens=8, batch_size=batch_size)
     batches = generate_rollouts(checkpoint, ENCODED, requests, settings)
     return {(r.prompt_index, r.sample_index): r for batch in batches for r in batch}
 

@@ -30,7 +30,7 @@ sys.stdout.flush()
 # Not sys.exit: gloo's threads have been seen to keep a finished process alive.
 os._exit(0)
 """
-SMALL = ["--reward", "even_reward:even", "--max-new-tokens", "6", "--samples", "4"]
+SMALL = ["--reward", "even_reward:even", "--max-new-tokens", "6", "--num_samples", "4"]
 SMALL += ["--group-size", "4", "--batch-size", "5", "--no-progress", "--device", "cpu"]
 
 

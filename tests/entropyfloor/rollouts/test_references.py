@@ -85,7 +85,7 @@ def test_a_reference_solution_runs_once_in_its_own_sandbox():
 
 def test_screening_says_over_how_many_prompts(save_checkpoint, write_jsonl, capsys):
     rows = [{"prompt": "a", "answer": "4"}, {"prompt": "b", "answer": r"\frac{"}]
-    options = ["--samples", "8", "--max-new-tokens", "4", "--reward", "math"]
+    options = ["--num_samples", "8", "--max-new-tokens", "4", "--reward", "math"]
     checkpoint = str(save_checkpoint())
     with pytest.warns(UserWarning, match="1 of 2 rows have a reference that math-verify"):
         code = main(["screen", checkpoint, "--prompts", str(write_jsonl(rows)), *options])

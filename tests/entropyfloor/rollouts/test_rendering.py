@@ -183,7 +183,9 @@ def test_dry_run(verb, dash, model, write_jsonl, tmp_path, monkeypatch, capsys):
 def test_the_report_shows_the_first_prompt(model, write_jsonl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_jsonl(ROWS, "rows.jsonl")
-    argv = "screen model --prompts rows.jsonl --chat --samples 1 --max-new-tokens 2 --no-progress"
+    argv = (
+        "screen model --prompts rows.jsonl --chat --num_samples 1 --max-new-tokens 2 --no-progress"
+    )
     assert main([*argv.split(), "--fail-on", "none", "--json", "report.json"]) == 0
     settings = json.loads((tmp_path / "report.json").read_text())["settings"]
     assert settings["prompts"]["example"] == (

@@ -8,10 +8,10 @@ from scipy import stats
 from transformers import GenerationConfig
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint, load_checkpoint
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.rollouts import (
-    SamplingSettings,
     check_lengths,
     generate_rollouts,
 )
@@ -39,7 +39,7 @@ def checkpoint():
 def rollouts_of(checkpoint, prompts=PROMPTS, samples=3, **settings):
     encoded = encode_prompts(prompts, checkpoint.tokenizer, where=checkpoint.name)
     requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)]
-    options = SamplingSettings(**{"max_new_tokens": 10, **settings})
+    options = Sampling(**{"max_new_tokens": 10, **settings})
     found = [
         r for batch in generate_rollouts(checkpoint, encoded, requests, options) for r in batch
     ]
@@ -245,4 +245,4 @@ def test_lengths():
 )
 def test_impossible_settings(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        SamplingSettings(**wrong)
+        Sampling(**wrong)

@@ -9,7 +9,7 @@ from entropyfloor.rollouts import teacher_forced
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import encode_held_out, held_out_loss, kl_to_base
-from entropyfloor.screening.screen import screen
+from flat_calls import screen
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 HELD_OUT = PromptSet(

@@ -105,7 +105,7 @@ def test_what_is_missing_is_named():
 def test_screen(save_checkpoint, write_jsonl, tmp_path, capsys):
     checkpoint = str(save_checkpoint())
     rows = [{"prompt": "a", "tests": "assert f() == 1"}] * 2
-    options = ["--reward", "unit_tests", "--samples", "8", "--max-new-tokens", "4"]
+    options = ["--reward", "unit_tests", "--num_samples", "8", "--max-new-tokens", "4"]
     target = tmp_path / "report.json"
     code = main(
         ["screen", checkpoint, "--prompts", str(write_jsonl(rows)), *options, "--json", str(target)]

@@ -9,16 +9,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.rollouts.rollouts import Rollout, SamplingSettings, generate_rollouts
-from entropyfloor.screening.measure import MeasureSettings, measure_checkpoint
+from entropyfloor.rollouts.options import Sampling
+from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
+from entropyfloor.screening.measure import measure_checkpoint
+from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import p_star
 
 VOCABULARY, END, LENGTH = 6, 1, 3
 PROMPTS = [list(p) for p in itertools.product(range(VOCABULARY), repeat=3)]  # 216: the population
 SAMPLES = 8
-SETTINGS = MeasureSettings(
-    group_size=SAMPLES, ks=(1, 8), success_threshold=1.0, tau_h=0.18, temperature=1.0, seed=0
-)
+JUDGING = Judging(group_size=SAMPLES, ks=[1, 8])
 
 
 class _Tokenizer:
@@ -97,7 +97,7 @@ def test_entropy_equals_enumeration_and_the_batch_does_not_matter(net, enumerate
     requests = [(p, s) for p in range(0, len(PROMPTS), 5) for s in range(4)]
     by_size = []
     for batch_size in (1, 3, 16):
-        settings = SamplingSettings(max_new_tokens=LENGTH, batch_size=batch_size)
+        settings = Sampling(max_new_tokens=LENGTH, batch_size=batch_size)
         batches = generate_rollouts(net, PROMPTS, requests, settings)
         by_size.append({(r.prompt_index, r.sample_index): r for b in batches for r in b})
     worst = 0.0
@@ -116,10 +116,10 @@ def test_entropy_equals_enumeration_and_the_batch_does_not_matter(net, enumerate
 def test_measures_approach_their_exact_values(net, enumerated):
     """All 216 prompts, 40 rollouts each, drawn by the screen's own sampler."""
     requests = [(p, s) for p in range(len(PROMPTS)) for s in range(40)]
-    settings = SamplingSettings(max_new_tokens=LENGTH, batch_size=2160)
+    settings = Sampling(max_new_tokens=LENGTH, batch_size=2160)
     rollouts = [r for b in generate_rollouts(net, PROMPTS, requests, settings) for r in b]
     rewards = [passes(r.token_ids) for r in rollouts]
-    found = measure_checkpoint(rollouts, rewards, name="n", path="n", settings=SETTINGS)
+    found = measure_checkpoint(rollouts, rewards, settings, JUDGING, name="n", path="n")
     truth = exact_values(enumerated)
     assert found.entropy_nats == pytest.approx(truth["entropy_nats"], rel=0.02)
     assert found.pass_at_1 == pytest.approx(truth["pass_at_1"], abs=0.02)
@@ -188,5 +188,5 @@ def _intervals(rollouts, rewards, *, seed):
     estimate.ratio("entropy_nats", sums, tokens)
     estimate.ratio("mean_tokens", tokens, [float(SAMPLES)] * len(groups))
     scored = [rewards[i : i + SAMPLES] for i in range(0, len(rewards), SAMPLES)]
-    scored_measures(scored, SETTINGS, estimate)
+    scored_measures(scored, JUDGING, estimate)
     return estimate.intervals

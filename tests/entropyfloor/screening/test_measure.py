@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.screening.measure import MeasureSettings, TokenSums, measure_checkpoint
+from entropyfloor.screening.measure import TokenSums, example_rollouts, measure_checkpoint
+from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import p_star
 
-SETTINGS = MeasureSettings(
-    group_size=2, ks=(1, 2, 3), success_threshold=1.0, tau_h=0.18, temperature=1.0, seed=0
-)
+JUDGING = Judging(group_size=2, ks=[1, 2, 3])
 
 
 def rollout(prompt, sample, entropies, text="x", truncated=False):
@@ -29,8 +29,8 @@ ROLLOUTS = [
 REWARDS = [1.0, 0.0, 2.0, 0.5, 0.0, 0.0]  # prompt 0: two of three pass; prompt 1: none
 
 
-def measured(rollouts=ROLLOUTS, rewards=REWARDS, settings=SETTINGS):
-    return measure_checkpoint(rollouts, rewards, name="n", path="p", settings=settings)
+def measured(rollouts=ROLLOUTS, rewards=REWARDS, judging=JUDGING, **more):
+    return measure_checkpoint(rollouts, rewards, Sampling(), judging, name="n", path="p", **more)
 
 
 def test_by_hand():
@@ -98,8 +98,8 @@ def test_every_measure_has_an_interval_around_it():
 
 
 def test_threshold_decides_what_passes():
-    lower = MeasureSettings(**{**SETTINGS.__dict__, "success_threshold": 0.5})
-    assert measured(settings=lower).pass_at_1 == pytest.approx((2 / 3 + 1 / 3) / 2)
+    lower = replace(JUDGING, success_threshold=0.5)
+    assert measured(judging=lower).pass_at_1 == pytest.approx((2 / 3 + 1 / 3) / 2)
 
 
 def test_without_reward_nothing_is_scored():
@@ -144,10 +144,8 @@ def test_greedy_rollouts_count_for_greedy_pass_at_1_only():
 
 def test_examples_show_the_first_prompts():
     texts = ["what?", "why?"]
-    result = measure_checkpoint(
-        ROLLOUTS, REWARDS, name="n", path="p", settings=SETTINGS, prompt_texts=texts
-    )
-    shown = [(e.prompt_index, e.sample_index, e.prompt, e.reward) for e in result.examples]
+    examples = example_rollouts(ROLLOUTS, REWARDS, texts)
+    shown = [(e.prompt_index, e.sample_index, e.prompt, e.reward) for e in examples]
     assert shown == [
         (0, 0, "what?", 1.0),
         (0, 1, "what?", 0.0),
@@ -158,9 +156,7 @@ def test_examples_show_the_first_prompts():
 
 def test_teacher_forced_sums_become_means_with_intervals():
     sums = {"kl_to_base": TokenSums((1.0, 3.0), (10.0, 10.0))}
-    result = measure_checkpoint(
-        ROLLOUTS, None, name="n", path="p", settings=SETTINGS, teacher_forced=sums
-    )
+    result = measured(rewards=None, teacher_forced=sums)
     assert result.kl_to_base == pytest.approx(0.2)
     assert result.intervals["kl_to_base"].low < 0.2 < result.intervals["kl_to_base"].high
 

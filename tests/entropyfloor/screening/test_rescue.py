@@ -12,7 +12,7 @@ from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import load_checkpoint
 from entropyfloor.models.interpolation import write_interpolated
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.screening.rescue import rescue
+from flat_calls import rescue
 from tiny_models import tiny_model, tiny_tokenizer
 
 PROMPTS = PromptSet(tuple({"prompt": f"{i} + {i} ="} for i in range(6)))
@@ -172,7 +172,7 @@ def test_command(tmp_path, base, collapsed, capsys):
             str(prompts),
             "--output-dir",
             str(tmp_path / "out"),
-            "--samples",
+            "--num_samples",
             "2",
             "--max-new-tokens",
             "4",

@@ -12,7 +12,7 @@ from entropyfloor.rollouts.rollout_store import RolloutStore
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
-from entropyfloor.screening.screen import screen
+from flat_calls import screen
 
 PROMPTS = PromptSet(
     tuple({"prompt": f"{a}+{a * 37}=", "answer": str(38 * a)} for a in range(1, 13)), "sums"

@@ -5,12 +5,13 @@ import jsonschema
 import pytest
 import torch
 
-from entropyfloor import ScreeningReport, p_star, screen
+from entropyfloor import ScreeningReport, p_star
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.preparation import prepare
 from entropyfloor.screening.table import screening_markdown
+from flat_calls import screen
 
 ROWS = tuple({"prompt": f"{a}+{a}=", "answer": str(2 * a), "topic": f"t{a}"} for a in range(1, 7))
 PROMPTS = PromptSet(ROWS, "sums")

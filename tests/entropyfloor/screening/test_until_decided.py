@@ -4,7 +4,7 @@ import pytest
 
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
-from entropyfloor.screening.screen import screen
+from flat_calls import screen
 
 PROMPTS = PromptSet(
     tuple({"prompt": f"{a}+{a * 37}=", "answer": str(38 * a)} for a in range(1, 26)), "sums"

@@ -18,12 +18,12 @@ from accelerate.logging import get_logger
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import Prompt, PromptSet, row_with_chat_options
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollouts import (
-    SamplingSettings,
     check_lengths,
     generate_rollouts,
 )
@@ -92,7 +92,7 @@ class RolloutProbe:
             max_new_tokens=self.max_new_tokens,
             where="the model in training (max_new_tokens is floor_probe_tokens)",
         )
-        self._sampling = SamplingSettings(
+        self._sampling = Sampling(
             max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, seed=self.seed
         )
 
