@@ -16,6 +16,7 @@ SOURCES = {
     "entropyfloor": ROOT / "src/entropyfloor",
     "entropyfloor_losses": ROOT / "losses/entropyfloor_losses",
 }
+MOST_PARAMETERS = 8
 MOST_LINES, LONGER = 400, {"entropyfloor_losses.head": 640}
 
 # Modules that turn results into something to look at; they stand beside what they render.
@@ -32,6 +33,12 @@ UPWARD: set[tuple[str, str]] = {
     ("rollouts.teacher_forced", "screening.measure"),
 }
 CIRCLES = {"screening"}  # folders
+# (module, function) with more parameters: the public functions of the losses, keyword by keyword.
+MANY_PARAMETERS: set[tuple[str, str]] = {
+    ("entropyfloor_losses.head", "linear_loss"),
+    ("entropyfloor_losses.head", "linear_token_statistics"),
+    ("entropyfloor_losses.plain", "token_statistics"),
+}
 RESULTS_THAT_RENDER: set[tuple[str, str]] = {
     ("coupling.couple", "coupling.page"),
     ("echelon.run", "echelon.page"),
@@ -184,6 +191,19 @@ def test_files_are_short():
         if len(file.read_text().splitlines()) > LONGER.get(module, MOST_LINES)
     }
     assert long == set()
+
+
+def test_functions_take_few_parameters():
+    """Options that belong together are a dataclass: see rollouts/options.py."""
+    many = set()
+    for module, file in FILES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                names = [argument.arg for argument in every if argument.arg not in ("self", "cls")]
+                if len(names) > MOST_PARAMETERS:
+                    many.add((module, node.name))
+    assert_shrinking(many, MANY_PARAMETERS)
 
 
 def test_the_losses_need_torch_alone():
