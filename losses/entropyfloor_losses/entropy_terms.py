@@ -49,10 +49,6 @@ class EntropyTerm:
         """Per-token values in nats, 0 where ignored."""
         return statistics.base_kl if self.needs_base else -statistics.entropy
 
-    def acts_on(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which the term has a gradient, bool."""
-        return statistics.scored
-
 
 @dataclass
 class PenalisedLoss:
@@ -81,7 +77,6 @@ class PenalisedLoss:
         return values + self.weight * self.term(statistics) if self.weight > 0 else values
 
     def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens treated otherwise than cross-entropy would."""
-        own = getattr(self.loss, "selected", None)
-        chosen = statistics.scored if own is None else own(statistics)
-        return chosen | self.term.acts_on(statistics) if self.weight > 0 else chosen
+        """Tokens treated otherwise than cross-entropy would; the term treats all of them so."""
+        of_loss = getattr(self.loss, "selected", None)
+        return statistics.scored if self.weight > 0 or of_loss is None else of_loss(statistics)

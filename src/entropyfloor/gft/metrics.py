@@ -18,7 +18,6 @@ _TOKENS = ("tokens", "rectified", "entropy", "nll")
 GROUP_SUMS = (*_GROUPS, *(f"{source}/{name}" for source in SOURCES for name in _RESPONSES))
 TOKEN_SUMS = (
     *(f"{source}/{name}" for name in _TOKENS for source in SOURCES),
-    "acting",
     "base_kl",
 )
 
@@ -40,7 +39,7 @@ def token_vector(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: f
     """
     assert output.entropy is not None and output.token_log_probs is not None
     mask = labels[:, 1:] != IGNORE_INDEX
-    # Not output.selected: with an entropy term that is every token it acts on.
+    # Not output.selected: with an entropy term that is every scored token.
     rectified = mask & (output.token_log_probs.exp() < tau)
     # Sums over long runs between two logs need fp64, which MPS does not have.
     wide = torch.float32 if mask.device.type == "mps" else torch.float64
@@ -48,9 +47,9 @@ def token_vector(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: f
     for values in (mask, rectified, output.entropy, -output.token_log_probs):
         by_row = values.detach().to(wide).sum(-1)
         parts.append(by_row.new_zeros(len(SOURCES)).index_add(0, sources, by_row))
-    for extra in (output.acting, output.base_kl):
-        found = mask.new_zeros((), dtype=wide) if extra is None else extra.detach().to(wide).sum()
-        parts.append(found.reshape(1))
+    extra = output.base_kl
+    found = mask.new_zeros((), dtype=wide) if extra is None else extra.detach().to(wide).sum()
+    parts.append(found.reshape(1))
     return torch.cat(parts)
 
 
@@ -68,7 +67,6 @@ def floor_ratios(sums: Mapping[str, float]) -> dict[str, float]:
     if not tokens:
         return {}
     return {
-        "floor_acting_fraction": sums["acting"] / tokens,
         "base_kl": sums["base_kl"] / tokens,
     }
 

@@ -47,7 +47,6 @@ class LossHeadOutput(FusedCausalLMOutput):
         token_log_probs: ``[batch, length]`` log-probability of the labels, detached, 0 if ignored.
         top_k_mass: ``[batch, length]`` top-k mass at the loss's k, detached, 0 where ignored.
         selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
-        acting: ``[batch, length]`` bool, tokens on which the entropy term has a gradient, or None.
         base_kl: ``[batch, length]`` KL between reference and model, detached, or None.
 
     """
@@ -55,7 +54,6 @@ class LossHeadOutput(FusedCausalLMOutput):
     token_log_probs: Tensor | None = None
     top_k_mass: Tensor | None = None
     selected: Tensor | None = None
-    acting: Tensor | None = None
     base_kl: Tensor | None = None
 
 
@@ -176,7 +174,6 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             token_log_probs=statistics.log_prob,
             top_k_mass=statistics.top_k_mass,
             selected=_selected(objective_of, statistics),
-            acting=None if term is None else term.acts_on(statistics),
             base_kl=statistics.get("base_kl"),
         )
 

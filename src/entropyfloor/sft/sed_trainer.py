@@ -221,7 +221,6 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
             metrics["selected_fraction"] = [sums["selected"] / tokens]
             metrics["top_k_mass"] = [sums["top_k_mass"] / tokens]
             if self.floor is not None and mode == "train":
-                metrics["floor_acting_fraction"] = [sums["acting"] / tokens]
                 metrics["base_kl"] = [sums["base_kl"] / tokens]
                 for name, value in self.floor.logs().items():
                     metrics[name] = [value]
@@ -247,9 +246,8 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         }
         if self.floor is not None:
             assert output.entropy is not None
-            nothing = torch.zeros_like(local["tokens"])
             local["entropy"] = output.entropy.sum()
-            local["acting"] = nothing if output.acting is None else output.acting.sum()
+            nothing = torch.zeros_like(local["tokens"])
             local["base_kl"] = nothing if output.base_kl is None else output.base_kl.sum()
         # Sums over long runs between two logs need fp64, which MPS does not have.
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64
