@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
         wanted = replace(wanted, other=options.load(wanted.other))
     if options.dry_run:
         from entropyfloor.cli.dry_run import say_what_is_sampled
-        from entropyfloor.gft.given_responses import given_responses
+        from entropyfloor.gft.responses import collect_responses
 
-        given_responses(
+        collect_responses(
             prompts,
             expert_column=wanted.expert_column,
             other_columns=wanted.other_columns,

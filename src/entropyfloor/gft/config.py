@@ -12,7 +12,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from entropyfloor.gft.given_responses import GIVEN, SOURCES
+from entropyfloor.gft.responses import DATASET_SOURCES, SOURCES
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.stats.groups import check_success_threshold
 from entropyfloor_losses import GroupFineTuningLoss
@@ -74,8 +74,8 @@ class GFTConfig(FloorOptions, GRPOConfig):
             that follows from ``seed``, step and row; rows may have fewer.
         num_teacher: the same for teacher responses.
         num_other: the same for the rest.
-        num_self: own samples per prompt and step; 0 for none. It is also what ``num_generations``
-            says, which need not be set.
+        num_self: policy samples per prompt and step; 0 for none. It is also what
+            ``num_generations`` says, which need not be set.
         tau: DCR threshold; 0 is none, anything above 1 is DFT's weighting. None: the loss's 0.7.
         rectification: False is tau = 0, the paper's ablation.
         advantages: False gives every response the advantage 1, the paper's ablation; rewards are
@@ -84,14 +84,14 @@ class GFTConfig(FloorOptions, GRPOConfig):
             group), "batch" (of all rewards of the step) or "none".
         advantage_ddof: of that standard deviation: 0 is the population's, 1 the sample's (trl's).
         group_of_one: a group with one scored response has nothing to compare it with: "error",
-            "imitate" (a given response gets the advantage 1, an own sample is skipped) or "skip"
-            (it takes no part, its tokens are not counted).
+            "imitate" (one of the data set gets the advantage 1, a policy sample is skipped) or
+            "skip" (it takes no part, its tokens are not counted).
         on_unscored: a response for which all reward functions return None or NaN: "error", or
             "leave_out" of its group and of the loss; ``responses/unscored`` counts them.
         expert_weight: factor on the advantages of expert responses.
         teacher_weight: the same for teacher responses.
         other_weight: the same for the rest.
-        self_weight: the same for own samples.
+        self_weight: the same for policy samples.
         success_threshold: a response passed if its reward is at least this; tells all-right from
             all-wrong groups in the log, nothing else.
         per_device_train_batch_size: *prompts* per micro-batch and device.
@@ -119,7 +119,7 @@ class GFTConfig(FloorOptions, GRPOConfig):
     num_expert: int = field(default=1, metadata={"help": "Expert responses per group, at most."})
     num_teacher: int = field(default=3, metadata={"help": "Teacher responses per group, at most."})
     num_other: int = field(default=0, metadata={"help": "Other responses per group, at most."})
-    num_self: int = field(default=4, metadata={"help": "Own samples per group; 0 for none."})
+    num_self: int = field(default=4, metadata={"help": "Policy samples per group; 0 for none."})
     tau: float | None = field(
         default=None,
         metadata={"help": "DCR threshold on p_y; default 0.7, 0 for none, above 1 for DFT."},
@@ -140,20 +140,20 @@ class GFTConfig(FloorOptions, GRPOConfig):
     expert_weight: float = field(default=1.0, metadata={"help": "Factor on expert advantages."})
     teacher_weight: float = field(default=1.0, metadata={"help": "Factor on teacher advantages."})
     other_weight: float = field(default=1.0, metadata={"help": "Factor on other advantages."})
-    self_weight: float = field(default=1.0, metadata={"help": "Factor on own advantages."})
+    self_weight: float = field(default=1.0, metadata={"help": "Factor on policy advantages."})
     success_threshold: float = field(
         default=1.0, metadata={"help": "Reward from which on a response counts as right (log)."}
     )
 
     def __post_init__(self) -> None:
         self._check_group()
-        given = {name: getattr(self, name) for name in _COUNTED}
+        by_user = {name: getattr(self, name) for name in _COUNTED}
         # GRPOConfig counts rollouts and wants two per prompt: let it check in its own unit.
         rollouts = max(2, self.num_self)
         evaluated = self.num_generations_eval or rollouts
         in_rollouts = {
-            "per_device_train_batch_size": given["per_device_train_batch_size"] * rollouts,
-            "per_device_eval_batch_size": given["per_device_eval_batch_size"] * evaluated,
+            "per_device_train_batch_size": by_user["per_device_train_batch_size"] * rollouts,
+            "per_device_eval_batch_size": by_user["per_device_eval_batch_size"] * evaluated,
             "num_generations": rollouts,
             "steps_per_generation": None,
             "generation_batch_size": None,
@@ -162,22 +162,22 @@ class GFTConfig(FloorOptions, GRPOConfig):
             setattr(self, name, value)
         super().__post_init__()
         in_prompts = {
-            "per_device_train_batch_size": given["per_device_train_batch_size"],
-            "per_device_eval_batch_size": given["per_device_eval_batch_size"],
+            "per_device_train_batch_size": by_user["per_device_train_batch_size"],
+            "per_device_eval_batch_size": by_user["per_device_eval_batch_size"],
             "num_generations": self.num_self,
             "steps_per_generation": self.gradient_accumulation_steps,
-            # Own samples of a step: what trl sizes its table of completions by.
-            "generation_batch_size": given["per_device_train_batch_size"]
+            # Policy samples of a step: what trl sizes its table of completions by.
+            "generation_batch_size": by_user["per_device_train_batch_size"]
             * self.world_size
             * self.gradient_accumulation_steps
             * max(1, self.num_self),
         }
         for name, value in in_prompts.items():
             setattr(self, name, value)
-            if given[name] not in (None, value):
+            if by_user[name] not in (None, value):
                 raise ValueError(
-                    f"{name} is {given[name]}; {_NO_RATIO}, so it is {value} here: own samples are "
-                    "drawn for one optimizer step. Leave it out"
+                    f"{name} is {by_user[name]}; {_NO_RATIO}, so it is {value} here: policy "
+                    "samples are drawn for one optimizer step. Leave it out"
                 )
         self.check_floor()
         self._refuse()
@@ -226,8 +226,8 @@ class GFTConfig(FloorOptions, GRPOConfig):
                 )
 
     def response_counts(self) -> dict[str, int]:
-        """How many given responses of each source take part in a step, at most."""
-        return {source: getattr(self, f"num_{source}") for source in GIVEN}
+        """How many responses of each of the data set's sources take part in a step, at most."""
+        return {source: getattr(self, f"num_{source}") for source in DATASET_SOURCES}
 
     def source_weights(self) -> dict[str, float]:
         """Factor on the advantages of each source, in the order of `SOURCES`."""

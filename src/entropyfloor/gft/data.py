@@ -1,8 +1,8 @@
-"""GroupRowsTrainer: trl's GRPOTrainer on rows that are prompts with given responses.
+"""GroupRowsTrainer: trl's GRPOTrainer on rows that are prompts with responses.
 
 Each prompt is visited once per epoch, with its whole group on one process (trl repeats prompts and
-spreads them); given responses are scored before the first step. What is done with the groups is not
-known here.
+spreads them); the rows' responses are scored before the first step. What is done with the groups
+is not known here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from trl import GRPOTrainer
 
 from entropyfloor.gft.rows import (
-    GIVEN_REWARDS,
-    OURS,
+    REWARDS_COLUMN,
+    TRAINER_COLUMNS,
+    RewardFile,
+    add_rewards,
     check_rows,
     columns_of,
-    encode_given,
-    without_ours,
+    encode_completions,
+    without_trainer_columns,
 )
-from entropyfloor.gft.scoring import RewardFile, add_rewards
 from entropyfloor.rl.prompt_rows import PromptRows
 
 
@@ -43,7 +44,7 @@ class GroupRowsTrainer(PromptRows, GRPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["prompt", *OURS]
+            self._signature_columns = ["prompt", *TRAINER_COLUMNS]
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -64,19 +65,19 @@ class GroupRowsTrainer(PromptRows, GRPOTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Trainer's, on scored rows."""
         if isinstance(eval_dataset, str):
-            found = self._scored(self.eval_dataset[eval_dataset], f"eval_dataset {eval_dataset!r}")
-            self.eval_dataset[eval_dataset] = found
+            rows = self._scored(self.eval_dataset[eval_dataset], f"eval_dataset {eval_dataset!r}")
+            self.eval_dataset[eval_dataset] = rows
         elif eval_dataset is None or eval_dataset is self.eval_dataset:
-            found = self.eval_dataset = self._scored(self.eval_dataset, "eval_dataset")
+            rows = self.eval_dataset = self._scored(self.eval_dataset, "eval_dataset")
         else:
-            own = self.num_generations_eval
-            check_rows(eval_dataset, self.args, num_self=own, name="eval_dataset")
-            found = self._scored(eval_dataset, "eval_dataset")
-        return super(GRPOTrainer, self).get_eval_dataloader(found)
+            num_self = self.num_generations_eval
+            check_rows(eval_dataset, self.args, num_self=num_self, name="eval_dataset")
+            rows = self._scored(eval_dataset, "eval_dataset")
+        return super(GRPOTrainer, self).get_eval_dataloader(rows)
 
     def _scored(self, dataset: Dataset, name: str) -> Dataset:
-        """The dataset with numbered rows and the rewards of its given responses."""
-        if GIVEN_REWARDS in columns_of(dataset):
+        """The dataset with numbered rows and the rewards of its responses."""
+        if REWARDS_COLUMN in columns_of(dataset):
             return dataset
         accelerator = self.accelerator
         if self._reward_file is None:
@@ -85,7 +86,7 @@ class GroupRowsTrainer(PromptRows, GRPOTrainer):
             )
         return add_rewards(
             dataset,
-            self._score_given,
+            self._score_responses,
             self.args,
             name=name,
             file=self._reward_file,
@@ -94,19 +95,19 @@ class GroupRowsTrainer(PromptRows, GRPOTrainer):
             progress=not self.args.disable_tqdm and accelerator.is_main_process,
         )
 
-    def _score_given(self, rows: list[dict[str, Any]], completions: list[Any]) -> list[float]:
+    def _score_responses(self, rows: list[dict[str, Any]], completions: list[Any]) -> list[float]:
         whole = [self.with_options(row) for row in rows]
         rewards = super()._calculate_rewards(
-            [without_ours(row) for row in rows],
+            [without_trainer_columns(row) for row in rows],
             [row["prompt"] for row in rows],
             completions,
-            encode_given(whole, self.encode_rows(rows), completions, self._tokenizer),
+            encode_completions(whole, self.encode_rows(rows), completions, self._tokenizer),
         )
         # What reward functions logged is of no step.
         self._pending_metrics.clear()
         self._pending_extra_logs.clear()
-        found: list[float] = self._total(rewards).tolist()
-        return found
+        totals: list[float] = self._total(rewards).tolist()
+        return totals
 
     def _total(self, rewards: Tensor) -> Tensor:
         """``[n, functions]`` -> ``[n]``: the weighted sum; NaN where no function applied."""

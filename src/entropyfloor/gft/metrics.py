@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from entropyfloor.gft.given_responses import SOURCES
+from entropyfloor.gft.groups import Group
+from entropyfloor.gft.responses import SOURCES
 from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor_losses import IGNORE_INDEX
 
-_GROUPS = ("groups", "size", "of_one", "degenerate", "all_right", "all_wrong", "unscored")
-_RESPONSES = ("responses", "reward", "advantage")
-_TOKENS = ("tokens", "rectified", "entropy", "nll")
+_SHARES = ("of_one", "degenerate", "all_right", "all_wrong")
 
-GROUP_SUMS = (*_GROUPS, *(f"{source}/{name}" for source in SOURCES for name in _RESPONSES))
+GROUP_SUMS = (
+    *("groups", "size", "unscored", *_SHARES),
+    "loss_tokens",  # that the loss counts
+    "dataset_tokens",  # of the data set's responses in the loss, prompts included
+    *(f"{source}/{name}" for source in SOURCES for name in ("responses", "reward", "advantage")),
+)
 TOKEN_SUMS = (
-    *(f"{source}/{name}" for name in _TOKENS for source in SOURCES),
+    *(
+        f"{source}/{name}"
+        for name in ("tokens", "rectified", "entropy", "nll")
+        for source in SOURCES
+    ),
     "base_kl",
 )
 
 
-def group_vector(counts: Mapping[str, float]) -> Tensor:
-    """`GROUP_SUMS` as one fp64 vector, to be added over processes."""
-    return torch.tensor([float(counts.get(name, 0.0)) for name in GROUP_SUMS], dtype=torch.float64)
+def group_sums(groups: Sequence[Group], success_threshold: float) -> Tensor:
+    """`GROUP_SUMS` of one process's groups with their advantages, fp64, to be added up."""
+    sums = dict.fromkeys(GROUP_SUMS, 0.0)
+    for group in groups:
+        rewards = group.rewards
+        agree = bool(rewards) and max(rewards) == min(rewards)
+        passed = sum(reward >= success_threshold for reward in rewards)
+        sums["groups"] += 1
+        sums["size"] += len(group.responses)
+        sums["unscored"] += len(group.responses) - len(rewards)
+        sums["of_one"] += len(rewards) == 1
+        sums["degenerate"] += agree
+        sums["all_right"] += agree and passed == len(rewards)
+        sums["all_wrong"] += agree and passed == 0
+        for response in group.responses:
+            sums["loss_tokens"] += response.num_scored
+            if response.in_loss and response.source != "self":
+                sums["dataset_tokens"] += len(response.prompt_ids) + len(response.ids)
+            if response.reward is not None:
+                sums[f"{response.source}/responses"] += 1
+                sums[f"{response.source}/reward"] += response.reward
+                sums[f"{response.source}/advantage"] += response.advantage * response.in_loss
+    return torch.tensor(list(sums.values()), dtype=torch.float64)
 
 
-def token_vector(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: float) -> Tensor:
+def token_sums(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: float) -> Tensor:
     """`TOKEN_SUMS` of one forward pass, fp64 (fp32 on MPS).
 
     Args:
@@ -47,10 +75,8 @@ def token_vector(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: f
     for values in (mask, rectified, output.entropy, -output.token_log_probs):
         by_row = values.detach().to(wide).sum(-1)
         parts.append(by_row.new_zeros(len(SOURCES)).index_add(0, sources, by_row))
-    extra = output.base_kl
-    found = mask.new_zeros((), dtype=wide) if extra is None else extra.detach().to(wide).sum()
-    parts.append(found.reshape(1))
-    return torch.cat(parts)
+    base_kl = mask.new_zeros(()) if output.base_kl is None else output.base_kl.detach()
+    return torch.cat([*parts, base_kl.to(wide).sum().reshape(1)])
 
 
 def entropy_and_tokens(sums: Mapping[str, float]) -> tuple[float, float]:
@@ -61,36 +87,23 @@ def entropy_and_tokens(sums: Mapping[str, float]) -> tuple[float, float]:
     return entropy, tokens
 
 
-def floor_ratios(sums: Mapping[str, float]) -> dict[str, float]:
-    """What is logged of the entropy term: as `SEDTrainer` does."""
-    tokens = entropy_and_tokens(sums)[1]
-    if not tokens:
-        return {}
-    return {
-        "base_kl": sums["base_kl"] / tokens,
-    }
-
-
-def ratios(sums: Mapping[str, float], steps: int) -> dict[str, float]:
+def ratios(sums: Mapping[str, float]) -> dict[str, float]:
     """What is logged: nothing that would divide by zero.
 
     Args:
-        sums: `GROUP_SUMS` and `TOKEN_SUMS` over ``steps`` optimizer steps.
-        steps: >= 1.
+        sums: `GROUP_SUMS` and `TOKEN_SUMS` over ``sums["steps"]`` >= 1 optimizer steps.
 
     """
-    found: dict[str, float] = {}
-    if sums.get("groups"):
-        groups = sums["groups"]
-        for name in ("size", "of_one", "degenerate", "all_right", "all_wrong"):
-            found[f"groups/{name}"] = sums[name] / groups
-        found["responses/unscored"] = sums["unscored"] / sums["size"]
+    logs: dict[str, float] = {}
+    if groups := sums.get("groups"):
+        logs |= {f"groups/{name}": sums[name] / groups for name in ("size", *_SHARES)}
+        logs["responses/unscored"] = sums["unscored"] / sums["size"]
     for source in SOURCES:
         if responses := sums.get(f"{source}/responses"):
-            found[f"{source}/reward"] = sums[f"{source}/reward"] / responses
-            found[f"{source}/advantage"] = sums[f"{source}/advantage"] / responses
+            for name in ("reward", "advantage"):
+                logs[f"{source}/{name}"] = sums[f"{source}/{name}"] / responses
         if tokens := sums.get(f"{source}/tokens"):
-            found[f"{source}/tokens"] = tokens / steps
+            logs[f"{source}/tokens"] = tokens / sums["steps"]
             for name in ("rectified", "entropy", "nll"):
-                found[f"{source}/{name}"] = sums[f"{source}/{name}"] / tokens
-    return found
+                logs[f"{source}/{name}"] = sums[f"{source}/{name}"] / tokens
+    return logs

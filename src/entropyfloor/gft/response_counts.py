@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entropyfloor.gft.given_responses import GIVEN, Response
+from entropyfloor.gft.responses import DATASET_SOURCES, Response
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ResponseCounts:
     """Counts by source, and over groups.
 
     Attributes:
-        by_source: one of each source, in the order of ``GIVEN``.
+        by_source: one of each source, in the order of `DATASET_SOURCES`.
         without_response: groups that nothing is in.
         all_passed: groups whose scored responses all pass.
         none_passed: groups whose scored responses all fail.
@@ -66,7 +66,7 @@ class ResponseCounts:
     """
 
     by_source: dict[str, SourceCounts] = field(
-        default_factory=lambda: {source: SourceCounts() for source in GIVEN}
+        default_factory=lambda: {source: SourceCounts() for source in DATASET_SOURCES}
     )
     without_response: int = 0
     all_passed: int = 0
@@ -75,7 +75,10 @@ class ResponseCounts:
 
     def __add__(self, other: ResponseCounts) -> ResponseCounts:
         return ResponseCounts(
-            {source: self.by_source[source] + other.by_source[source] for source in GIVEN},
+            {
+                source: self.by_source[source] + other.by_source[source]
+                for source in DATASET_SOURCES
+            },
             self.without_response + other.without_response,
             self.all_passed + other.all_passed,
             self.none_passed + other.none_passed,
@@ -103,8 +106,8 @@ class ResponseCounts:
 
 
 def count_responses(
-    given: Sequence[Response],
-    drawn: Sequence[tuple[Response, bool]],
+    dataset: Sequence[Response],
+    sampled: Sequence[tuple[Response, bool]],
     *,
     keep_truncated: bool,
     threshold: float,
@@ -112,16 +115,16 @@ def count_responses(
     """One prompt's group, the first of responses that say the same, and its counts.
 
     Args:
-        given: what the data set brings along.
-        drawn: the teacher's responses, and whether each hit the length limit.
+        dataset: what the data set brings along.
+        sampled: the teacher's responses, and whether each hit the length limit.
         keep_truncated: keep those that did.
         threshold: a response passes if its reward is at least this.
 
     """
     seen: set[str] = set()
     group: list[Response] = []
-    by_source = {source: SourceCounts() for source in GIVEN}
-    for response, truncated in [*((each, False) for each in given), *drawn]:
+    by_source = {source: SourceCounts() for source in DATASET_SOURCES}
+    for response, truncated in [*((each, False) for each in dataset), *sampled]:
         reward, key = response.reward, response.key
         passed = int(reward is not None and reward >= threshold)
         left_out = truncated and not keep_truncated

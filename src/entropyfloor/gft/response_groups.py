@@ -1,46 +1,47 @@
 """Response groups on disk, for group fine-tuning (GFT, arXiv:2604.14258): experts and a teacher.
 
-A prompt's group holds the responses that its row brings along (``given_responses``) and what a
+A prompt's group holds the responses that its row brings along (``collect_responses``) and what a
 teacher model, any checkpoint, answers to it, deduplicated and scored by a reward. The policy adds
 samples of its own while it is trained.
 
     FOLDER/rollouts.json, rollouts-*.jsonl   the teacher's rollouts, a file per 256 prompts
-    FOLDER/given-*.json                      rewards of the given responses, a file per 256 prompts
+    FOLDER/response-rewards-*.json           rewards of the data set's, a file per 256 prompts
     FOLDER/groups.jsonl                      {"prompt", "responses": [{"source", "completion",
                                              "reward"}, ...], and the row's other columns}
     FOLDER/groups.json                       counts per source, settings
 
 A run into the same folder goes on where a killed one was, and ends with the same file. Of responses
-that say the same the first stays; given ones come before the teacher's. A teacher's rollout that
-hit the length limit is left out, as training would end it where it does not end, and so is an empty
-one.
+that say the same the first stays; the data set's come before the teacher's. A teacher's rollout
+that hit the length limit is left out, as training would end it where it does not end, and so is an
+empty one.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.gft.given_responses import (
+from entropyfloor.gft.options import GroupOptions
+from entropyfloor.gft.response_counts import ResponseCounts, count_responses
+from entropyfloor.gft.responses import (
     EXPERT_COLUMN,
     RESPONSES_COLUMN,
     Response,
-    given_responses,
+    collect_responses,
 )
-from entropyfloor.gft.options import GroupOptions
-from entropyfloor.gft.response_counts import ResponseCounts, count_responses
 from entropyfloor.io import save_json
 from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.prompts import PromptSet, load_prompts
+from entropyfloor.rollouts.prompts import Prompt, PromptSet, load_prompts
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.rollouts.rollout_blocks import RolloutBlock, RolloutBlocks
-from entropyfloor.rollouts.scoring import score_completions
+from entropyfloor.rollouts.scoring import completion_to, score_completions
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
 
@@ -96,7 +97,7 @@ def build_response_groups(
         prompts: rows with ``prompt``, the experts' responses and what the reward needs. Columns
             travel along, apart from ``completion`` and ``responses``, which become the group.
         reward: a function in trl's signature, or a name. It scores every response, also those of
-            groups made before; ``completion_ids`` of given responses are in the teacher's tokens.
+            groups made before; ``completion_ids`` of the data set's are in the teacher's tokens.
             Without one rewards are left to the trainer.
         groups: which responses stand beside the teacher's, and what is kept.
         sampling: the teacher's; its rollouts per prompt are before duplicates are left out.
@@ -111,7 +112,7 @@ def build_response_groups(
         FileNotFoundError: no such checkpoint.
 
     """
-    given = given_responses(
+    collected = collect_responses(
         prompts,
         expert_column=groups.expert_column,
         other_columns=groups.other_columns,
@@ -133,25 +134,33 @@ def build_response_groups(
         sampling=sampling,
         loading=loading,
         processes=processes,
-        determines={"given responses": _digest(given), "keep_truncated": groups.keep_truncated},
+        determines={
+            "responses of the data set": _digest(collected),
+            "keep_truncated": groups.keep_truncated,
+        },
     )
     processes = blocks.processes
-    score = _GivenScores(folder, bare, function, blocks, loading.trust_remote_code)
+    tokenizer = cache(
+        partial(load_tokenizer, blocks.task.source, trust_remote_code=loading.trust_remote_code)
+    )
     counts = ResponseCounts()
     unfinished = folder / ".unfinished-groups.jsonl"
     if processes.main:
         unfinished.write_text("", encoding="utf-8")
     for block in blocks.draw(progress=output.progress):
         lines = []
-        for place, (row, responses) in enumerate(zip(block.rows, score(block, given), strict=True)):
-            drawn = _drawn(block, place, bare.rows[row]["prompt"])
-            group, found = count_responses(
+        known = [collected[row] for row in block.rows]
+        if function is not None and any(known):
+            known = _scored(known, block, bare, function, folder, tokenizer)
+        for place, (row, responses) in enumerate(zip(block.rows, known, strict=True)):
+            sampled = _sampled(block, place, bare.rows[row]["prompt"])
+            group, of_group = count_responses(
                 responses,
-                drawn,
+                sampled,
                 keep_truncated=groups.keep_truncated,
                 threshold=groups.success_threshold,
             )
-            counts += found
+            counts += of_group
             record = {**bare.rows[row], RESPONSES_COLUMN: [each.to_dict() for each in group]}
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         with unfinished.open("a", encoding="utf-8") as file:
@@ -169,67 +178,44 @@ def build_response_groups(
     return built
 
 
-def _drawn(block: RolloutBlock, place: int, prompt: Any) -> list[tuple[Response, bool]]:
+def _sampled(block: RolloutBlock, place: int, prompt: Prompt) -> list[tuple[Response, bool]]:
     """The teacher's responses to one prompt, and whether each was truncated."""
-    drawn = []
-    for rollout, reward in zip(block.rollouts[place], block.rewards[place], strict=True):
-        completion: Any = rollout.text
-        if not isinstance(prompt, str):
-            completion = [{"role": "assistant", "content": rollout.text}]
-        drawn.append((Response("teacher", completion, reward), rollout.truncated))
-    return drawn
+    return [
+        (Response("teacher", completion_to(prompt, rollout.text), reward), rollout.truncated)
+        for rollout, reward in zip(block.rollouts[place], block.rewards[place], strict=True)
+    ]
 
 
-class _GivenScores:
-    """Scores given responses, block by block; what is scored is kept on disk."""
-
-    def __init__(
-        self,
-        folder: Path,
-        prompts: PromptSet,
-        reward: RewardFunction | None,
-        blocks: RolloutBlocks,
-        trust_remote_code: bool,
-    ) -> None:
-        self._folder, self._prompts, self._reward = folder, prompts, reward
-        self._source, self._trust_remote_code = blocks.task.source, trust_remote_code
-        self._tokenizer: Any = None
-
-    def __call__(
-        self, block: RolloutBlock, given: Sequence[Sequence[Response]]
-    ) -> list[list[Response]]:
-        """Given responses of the block's prompts, with their rewards."""
-        own = [list(given[row]) for row in block.rows]
-        if self._reward is None or not any(own):
-            return own
-        file = self._folder / f"given-{block.number:05d}.json"
-        if file.is_file():
-            rewards = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            rewards = self._score(block.rows, own)
-            save_json(file, rewards)
-        scores = iter(rewards)
-        return [[replace(each, reward=next(scores)) for each in group] for group in own]
-
-    def _score(
-        self, rows: Sequence[int], groups: Sequence[Sequence[Response]]
-    ) -> list[float | None]:
-        assert self._reward is not None
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(
-                self._source, trust_remote_code=self._trust_remote_code
-            )
-        responses = [each for group in groups for each in group]
-        texts = [completion_text(each.completion) for each in responses]
-        return score_completions(
-            self._reward,
-            self._prompts,
-            rows=[row for row, group in zip(rows, groups, strict=True) for _ in group],
-            completions=[each.completion for each in responses],
-            completion_ids=self._tokenizer(texts, add_special_tokens=False)["input_ids"],
+def _scored(
+    groups: Sequence[Sequence[Response]],
+    block: RolloutBlock,
+    prompts: PromptSet,
+    reward: RewardFunction,
+    folder: Path,
+    tokenizer: Callable[[], Any],
+) -> list[list[Response]]:
+    """The data set's responses to the block's prompts with their rewards, kept on disk."""
+    file = folder / f"response-rewards-{block.number:05d}.json"
+    if not file.is_file():
+        completions: list[Any] = [each.completion for group in groups for each in group]
+        texts = [completion_text(completion) for completion in completions]
+        rewards = score_completions(
+            reward,
+            prompts,
+            rows=[row for row, group in zip(block.rows, groups, strict=True) for _ in group],
+            completions=completions,
+            completion_ids=tokenizer()(texts, add_special_tokens=False)["input_ids"],
         )
+        save_json(file, rewards)
+    scores = iter(json.loads(file.read_text(encoding="utf-8")))
+    return [[replace(each, reward=next(scores)) for each in group] for group in groups]
 
 
-def _digest(given: Sequence[Sequence[Response]]) -> str:
-    text = json.dumps([[asdict(each) for each in group] for group in given], ensure_ascii=False)
+def _digest(groups: Sequence[Sequence[Response]]) -> str:
+    """Of everything that responses were read with; the keys are those of a response's JSON."""
+    plain = [
+        [{"source": r.source, "completion": r.completion, "reward": r.reward} for r in group]
+        for group in groups
+    ]
+    text = json.dumps(plain, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,160 +1,220 @@
-"""Responses of a step: those of the dataset, those trl has sampled, and their tensors."""
+"""One response, the sources it may have, and the one reader of a data set's responses.
 
-from __future__ import annotations
+Where a data set's responses may stand, for every prompt:
 
+    column ``completion`` (or another)    expert: text, messages, or a list of several
+    column ``responses``                  groups made before: ``{"source", "completion", "reward"}``
+    further columns                       other: as ``completion``
+    a file of its own                     rows ``{"prompt", "completion", "source"}``, found by
+                                          their prompt; other, where ``source`` is left out
+
+A completion is text for a plain prompt and messages for a conversation; text given for a
+conversation becomes one assistant message, in training as where groups are built.
+"""
+
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from entropyfloor.rollouts.answers import completion_text
+from entropyfloor.rollouts.messages import text_messages
+from entropyfloor.rollouts.prompts import Prompt, PromptSet
+from entropyfloor.rollouts.scoring import completion_to
 
-from entropyfloor.gft.given_responses import SOURCES
-from entropyfloor.gft.rows import GIVEN_REWARDS, draw, encode_given
-from entropyfloor.rollouts.prompts import ROW_COLUMN
-from entropyfloor_losses import IGNORE_INDEX
+DATASET_SOURCES = ("expert", "teacher", "other")
+SOURCES = (*DATASET_SOURCES, "self")  # "self": the policy's samples, which the trainer draws
+EXPERT_COLUMN = "completion"
+RESPONSES_COLUMN = "responses"
+
+Completion = str | list[dict[str, Any]]
 
 
 @dataclass
 class Response:
-    """One response of a group.
+    """One response of a prompt's group. What follows the reward is known in training only.
 
     Attributes:
         source: one of `SOURCES`.
+        completion: text, or messages for a conversation; None for a policy sample, which trl
+            hands over as tokens.
+        reward: None if it is not scored.
         prompt_ids: tokens it follows.
         ids: its tokens.
-        reward: NaN where no reward function applied.
         scored: per token, whether the loss counts it; None: all of them.
         advantage: without the source's weight; set by `set_advantages`.
-        taken: whether it takes part in the loss; set by `set_advantages`.
+        in_loss: whether it takes part in the loss; set by `set_advantages`.
 
     """
 
     source: str
-    prompt_ids: Sequence[int]
-    ids: Sequence[int]
-    reward: float
+    completion: Completion | None
+    reward: float | None = None
+    prompt_ids: Sequence[int] = ()
+    ids: Sequence[int] = ()
     scored: Sequence[bool] | None = None
     advantage: float = 0.0
-    taken: bool = True
+    in_loss: bool = True
+
+    @property
+    def key(self) -> str:
+        """Equal for responses that say the same: white space at the ends does not count."""
+        assert self.completion is not None
+        if isinstance(self.completion, str) or len(self.completion) == 1:
+            return completion_text(self.completion).strip()
+        return json.dumps(self.completion, ensure_ascii=False, sort_keys=True)
 
     @property
     def num_scored(self) -> int:
         """Tokens that the loss counts."""
-        if not self.taken:
+        if not self.in_loss:
             return 0
         return len(self.ids) if self.scored is None else sum(self.scored)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in a row's ``responses``; ``reward`` is there if it is known."""
+        known = {} if self.reward is None else {"reward": self.reward}
+        return {"source": self.source, "completion": self.completion, **known}
 
-def given_responses(
-    row: Mapping[str, Any],
-    prompt_ids: Sequence[int],
-    tokenizer: Any,
-    counts: Mapping[str, int],
+
+def collect_responses(
+    prompts: PromptSet,
     *,
-    seed: int,
-    step: int,
-) -> list[Response]:
-    """The given responses of one row that take part in a step.
+    expert_column: str | None = None,
+    other_columns: Sequence[str] = (),
+    others: PromptSet | None = None,
+) -> list[list[Response]]:
+    """Collect them: per prompt those of groups made before, experts, other columns, the file.
+
+    Args:
+        prompts: with their columns.
+        expert_column: ``completion`` when left out, if there is one.
+        other_columns: of responses called other.
+        others: rows of a file of its own; see the module's docstring.
 
     Raises:
-        ValueError: a prompt of no tokens.
+        ValueError: a column that no row has, an empty or malformed response, a source that is none
+            of `DATASET_SOURCES`, or a row of ``others`` whose prompt is not in the set; the row is
+            named.
 
     """
-    if not prompt_ids:
-        raise ValueError(f"row {row[ROW_COLUMN]}: the tokenizer turns the prompt into no tokens")
-    drawn = draw(row, counts, seed=seed, step=step)
-    given = [row["responses"][number] for number in drawn]
-    ids = encode_given(
-        [row] * len(given),
-        [prompt_ids] * len(given),
-        [response["completion"] for response in given],
-        tokenizer,
+    for column in [*([] if expert_column is None else [expert_column]), *other_columns]:
+        if all(row.get(column) is None for row in prompts.rows):
+            names = sorted({name for row in prompts.rows for name in row})
+            raise ValueError(
+                f"{prompts.source} has no column {column!r} with responses, only "
+                f"{', '.join(map(repr, names))}; name one of them"
+            )
+    columns = [(expert_column or EXPERT_COLUMN, "expert"), *((c, "other") for c in other_columns)]
+    groups = []
+    for index, row in enumerate(prompts.rows):
+        where = f"{prompts.source}, row {index}"
+        group = row_responses(row, where)
+        for column, source in columns:
+            for completion in _completions(row.get(column), f"{where}, column {column!r}"):
+                group.append(_response(source, completion, row["prompt"], where))
+        groups.append(group)
+    if others is not None:
+        _add(groups, prompts, others)
+    return groups
+
+
+def _add(groups: list[list[Response]], prompts: PromptSet, others: PromptSet) -> None:
+    rows_of: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts.prompts):
+        rows_of.setdefault(_prompt_key(prompt), []).append(index)
+    for index, row in enumerate(others.rows):
+        where = f"{others.source}, row {index}"
+        prompt_rows = rows_of.get(_prompt_key(row["prompt"]))
+        if prompt_rows is None:
+            raise ValueError(
+                f"{where}: its prompt is none of those of {prompts.source}; remove the row, or add "
+                "the prompt"
+            )
+        completions = _completions(row.get(EXPERT_COLUMN), where)
+        if not completions:
+            raise ValueError(f"{where} has no completion; remove the row or fill it in")
+        for completion in completions:
+            response = _response(row.get("source", "other"), completion, row["prompt"], where)
+            for prompt_row in prompt_rows:
+                groups[prompt_row].append(response)
+
+
+def _prompt_key(prompt: Prompt) -> str:
+    return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+
+
+def row_responses(row: Mapping[str, Any], where: str) -> list[Response]:
+    """The responses of a row's column ``responses``, checked; none if there is no such column.
+
+    Args:
+        row: with ``prompt``.
+        where: data set and row, for errors.
+
+    Raises:
+        ValueError: an unknown source, an empty or malformed completion, a reward that is no finite
+            number; the response is named.
+
+    """
+    entries = row.get(RESPONSES_COLUMN)
+    if entries is None:
+        return []
+    if not isinstance(entries, list) or not all(isinstance(each, Mapping) for each in entries):
+        raise ValueError(
+            f"{where}: the column {RESPONSES_COLUMN!r} is a list of objects with source, "
+            f"completion and reward, got {entries!r:.80}"
+        )
+    group = []
+    for number, each in enumerate(entries):
+        place = f"{where}, response {number}"
+        completions = _completions(each.get("completion"), place)
+        if len(completions) != 1:
+            raise ValueError(f"{place} has {len(completions)} completions; give exactly one")
+        reward = each.get("reward")
+        if reward is not None and not _is_finite(reward):
+            raise ValueError(
+                f"{place} has the reward {reward!r}; give a finite number, or none at all"
+            )
+        response = _response(each.get("source"), completions[0], row["prompt"], place)
+        response.reward = reward
+        group.append(response)
+    return group
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _completions(value: Any, where: str) -> list[Completion]:
+    """One or several, as they may stand in a column."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        if value and all(isinstance(part, Mapping) for part in value):
+            return [[dict(message) for message in value]]
+        return [completion for part in value for completion in _completions(part, where)]
+    raise ValueError(
+        f"{where}: a completion is text, a list of messages, or a list of several of these; got "
+        f"{type(value).__name__}"
     )
-    return [
-        Response(response["source"], prompt_ids, own, row[GIVEN_REWARDS][number])
-        for response, own, number in zip(given, ids, drawn, strict=True)
-    ]
 
 
-def own_responses(
-    batch: Mapping[str, Tensor], rewards: Sequence[float], count: int
-) -> list[list[Response]]:
-    """Own samples by prompt.
-
-    Args:
-        batch: of trl's ``_generate_and_score_completions``, ``count`` rows per prompt.
-        rewards: of each row.
-        count: samples per prompt.
-
-    """
-    prompts = _unpad(batch["prompt_ids"], batch["prompt_mask"])
-    completions = _unpad(batch["completion_ids"], batch["completion_mask"])
-    masks: list[list[bool] | None] = [None] * len(rewards)
-    if "tool_mask" in batch:  # a rollout function's env_mask: tokens the model did not write
-        kept = _unpad(batch["tool_mask"], batch["completion_mask"])
-        masks = [[bool(value) for value in mask] for mask in kept]
-    found = [
-        Response("self", *fields)
-        for fields in zip(prompts, completions, rewards, masks, strict=True)
-    ]
-    return [found[start : start + count] for start in range(0, len(found), count)]
-
-
-def collate(
-    responses: Sequence[Response],
-    *,
-    pad_token_id: int,
-    weights: Mapping[str, float],
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
-    """Tensors of one forward pass over the responses that are taken.
-
-    Args:
-        responses: of whole groups, at least one.
-        pad_token_id: fills up.
-        weights: factor on advantages, by source.
-        dtype: of the advantages.
-
-    Returns:
-        ``input_ids``, ``attention_mask``, ``labels`` (-100 where not scored) ``[n, length]`` int64,
-        ``advantages`` ``[n, length]``, weighted, ``completion_mask`` ``[n, length]`` bool, scored
-        tokens of own samples as in trl, and ``sources`` ``[n]``, index in `SOURCES`. Right-padded.
-        With nothing to train on, one row without labels: every process must run its forward pass.
-
-    """
-    taken = [response for response in responses if response.taken and len(response.ids)]
-    if not taken:
-        nothing = Response("self", responses[0].prompt_ids, [pad_token_id], 0.0, scored=[False])
-        taken = [nothing]
-    length = max(len(r.prompt_ids) + len(r.ids) for r in taken)
-    shape = (len(taken), length)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
-    advantages = torch.zeros(shape, dtype=dtype)
-    for number, response in enumerate(taken):
-        start, end = len(response.prompt_ids), len(response.prompt_ids) + len(response.ids)
-        ids = torch.tensor(response.ids, dtype=torch.long)
-        input_ids[number, :start] = torch.tensor(response.prompt_ids, dtype=torch.long)
-        input_ids[number, start:end] = ids
-        attention_mask[number, :end] = 1
-        if response.scored is not None:
-            ids = ids.masked_fill(~torch.tensor(response.scored, dtype=torch.bool), IGNORE_INDEX)
-        labels[number, start:end] = ids
-        advantages[number, start:end] = response.advantage * weights[response.source]
-    own = torch.tensor([response.source == "self" for response in taken])
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "labels": labels,
-        "advantages": advantages,
-        "completion_mask": (labels != IGNORE_INDEX) & own[:, None],
-        "sources": torch.tensor([SOURCES.index(response.source) for response in taken]),
-    }
-
-
-def _unpad(values: Tensor, mask: Tensor) -> list[list[int]]:
-    """Rows of ``values`` where ``mask`` is set, as lists."""
-    pairs = zip(values.cpu(), mask.bool().cpu(), strict=True)
-    return [row[kept].tolist() for row, kept in pairs]
+def _response(source: Any, completion: Completion, prompt: Prompt, where: str) -> Response:
+    if source not in DATASET_SOURCES:
+        raise ValueError(
+            f"{where}: the source of a response is {', '.join(DATASET_SOURCES)}; got {source!r} "
+            "(policy samples are drawn by the trainer)"
+        )
+    if isinstance(completion, str):
+        if not completion.strip():
+            raise ValueError(f"{where} has an empty completion; remove it or fill it in")
+        return Response(source, completion_to(prompt, completion))
+    if isinstance(prompt, str):
+        raise ValueError(
+            f"{where}: the completion is a list of messages but the prompt is text; send the "
+            "prompt as a conversation (--chat), or give text"
+        )
+    return Response(source, text_messages(completion, f"{where}, completion"))

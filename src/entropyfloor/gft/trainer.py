@@ -4,8 +4,8 @@
 
 One step:
 
-    rows of a step        ─► own samples (trl: transformers or vLLM), scored (trl)
-    + given responses     ─► advantages within each prompt's group
+    rows of a step        ─► policy samples (trl: transformers or vLLM), scored (trl)
+    + those of the rows   ─► advantages within each prompt's group
                           ─► one update on  sum of -w A C log p  /  scored tokens of the step
 
 What it overrides: sampling of prompts (each once, with its whole group on one process), the making
@@ -28,21 +28,17 @@ from trl.trainer.utils import get_config_model_id
 
 from entropyfloor.gft.config import GFTConfig
 from entropyfloor.gft.data import GroupRowsTrainer
+from entropyfloor.gft.groups import collate, dataset_group, policy_samples, set_advantages
 from entropyfloor.gft.metrics import (
+    GROUP_SUMS,
     TOKEN_SUMS,
     entropy_and_tokens,
-    floor_ratios,
+    group_sums,
     ratios,
-    token_vector,
+    token_sums,
 )
-from entropyfloor.gft.responses import Response, own_responses
-from entropyfloor.gft.rows import (
-    check_all_cached,
-    check_rows,
-    named_datasets,
-    without_ours,
-)
-from entropyfloor.gft.step import make_step
+from entropyfloor.gft.responses import Response
+from entropyfloor.gft.rows import check_rows, without_trainer_columns
 from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
@@ -54,7 +50,7 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
 
     Args:
         model: model id, local directory, model or PEFT model, as in GRPOTrainer.
-        reward_funcs: as in GRPOTrainer; None where every given response carries its reward and
+        reward_funcs: as in GRPOTrainer; None where every response carries its reward and
             ``num_self`` is 0.
         args: `GFTConfig`.
         train_dataset: rows with ``prompt``, ``responses`` and the reward functions' columns.
@@ -64,7 +60,7 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         probe_reward: for pass@1 of these probes, as in SEDTrainer.
         **grpo_kwargs: GRPOTrainer's further keyword arguments, unchanged.
 
-    Logged beside trl's metrics of the own samples (``reward``, ``completions/...``), over
+    Logged beside trl's metrics of the policy samples (``reward``, ``completions/...``), over
     accumulation steps and processes, for each source S in expert, teacher, other, self:
     ``S/reward`` and ``S/advantage`` (means over responses), ``S/tokens`` (per step),
     ``S/rectified`` (share of tokens), ``S/entropy`` and ``S/nll`` (nats per token, before the
@@ -105,10 +101,18 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         for name in ("tools", "environment_factory"):
             if grpo_kwargs.get(name):
                 raise ValueError(f"{name} is not supported: a group's responses are single turns")
-        for name, dataset, own in named_datasets(train_dataset, eval_dataset, args):
-            check_rows(dataset, args, num_self=own, name=name)
-            if reward_funcs is None:
-                check_all_cached(dataset, args, num_self=own, name=name)
+        num_self_eval = args.num_generations_eval or args.num_self
+        datasets = [("train_dataset", train_dataset, args.num_self)]
+        if isinstance(eval_dataset, dict):
+            datasets += [
+                (f"eval_dataset {key!r}", rows, num_self_eval) for key, rows in eval_dataset.items()
+            ]
+        elif eval_dataset is not None:
+            datasets.append(("eval_dataset", eval_dataset, num_self_eval))
+        for name, rows, num_self in datasets:
+            check_rows(
+                rows, args, num_self=num_self, name=name, has_rewards=reward_funcs is not None
+            )
         per_step = args.steps_per_generation
         try:
             # trl derives vLLM's batch from this and prompts per micro-batch: it counts rollouts.
@@ -140,17 +144,16 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
             datasets=(eval_dataset, train_dataset),
         )
         self._sums: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
-        self._steps_summed = {"train": 0, "eval": 0}
         self._micro_batches: list[list[dict[str, Any]]] = []
         self._built: Iterator[dict[str, Any]] | None = None
-        self._own_rewards: Tensor | None = None
+        self._policy_rewards: Tensor | None = None
 
     # One step's batches.
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Keep the rows of a whole step: own samples are drawn for all of them at once."""
+        """Keep the rows of a whole step: policy samples are drawn for all of them at once."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro_batches, self._built = batches, None
         return batches, None
@@ -168,60 +171,74 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
     def _build(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         args, mode = self.args, "train" if self.model.training else "eval"
         rows = [row for batch in micro_batches for row in batch]
-        step = make_step(
-            [self.with_options(row) for row in rows],
-            self.encode_rows(rows),
-            self._own_samples(rows, mode),
-            args,
-            tokenizer=self._tokenizer,
-            step=self.state.global_step if mode == "train" else 0,
-            add_up=self._sum_over_processes,
+        groups = []
+        for row, prompt_ids, samples in zip(
+            rows, self.encode_rows(rows), self._policy_samples(rows, mode), strict=True
+        ):
+            group = dataset_group(
+                self.with_options(row),
+                prompt_ids,
+                self._tokenizer,
+                args.response_counts(),
+                seed=args.seed,
+                step=self.state.global_step if mode == "train" else 0,
+            )
+            group.responses += samples
+            groups.append(group)
+        set_advantages(groups, args, add_up=self._sum_over_processes)
+        self._correct_table(
+            [r.advantage for group in groups for r in group.responses if r.source == "self"]
         )
-        self._correct_table(step.own_advantages)
-        self._add(mode, step.counts)
-        self._steps_summed[mode] += 1
-        if mode == "train":  # trl has counted the own samples
-            self.state.num_input_tokens_seen += step.given_tokens
+        totals = self._sum_over_processes(group_sums(groups, args.success_threshold)).tolist()
+        sums = dict(zip(GROUP_SUMS, totals, strict=True))
+        self._add(mode, {"steps": 1.0, **sums})
+        if mode == "train":  # trl has counted the policy samples
+            self.state.num_input_tokens_seen += int(sums["dataset_tokens"])
             self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
-        return step.batches(
-            [len(batch) for batch in micro_batches],
-            pad_token_id=self._tokenizer.pad_token_id,
-            weights=args.source_weights(),
-            dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32,
-            device=args.device,
-        )
+        inputs, first = [], 0
+        for batch in micro_batches:
+            tensors = collate(
+                groups[first : first + len(batch)],
+                pad_token_id=self._tokenizer.pad_token_id,
+                weights=args.source_weights(),
+                dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32,
+            )
+            on_device = {name: value.to(args.device) for name, value in tensors.items()}
+            inputs.append(on_device | {"num_items": sums["loss_tokens"]})
+            first += len(batch)
+        return inputs
 
-    def _own_samples(self, rows: list[dict[str, Any]], mode: str) -> list[list[Response]]:
+    def _policy_samples(self, rows: list[dict[str, Any]], mode: str) -> list[list[Response]]:
         count = self.num_generations if mode == "train" else self.num_generations_eval
         if not count:
             return [[] for _ in rows]
-        repeated = [without_ours(row) for row in rows for _ in range(count)]
-        found = self._generate_and_score_completions(repeated)
-        # Of the own samples alone, while a group has given responses too: see groups/degenerate.
+        repeated = [without_trainer_columns(row) for row in rows for _ in range(count)]
+        batch = self._generate_and_score_completions(repeated)
+        # Of the policy samples alone, while a group has others too: see groups/degenerate.
         self._metrics[mode].pop("frac_reward_zero_std", None)
-        assert self._own_rewards is not None
+        assert self._policy_rewards is not None
         first = self.accelerator.process_index * len(repeated)
-        rewards = self._own_rewards[first : first + len(repeated)].tolist()
-        return own_responses(found, rewards, count)
+        rewards = self._policy_rewards[first : first + len(repeated)].tolist()
+        return policy_samples(batch, rewards, count)
 
     def _correct_table(self, advantages: list[float]) -> None:
-        """``log_completions``: the advantages used, not those among the own samples alone."""
+        """``log_completions``: the advantages used, not those among the policy samples alone."""
         if not self.args.log_completions:
             return
-        table, found = self._logs["advantages"], gather_object(advantages)
-        for _ in range(min(len(found), len(table))):
+        table, gathered = self._logs["advantages"], gather_object(advantages)
+        for _ in range(min(len(gathered), len(table))):
             table.pop()
-        table.extend(found)
+        table.extend(gathered)
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(*args)
-        self._own_rewards = self._total(rewards)
+        self._policy_rewards = self._total(rewards)
         return rewards
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64
-        found: Tensor = self.accelerator.reduce(values.to(self.args.device, wide), reduction="sum")
-        return found
+        total: Tensor = self.accelerator.reduce(values.to(self.args.device, wide), reduction="sum")
+        return total
 
     # The loss.
 
@@ -255,11 +272,11 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
             aux_loss = self.accelerator.gather(output.aux_loss.detach()).mean()
             self._metrics[mode]["aux_loss"].append(float(aux_loss))
         tau = self.args.build_loss().tau
-        local = token_vector(output, inputs["sources"], inputs["labels"], tau)
+        local = token_sums(output, inputs["sources"], inputs["labels"], tau)
         sums = dict(zip(TOKEN_SUMS, self._sum_over_processes(local).tolist(), strict=True))
         self._add(mode, sums)
-        if own := sums["self/tokens"]:  # what trl logs of it, and a CollapseMonitor reads
-            self._metrics[mode]["entropy"].append(sums["self/entropy"] / own)
+        if tokens := sums["self/tokens"]:  # what trl logs of it, and a CollapseMonitor reads
+            self._metrics[mode]["entropy"].append(sums["self/entropy"] / tokens)
         if self.floor is not None and mode == "train":
             self.floor.observe(*entropy_and_tokens(sums))
         return loss
@@ -271,12 +288,14 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics, each a ratio of sums since the last log."""
         mode = "train" if self.model.training else "eval"
-        if self._steps_summed[mode]:
-            found = ratios(self._sums[mode], self._steps_summed[mode])
+        if sums := self._sums[mode]:
+            self._sums[mode] = {}
+            ours = ratios(sums)
             if self.floor is not None and mode == "train":
-                found |= floor_ratios(self._sums[mode]) | self.floor.logs()
-            self._metrics[mode].update({name: [value] for name, value in found.items()})
-            self._sums[mode], self._steps_summed[mode] = {}, 0
+                if tokens := entropy_and_tokens(sums)[1]:
+                    ours["base_kl"] = sums["base_kl"] / tokens
+                ours |= self.floor.logs()
+            self._metrics[mode].update({name: [value] for name, value in ours.items()})
         super().log(logs, start_time)
 
     # Checkpoints.

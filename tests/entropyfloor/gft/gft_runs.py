@@ -59,7 +59,7 @@ class Recorder:
 
 
 def rollouts(prompts, trainer):
-    """Own samples that follow from prompt and place in the group: the same on any ranks."""
+    """Policy samples that follow from prompt and place in the group: the same on any ranks."""
     place: dict[str, int] = {}
     completions = []
     for prompt in prompts:

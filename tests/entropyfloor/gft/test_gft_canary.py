@@ -52,7 +52,7 @@ def test_generation_scores_and_returns_what_is_trained_on():
     assert end.endswith(
         "rewards_per_func = gather(rewards_per_func)\n        return rewards_per_func"
     )
-    # Own samples are on policy: no second forward pass for the old log-probabilities.
+    # Policy samples are on policy: no second forward pass for the old log-probabilities.
     assert "self.args.gradient_accumulation_steps % generate_every != 0" in calls
 
 

@@ -69,7 +69,7 @@ def test_one_expert_response_is_supervised_fine_tuning(tmp_path, loss):
         assert mine["num_tokens"] == other["num_tokens"]
 
 
-def test_without_advantages_given_responses_are_all_imitated(tmp_path):
+def test_without_advantages_the_rows_responses_are_all_imitated(tmp_path):
     rows = [{**row, "responses": (row["responses"][:1] * 3)[:2]} for row in group_rows(12)]
     rows = [
         {

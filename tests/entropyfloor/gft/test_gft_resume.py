@@ -11,7 +11,7 @@ from gft_killed_run import KILLED_AT, SAVED_AT, STEPS, run
 from gft_runs import gft, group_rows, logged
 
 from entropyfloor.gft.data import EpochSampler
-from entropyfloor.gft.scoring import FILE_NAME
+from entropyfloor.gft.rows import REWARDS_FILE
 
 WALL_CLOCK = ("step_time", "probe_share")
 
@@ -25,8 +25,8 @@ def test_resume_after_sigkill(tmp_path):
     )
     assert finished.returncode == -signal.SIGKILL, finished.stderr[-3000:]
     assert (killed / f"checkpoint-{SAVED_AT}").is_dir()
-    kept = (killed / FILE_NAME).read_text()
-    (killed / FILE_NAME).write_text(kept + '{"key": "4f')  # its last line was cut short
+    kept = (killed / REWARDS_FILE).read_text()
+    (killed / REWARDS_FILE).write_text(kept + '{"key": "4f')  # its last line was cut short
 
     resumed, asked_again = run(killed, kill_at=-1, resume=True)
     unbroken, asked = run(whole, kill_at=-1, resume=False)
@@ -39,14 +39,14 @@ def test_resume_after_sigkill(tmp_path):
         }
     for name, value in resumed.model.named_parameters():
         assert torch.equal(value, unbroken.model.get_parameter(name)), name
-    # Given responses are not scored again: what the resumed run asked for is its own samples.
+    # The rows' responses are not scored again: the resumed run asks for its policy samples only.
     assert len(asked.calls) == 1 + STEPS
     assert len(asked_again.calls) == STEPS - SAVED_AT
     assert asked_again.calls == asked.calls[1 + SAVED_AT :]
-    assert (whole / FILE_NAME).read_text() == kept
+    assert (whole / REWARDS_FILE).read_text() == kept
 
 
-def test_a_new_run_scores_given_responses_anew(tmp_path):
+def test_a_new_run_scores_the_rows_responses_anew(tmp_path):
     asked = []
 
     def reward(prompts, completion_ids, **_):

@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 from gft_runs import Recorder, gft, ids_of, logged, settings
 
 from entropyfloor import GFTTrainer
+from entropyfloor.gft.responses import Response
 from entropyfloor.gft.rows import draw
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -21,67 +22,49 @@ def row(prompt="2+2=", responses=None, **more):
 
 
 GOOD = row(responses=[response(), response("teacher", " 5.")])
-BAD = {
-    "empty prompt": (row(prompt="  ", responses=[response()]), {}, "row 1 has an empty prompt"),
-    "empty completion": (
-        row(responses=[response(completion="")]),
-        {},
-        "row 1, response 0: the completion is empty",
-    ),
-    "unknown source": (
-        row(responses=[response(), response("oracle")]),
-        {},
-        "row 1, response 1: the source is 'oracle'; choose one of expert, teacher, other",
-    ),
-    "stored own sample": (
-        row(responses=[response("self")]),
-        {},
-        r"row 1, response 0: the source is 'self'.*own samples are drawn by the trainer",
-    ),
-    "cached NaN": (
-        row(responses=[response(reward=math.nan)]),
-        {},
-        "row 1, response 0: the cached reward is nan",
-    ),
-    "nothing": (row(), {"num_self": 0}, "row 1 has no response to train on"),
-    "nothing that is drawn": (
-        row(responses=[response("other")]),
-        {"num_self": 0, "num_other": 0},
-        "row 1 has no response to train on: it has other",
-    ),
-    "group of one": (
-        row(responses=[response()]),
-        {"num_self": 0},
-        "row 1 gives a group of one response.*group_of_one='imitate'",
-    ),
-}
+EMPTY = row(prompt="  ", responses=[response()])
+SAID = [{"role": "assistant", "content": "4"}]
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_rows_are_named_before_anything_is_computed(tmp_path, case):
-    bad, options, message = BAD[case]
-    with pytest.raises(ValueError, match=f"train_dataset, {message}"):
+# What the column `responses` may hold is in test_responses.py: there is one reader of it.
+@pytest.mark.parametrize(
+    ("bad", "options", "message"),
+    [
+        (EMPTY, {}, "row 1 has an empty prompt"),
+        (row(responses=[response(completion="")]), {}, "response 0 has an empty completion"),
+        (
+            row(responses=[response(), response("self")]),
+            {},
+            "response 1: the source.*'self'.*policy samples are drawn by the trainer",
+        ),
+        (row(), {"num_self": 0}, "row 1 has no response to train on"),
+        (
+            row(responses=[response("other")]),
+            {"num_self": 0, "num_other": 0},
+            "row 1 has no response to train on: it has other",
+        ),
+        (
+            row(responses=[response()]),
+            {"num_self": 0},
+            "row 1 gives a group of one response.*group_of_one='imitate'",
+        ),
+    ],
+)
+def test_bad_rows_are_named_before_anything_is_computed(tmp_path, bad, options, message):
+    with pytest.raises(ValueError, match=f"train_dataset, .*{message}"):
         gft(tmp_path, rows=[GOOD, bad, GOOD], **options)
 
 
 def test_bad_rows_of_an_evaluation_set_are_named_too(tmp_path):
-    bad = Dataset.from_list([GOOD, row(prompt="", responses=[response()])])
+    bad = Dataset.from_list([GOOD, EMPTY])
     for eval_dataset, name in ((bad, "eval_dataset"), ({"a": bad}, "eval_dataset 'a'")):
         with pytest.raises(ValueError, match=f"{name}, row 1 has an empty prompt"):
             gft(tmp_path, trainer={"eval_dataset": eval_dataset})
 
 
-def test_text_and_messages_do_not_mix(tmp_path):
-    rows = [
-        {
-            "prompt": "2+2=",
-            "responses": [
-                {"source": "expert", "completion": [{"role": "assistant", "content": "4"}]}
-            ],
-        }
-    ]
-    with pytest.raises(ValueError, match="row 0, response 0: prompt is str and completion list"):
-        gft(tmp_path, rows=rows)
+def test_messages_do_not_answer_text(tmp_path):
+    with pytest.raises(ValueError, match=r"row 0, response 0: .* but the prompt is text"):
+        gft(tmp_path, rows=[{"prompt": "2+2=", "responses": [response(completion=SAID)]}])
 
 
 def test_datasets_that_cannot_be(tmp_path):
@@ -106,7 +89,7 @@ def unable(value, at):
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
-def test_a_given_response_without_reward_is_named_before_the_first_step(tmp_path, value):
+def test_a_row_s_response_without_reward_is_named_before_the_first_step(tmp_path, value):
     trainer = gft(tmp_path, rows=[GOOD, GOOD], reward=unable(value, "5"))
     with pytest.raises(ValueError, match="train_dataset, row 0, response 1: the reward is"):
         trainer.train()
@@ -184,7 +167,7 @@ def test_without_reward_functions_everything_must_be_cached(tmp_path):
     offline = trainer(cached, num_self=0)
     offline.train()
     assert logged(offline)[0]["expert/advantage"] == pytest.approx(1.0, rel=1e-3)
-    with pytest.raises(ValueError, match="own samples cannot be scored"):
+    with pytest.raises(ValueError, match="policy samples cannot be scored"):
         trainer(cached)
     with pytest.raises(ValueError, match="row 1, response 0 carries no reward"):
         trainer([*cached, GOOD], num_self=0)
@@ -201,21 +184,21 @@ def test_columns_go_to_the_reward_functions_and_ours_do_not(tmp_path):
     assert len(seen) == 2
     for columns in seen:
         assert {"prompts", "completion_ids", "answer", "level", "trainer_state"} <= columns
-        assert not columns & {"responses", "entropyfloor_row", "_given_rewards"}
+        assert not columns & {"responses", "entropyfloor_row", "_response_rewards"}
 
 
-def test_conversations_are_rendered_by_the_chat_template(tmp_path):
+@pytest.mark.parametrize("as_text", [False, True])
+def test_conversations_are_rendered_by_the_chat_template(tmp_path, as_text):
+    """Text that answers a conversation is one assistant message, as where groups are built."""
+
     def said(text):
         return [{"role": "assistant", "content": text}]
 
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": "2+2?"}],
-            "responses": [
-                {"source": "expert", "completion": said("4"), "reward": None},
-                {"source": "teacher", "completion": said("five"), "reward": None},
-            ],
-        }
+    texts = ["4", "five"]
+    prompt = [{"role": "user", "content": "2+2?"}]
+    responses = [
+        response(source, text if as_text else said(text))
+        for source, text in zip(("expert", "teacher"), texts, strict=True)
     ]
     calls = []
 
@@ -223,12 +206,13 @@ def test_conversations_are_rendered_by_the_chat_template(tmp_path):
         calls.append((prompts, completions, completion_ids))
         return [float(i % 2) for i in range(len(prompts))]
 
+    rows = [{"prompt": prompt, "responses": responses}]
     trainer = gft(tmp_path, rows=rows, reward=reward, num_self=2)
     trainer.train()
     (prompts, completions, ids), (_, own, _) = calls
-    assert prompts[0] == rows[0]["prompt"]
-    assert completions == [said("4"), said("five")]
-    assert ids == [[*ids_of("4"), 1], [*ids_of("five"), 1]]
+    assert prompts[0] == prompt
+    assert completions == [said(text) for text in texts]
+    assert ids == [[*ids_of(text), 1] for text in texts]
     assert [message["role"] for completion in own for message in completion] == ["assistant"] * 2
     batch = trainer._build([[trainer.train_dataset[0]]])[0]
     text = tiny_tokenizer().decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
@@ -236,15 +220,14 @@ def test_conversations_are_rendered_by_the_chat_template(tmp_path):
 
 
 def test_more_responses_than_are_taken_are_drawn_from():
-    sources = ["teacher"] * 6 + ["expert"] * 2
-    rich = {"responses": [{"source": source} for source in sources], "entropyfloor_row": 5}
-    counts = {"expert": 1, "teacher": 3, "other": 0}
-    drawn = [draw(rich, counts, seed=1, step=step) for step in range(40)]
-    assert drawn == [draw(rich, counts, seed=1, step=step) for step in range(40)]
-    assert drawn != [
-        draw({**rich, "entropyfloor_row": 6}, counts, seed=1, step=step) for step in range(40)
-    ]
-    for chosen in drawn:
-        assert sum(sources[n] == "teacher" for n in chosen) == 3
-        assert len(set(chosen)) == len(chosen) == 4
-    assert {n for chosen in drawn for n in chosen} == set(range(8))
+    rich = [Response(source, "4") for source in ["teacher"] * 6 + ["expert"] * 2]
+    limits = {"expert": 1, "teacher": 3, "other": 0}
+
+    def draws(row):
+        return [draw(rich, limits, seed=1, step=step, row=row) for step in range(40)]
+
+    assert draws(5) == draws(5) != draws(6)
+    for drawn in draws(5):
+        assert sum(rich[n].source == "teacher" for n in drawn) == 3
+        assert len(set(drawn)) == len(drawn) == 4
+    assert {n for drawn in draws(5) for n in drawn} == set(range(8))

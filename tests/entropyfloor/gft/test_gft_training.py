@@ -198,7 +198,7 @@ def test_the_table_of_completions_has_the_advantages_that_were_used(tmp_path):
     trainer.train()
     table = pd.read_parquet(next((tmp_path / "completions").glob("*.parquet")))
     assert len(table) == 4 * 4
-    # Not centred among the own samples alone, as trl's are: the groups have given responses too.
+    # Not centred among the policy samples alone, as trl's are: the groups have other responses too.
     means = table.groupby("prompt")["advantage"].mean()
     assert (means[~means.index.str.startswith("flat")].abs() > 1e-3).any()
     (log,) = logged(trainer)

@@ -45,7 +45,7 @@ def test_same_evaluation(results, case):
             assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
 
 
-def test_given_responses_are_scored_once_by_all_processes_together(results):
+def test_the_rows_responses_are_scored_once_by_all_processes_together(results):
     """The work is split; an odd number of responses makes one of them scored twice."""
     for call in (0, 1):  # training's rows, evaluation's
         alone = results[1, 0]["skipped"]["calls"][call]
@@ -56,7 +56,7 @@ def test_given_responses_are_scored_once_by_all_processes_together(results):
 
 
 def test_a_prompt_and_its_group_stay_on_one_process(results):
-    """Every call for own samples has whole groups of four, and no prompt of the other process."""
+    """Every call for policy samples has whole groups of four, no prompt of the other process."""
     first, second = (results[2, rank]["plain"]["prompts"] for rank in (0, 1))
     assert len(first) == len(second) == 2 + STEPS + 1
     for mine, others in zip(first[1 : 1 + STEPS], second[1 : 1 + STEPS], strict=True):
@@ -69,7 +69,7 @@ def test_a_prompt_and_its_group_stay_on_one_process(results):
 def test_one_process_writes_checkpoint_and_rewards(results):
     first, second = (results[2, rank]["floor"]["files"] for rank in (0, 1))
     checkpoint = {f"checkpoint-{STEPS}/{n}" for n in ("entropyfloor.json", "model.safetensors")}
-    assert checkpoint | {"given_rewards.jsonl", "entropy_floor.png"} <= set(first)
+    assert checkpoint | {"response_rewards.jsonl", "entropy_floor.png"} <= set(first)
     assert second == [f"checkpoint-{STEPS}/rng_state_1.pth"]
 
 

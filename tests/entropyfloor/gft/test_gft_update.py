@@ -30,7 +30,7 @@ def run(folder, **changes):
     before = copy.deepcopy(model)
     trainer = gft(folder, rows=group_rows(4), reward=recorder, model=model, **changes)
     trainer.train()
-    # Given responses are scored first, the own samples of the step after them.
+    # The rows' responses are scored first, the policy samples of the step after them.
     given, own = recorder.calls
     return trainer, before, given, own
 

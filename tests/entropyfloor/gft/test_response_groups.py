@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 
-from entropyfloor.gft.given_responses import Response
 from entropyfloor.gft.response_counts import count_responses
+from entropyfloor.gft.responses import Response
 from entropyfloor.rollouts import rollout_blocks
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore
@@ -35,32 +36,31 @@ def even_length(completions, **_):
 
 
 @pytest.fixture
-def arguments(save_checkpoint, tmp_path):
-    return {
-        "teacher": save_checkpoint(peak=6.0),
-        "prompts": PROMPTS,
-        "reward": even_length,
-        "output_dir": tmp_path / "groups",
-        "other": OTHERS,
-        "num_samples": 6,
-        "max_new_tokens": 3,
-        "keep_truncated": True,
-        "progress": False,
-        "device": "cpu",
-    }
+def build(save_checkpoint, tmp_path):
+    """``build_response_groups`` on the sums; keyword arguments change the call."""
+    return partial(
+        build_response_groups,
+        teacher=save_checkpoint(peak=6.0),
+        prompts=PROMPTS,
+        reward=even_length,
+        output_dir=tmp_path / "groups",
+        other=OTHERS,
+        num_samples=6,
+        max_new_tokens=3,
+        keep_truncated=True,
+        progress=False,
+        device="cpu",
+    )
 
 
-def rows_of(groups):
-    return [json.loads(line) for line in groups.path.read_text().splitlines()]
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_groups_by_hand_from_the_rollouts(arguments):
-    groups = build_response_groups(**arguments)
-    rollouts = [
-        json.loads(line)
-        for line in (groups.folder / "rollouts-model-00000.jsonl").read_text().splitlines()
-    ]
-    rows = rows_of(groups)
+def test_groups_by_hand_from_the_rollouts(build):
+    groups = build()
+    rollouts = json_lines(groups.folder / "rollouts-model-00000.jsonl")
+    rows = json_lines(groups.path)
     assert [row["prompt"] for row in rows] == PROMPTS.prompts
     kept = 0
     for index, row in enumerate(rows):
@@ -103,34 +103,27 @@ def test_groups_by_hand_from_the_rollouts(arguments):
     assert document["sources"]["teacher"]["pass_rate"] == teacher.passed / teacher.scored
 
 
-def test_truncated_samples_are_left_out(arguments, tmp_path):
-    groups = build_response_groups(
-        **{**arguments, "keep_truncated": False, "output_dir": tmp_path / "whole"}
-    )
-    rollouts = [
-        json.loads(line)
-        for line in (groups.folder / "rollouts-model-00000.jsonl").read_text().splitlines()
-    ]
+def test_truncated_samples_are_left_out(build, tmp_path):
+    groups = build(keep_truncated=False, output_dir=tmp_path / "whole")
+    rollouts = json_lines(groups.folder / "rollouts-model-00000.jsonl")
     truncated = sum(r["truncated"] for r in rollouts)
     assert groups.counts.by_source["teacher"].truncated == truncated > 0
     long = {(r["prompt_index"], r["text"]) for r in rollouts if r["truncated"]}
     short = {(r["prompt_index"], r["text"]) for r in rollouts if not r["truncated"]}
-    for index, row in enumerate(rows_of(groups)):
+    for index, row in enumerate(json_lines(groups.path)):
         for each in row["responses"][1:]:
             assert (index, each["completion"]) not in long - short
 
 
-def test_conversations(arguments):
+def test_conversations(build):
     chat = PROMPTS.with_chat_options(chat=True, system="Add.")
 
     def content(completions, completion_ids, **_):
         assert all(len(ids) > 0 for ids in completion_ids)
         return even_length([messages[0]["content"] for messages in completions])
 
-    groups = build_response_groups(
-        **{**arguments, "prompts": chat, "other": None, "reward": content}
-    )
-    for row in rows_of(groups):
+    groups = build(prompts=chat, other=None, reward=content)
+    for row in json_lines(groups.path):
         assert row["prompt"][0] == {"role": "system", "content": "Add."}
         for each in row["responses"]:
             ((message),) = each["completion"]
@@ -138,41 +131,38 @@ def test_conversations(arguments):
             assert each["reward"] == float(len(message["content"]) % 2 == 0)
 
 
-def test_without_a_reward_it_is_left_to_the_trainer(arguments):
-    groups = build_response_groups(**{**arguments, "reward": None})
-    assert all("reward" not in each for row in rows_of(groups) for each in row["responses"])
+def test_without_a_reward_it_is_left_to_the_trainer(build):
+    groups = build(reward=None)
+    assert all("reward" not in each for row in json_lines(groups.path) for each in row["responses"])
     assert groups.counts.by_source["expert"].pass_rate is None
     assert groups.counts.mixed == 0
 
 
-def test_where_the_reward_does_not_apply(arguments):
+def test_where_the_reward_does_not_apply(build):
     def some(completions, **_):
         return [None if text == "2" else 1.0 for text in completions]
 
-    groups = build_response_groups(**{**arguments, "reward": some})
-    first = rows_of(groups)[1]["responses"][0]
+    groups = build(reward=some)
+    first = json_lines(groups.path)[1]["responses"][0]
     assert first == {"source": "expert", "completion": "2"}
     assert groups.counts.by_source["expert"].scored == 5
 
 
-def test_groups_made_before_are_extended_and_scored_anew(arguments, tmp_path):
-    first = build_response_groups(**arguments)
-    made = PromptSet(tuple(rows_of(first)))
+def test_groups_made_before_are_extended_and_scored_anew(build, tmp_path):
+    first = build()
+    made = PromptSet(tuple(json_lines(first.path)))
 
     def one(completions, **_):
         return [1.0] * len(completions)
 
-    second = build_response_groups(
-        **{
-            **arguments,
-            "prompts": made,
-            "other": None,
-            "seed": 1,
-            "reward": one,
-            "output_dir": tmp_path / "second",
-        }
+    second = build(
+        prompts=made,
+        other=None,
+        seed=1,
+        reward=one,
+        output_dir=tmp_path / "second",
     )
-    for before, after in zip(rows_of(first), rows_of(second), strict=True):
+    for before, after in zip(json_lines(first.path), json_lines(second.path), strict=True):
         texts = [each["completion"] for each in before["responses"]]
         assert [each["completion"] for each in after["responses"]][: len(texts)] == texts
         assert {each["reward"] for each in after["responses"]} == {1.0}
@@ -180,14 +170,14 @@ def test_groups_made_before_are_extended_and_scored_anew(arguments, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_and_resumed(arguments, tmp_path, monkeypatch):
+def test_killed_and_resumed(build, tmp_path, monkeypatch):
     monkeypatch.setattr(rollout_blocks, "BLOCK", 2)
-    arguments["batch_size"] = 5
-    expected = build_response_groups(**{**arguments, "output_dir": tmp_path / "undisturbed"})
-    folder = arguments["output_dir"]
+    build.keywords["batch_size"] = 5
+    expected = build(output_dir=tmp_path / "undisturbed")
+    folder = build.keywords["output_dir"]
     for _ in range(3):
         before, until = _lines(folder), time.monotonic() + 60
-        pid = _build_in_a_child(arguments)
+        pid = _build_in_a_child(build)
         while _lines(folder) == before and time.monotonic() < until:
             time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
@@ -195,11 +185,11 @@ def test_killed_and_resumed(arguments, tmp_path, monkeypatch):
         assert os.WTERMSIG(status) == signal.SIGKILL, "it must not have ended before"
         assert _lines(folder) > before
     assert not (folder / "groups.jsonl").exists()
-    resumed = build_response_groups(**arguments)
+    resumed = build()
     assert resumed.path.read_bytes() == expected.path.read_bytes()
     assert resumed.counts == expected.counts
     monkeypatch.setattr(rollout_blocks, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
-    again = build_response_groups(**{**arguments, "reward": _never_called()})
+    again = build(reward=_never_called())
     assert again.path.read_bytes() == expected.path.read_bytes()
 
 
@@ -214,7 +204,7 @@ def _lines(folder):
     return sum(file.read_bytes().count(b"\n") for file in folder.glob("rollouts-*.jsonl"))
 
 
-def _build_in_a_child(arguments):
+def _build_in_a_child(build):
     pid = os.fork()
     if pid:
         return pid
@@ -226,17 +216,17 @@ def _build_in_a_child(arguments):
 
     try:
         RolloutStore.append = slowly
-        build_response_groups(**arguments)
+        build()
     finally:
         os._exit(1)
 
 
-def test_more_samples_extend(arguments):
-    few = build_response_groups(**{**arguments, "num_samples": 2})
-    before = rows_of(few)
-    more = build_response_groups(**arguments)
+def test_more_samples_extend(build):
+    few = build(num_samples=2)
+    before = json_lines(few.path)
+    more = build()
     assert more.counts.by_source["teacher"].responses == 37
-    for short, long in zip(before, rows_of(more), strict=True):
+    for short, long in zip(before, json_lines(more.path), strict=True):
         assert long["responses"][: len(short["responses"])] == short["responses"]
 
 
@@ -244,15 +234,15 @@ def test_more_samples_extend(arguments):
     ("changes", "words"),
     [
         ({"temperature": 0.5}, "temperature: 1.0 then, 0.5 now"),
-        ({"other": None}, "given responses"),
+        ({"other": None}, "responses of the data set"),
         ({"keep_truncated": False}, "keep_truncated: True then, False now"),
         ({"reward": None}, "reward: 'even_length' then, None now"),
     ],
 )
-def test_other_settings_are_not_mixed(arguments, changes, words):
-    build_response_groups(**arguments)
+def test_other_settings_are_not_mixed(build, changes, words):
+    build()
     with pytest.raises(ValueError, match=words):
-        build_response_groups(**{**arguments, **changes})
+        build(**changes)
 
 
 @pytest.mark.parametrize(
@@ -265,11 +255,11 @@ def test_other_settings_are_not_mixed(arguments, changes, words):
         ({"other": PromptSet(({"prompt": "x", "completion": "y"},))}, "is none of those of sums"),
     ],
 )
-def test_refused_before_the_model_is_loaded(arguments, changes, words, monkeypatch):
+def test_refused_before_the_model_is_loaded(build, changes, words, monkeypatch):
     monkeypatch.setattr(rollout_blocks, "load_checkpoint", None)
     with pytest.raises(ValueError, match=words):
-        build_response_groups(**{**arguments, **changes})
-    assert not arguments["output_dir"].exists()
+        build(**changes)
+    assert not build.keywords["output_dir"].exists()
 
 
 def test_counts_of_one_group():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from entropyfloor.gft.given_responses import Response, given_responses
+from entropyfloor.gft.responses import Response, collect_responses
 from entropyfloor.rollouts.prompts import PromptSet
 
 
@@ -36,7 +36,7 @@ def test_in_order_from_every_place():
             {"prompt": "1+1=", "completion": ["10", "b10"]},
         )
     )
-    found = given_responses(prompts, other_columns=["alternatives"], others=others)
+    found = collect_responses(prompts, other_columns=["alternatives"], others=others)
     assert found == [
         [
             Response("teacher", "3", 0),
@@ -54,9 +54,9 @@ def test_in_order_from_every_place():
 
 def test_another_expert_column_and_repeated_prompts():
     prompts = PromptSet(({"prompt": "a", "solution": "x"}, {"prompt": "a", "completion": "y"}))
-    assert given_responses(prompts, expert_column="solution") == [[Response("expert", "x")], []]
+    assert collect_responses(prompts, expert_column="solution") == [[Response("expert", "x")], []]
     others = PromptSet(({"prompt": "a", "completion": "z"},))
-    assert [len(group) for group in given_responses(prompts, others=others)] == [1, 2]
+    assert [len(group) for group in collect_responses(prompts, others=others)] == [1, 2]
 
 
 def test_conversations():
@@ -68,7 +68,7 @@ def test_conversations():
         )
     )
     others = PromptSet(({"prompt": asked("1+1"), "completion": said("II")},))
-    found = given_responses(prompts, others=others)
+    found = collect_responses(prompts, others=others)
     assert [[each.completion for each in group] for group in found] == [
         [said("2"), said("II")],
         [said("4")],
@@ -109,7 +109,7 @@ ROW = {"prompt": "a", "completion": "x"}
 )
 def test_refused_by_row(row, options, words):
     with pytest.raises(ValueError, match=words):
-        given_responses(PromptSet((ROW, {"prompt": "b", **row})), **options)
+        collect_responses(PromptSet((ROW, {"prompt": "b", **row})), **options)
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_refused_by_row(row, options, words):
 )
 def test_a_file_of_others_is_refused_by_row(row, words):
     with pytest.raises(ValueError, match=words):
-        given_responses(PromptSet((ROW,)), others=PromptSet((row,), "others.jsonl"))
+        collect_responses(PromptSet((ROW,)), others=PromptSet((row,), "others.jsonl"))
