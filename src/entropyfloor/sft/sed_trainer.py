@@ -103,14 +103,14 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         eval_data = sft_kwargs.get("eval_dataset", eval_data)
         check_metric_for_best_model(args, eval_data)
         super().__init__(model, args, *sft_args, **sft_kwargs)
-        check_rows_left(train_data, self.train_dataset, args, "train_dataset")
-        check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and getattr(parallelism, "sp_enabled", False):
             raise ValueError(
                 "sequence parallelism (Ulysses/ALST) makes Trainer reduce the model's own loss, so "
                 "the chosen loss would be ignored. Use context parallelism (cp_size) or none"
             )
+        check_rows_left(train_data, self.train_dataset, args, "train_dataset")
+        check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
         self._chosen_loss = chosen
         self._attach(
             chosen,
