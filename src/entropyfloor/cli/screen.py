@@ -72,11 +72,8 @@ def main(argv: Sequence[str]) -> int:
     )
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.cli.dry_run import say_what_is_sampled
-    from entropyfloor.render.figure import check_suffix
     from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
-    from entropyfloor.screening.figures import write_plot
-    from entropyfloor.screening.page import write_page
     from entropyfloor.screening.preparation import check_samples
     from entropyfloor.screening.screen import screen
     from entropyfloor.screening.table import (
@@ -89,8 +86,16 @@ def main(argv: Sequence[str]) -> int:
     for target in (flags.json, flags.plot, flags.markdown, flags.html):
         if target is not None:
             _check_target(target)
-    if flags.plot is not None:
-        check_suffix(flags.plot)
+    pictures: dict[str | None, Any] = {}
+    if flags.html is not None or flags.plot is not None:
+        # matplotlib: a second's import, which a table does not need.
+        from entropyfloor.render.figure import check_suffix
+        from entropyfloor.screening.figures import write_plot
+        from entropyfloor.screening.page import write_page
+
+        if flags.plot is not None:
+            check_suffix(flags.plot)
+        pictures = {flags.html: write_page, flags.plot: write_plot}
     outcomes = None if flags.calibrate is None else read_outcomes(flags.calibrate)
     processes = join_processes()
     report = None
@@ -143,7 +148,6 @@ def main(argv: Sequence[str]) -> int:
         report.write_json(flags.json)
     if flags.markdown is not None:
         write_atomic(Path(flags.markdown), screening_markdown(report))
-    pictures = {flags.html: write_page, flags.plot: write_plot}
     write_pictures(
         {Path(path): partial(write, report) for path, write in pictures.items() if path is not None}
     )

@@ -46,7 +46,6 @@ from entropyfloor.rollouts.teacher_forced import check_held_out
 from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
 from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.page import write_report
 from entropyfloor.screening.preparation import Task, check_samples, prepare
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.reference import Reference, find_held_out
@@ -233,6 +232,8 @@ def screen(
     if processes.main:
         report = ScreeningReport(tuple(screened), settings, recommend(screened))
         if folder is not None:
+            from entropyfloor.screening.page import write_report
+
             write_report(report, folder)
     report = processes.from_main(report)
     assert report is not None
