@@ -5,32 +5,21 @@ rollouts with rewards, held-out loss, gradients; and with the start of the run a
 KL divergences. What follows from the curves is computed at the end, from numbers alone.
 """
 
-import gc
 import platform
-import time
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 import transformers
 
 from entropyfloor import __version__
 from entropyfloor.coupling.durations import check_weight
-from entropyfloor.coupling.measuring import Alone, Pair, Plan, measure_alone, measure_pair
+from entropyfloor.coupling.measure import Plan, claim, measure
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
-from entropyfloor.coupling.preparation import Run, encode, find_run
+from entropyfloor.coupling.preparation import encode, find_run
 from entropyfloor.coupling.report import CouplingReport
-from entropyfloor.coupling.store import CouplingStore
 from entropyfloor.coupling.summary import summarise
-from entropyfloor.models.checkpoint_sources import CheckpointSource
-from entropyfloor.models.checkpoints import (
-    LoadedCheckpoint,
-    load_checkpoint,
-    resolve_device,
-    resolve_dtype,
-)
+from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, resolve_dtype
 from entropyfloor.rollouts.options import Loading, Output, Sampling
-from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import (
@@ -87,23 +76,18 @@ def measure_coupling(
     resolve_dtype(loading.dtype)
     resolved_device = resolve_device(loading.device)
     trust_remote_code = loading.trust_remote_code
-    found = find_run(
+    ordered = find_run(
         run.sft, run.rl, order=run.order, steps=run.steps, trust_remote_code=trust_remote_code
     )
-    encoded = encode(
-        found,
+    encoded, completions = encode(
+        ordered,
         demonstrations,
         prompts,
         max_new_tokens=sampling.max_new_tokens,
         trust_remote_code=trust_remote_code,
     )
-    plan = Plan(
-        prompts=prompts,
-        reward=function,
-        encoded=encoded,
-        sampling=sampling,
-        options=coupling,
-    )
+    folder = None if output.output_dir is None else output.folder
+    plan = Plan(prompts, function, encoded, completions, sampling, coupling, folder)
     determines = {
         "demonstrations": demonstrations.full_digest,
         "prompts and columns": prompts.full_digest,
@@ -114,26 +98,24 @@ def measure_coupling(
         "dtype": loading.dtype,
         "device": resolved_device.type,
     }
-    folder = None if output.output_dir is None else output.folder
-    store = CouplingStore(folder)
-    store.claim(determines)
+    if folder is not None:
+        claim(folder, determines)
     load = partial(
         load_checkpoint,
         dtype=loading.dtype,
         device=resolved_device,
         trust_remote_code=trust_remote_code,
     )
-    measured = _measure(found, plan, store, load, progress=output.progress)
     report = summarise(
-        found,
-        measured,
-        tokens=[len(completion.ids) for completion in encoded.demonstrations],
+        ordered,
+        measure(ordered, plan, load, progress=output.progress),
+        tokens=[len(completion.ids) for completion in completions],
         weight=coupling.weight,
         seed=sampling.seed,
         settings={
             **determines,
-            "order": found.order,
-            "step_unit": found.step_unit,
+            "order": ordered.order,
+            "step_unit": ordered.step_unit,
             "weight": coupling.weight,
             "num_samples": sampling.num_samples,
             "own_samples": coupling.own_samples,
@@ -157,40 +139,6 @@ def measure_coupling(
 
         write_report(report, folder)
     return report
-
-
-def _measure(
-    run: Run,
-    plan: Plan,
-    store: CouplingStore,
-    load: Callable[[CheckpointSource], LoadedCheckpoint],
-    *,
-    progress: bool,
-) -> list[tuple[Alone, Pair | None, float]]:
-    """What was found at the start and at each checkpoint, with the seconds it took."""
-    start = run.sources[0]
-    loaded_start = cache(partial(load, start))
-    found: list[tuple[Alone, Pair | None, float]] = []
-    samples = len(plan.prompts) * plan.sampling.num_samples
-    own = len(plan.encoded.demonstrations) * plan.options.own_samples
-    with quiet_loading(), progress_bars(enabled=progress) as bars:
-        totals = [samples, *[samples + own] * (len(run.sources) - 1)]
-        rows = [bars.add_task(s.name, total=n) for s, n in zip(run.sources, totals, strict=True)]
-        for source, row in zip(run.sources, rows, strict=True):
-            began = time.perf_counter()
-            advance = partial(bars.advance, row)
-            model = loaded_start if source is start else cache(partial(load, source))
-            alone = measure_alone(source, plan, store, model, advance)
-            pair = None
-            if source is not start:
-                first, later = (start, loaded_start), (source, model)
-                sft, rl = (first, later) if run.order == "sft-rl" else (later, first)
-                rollouts = (found[0][0] if run.order == "rl-sft" else alone).rollouts
-                pair = measure_pair(sft, rl, rollouts, plan, store, advance, kept_with=source)
-            found.append((alone, pair, time.perf_counter() - began))
-            del model
-            gc.collect()
-    return found
 
 
 def _rows(rows: PromptSet) -> dict[str, object]:

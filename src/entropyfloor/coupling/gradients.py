@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,17 +81,16 @@ def rl_blocks(
         blocks: how many.
 
     """
-    found: list[list[WeightedCompletion]] = [[] for _ in range(blocks)]
+    rows: list[list[WeightedCompletion]] = [[] for _ in range(blocks)]
     for number, group in enumerate(groups):
-        for (rollout, _), advantage in zip(
-            group, leave_one_out([reward for _, reward in group]), strict=True
-        ):
+        advantages = leave_one_out([reward for _, reward in group])
+        for (rollout, _), advantage in zip(group, advantages, strict=True):
             if advantage:  # a group that agrees has no gradient
                 index = rollout.prompt_index
                 completion = Completion(index, tuple(encoded[index]), rollout.token_ids)
                 weight = blocks * advantage / (len(groups) * len(group))
-                found[number % blocks].append(WeightedCompletion(completion, weight))
-    return found
+                rows[number % blocks].append(WeightedCompletion(completion, weight))
+    return rows
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:
@@ -167,10 +167,9 @@ def block_gradients(
                 sums.slot = slot
                 _backward(checkpoint, block)
         for name, parameter in chosen.items():
-            found = sums.take(name, len(sft) + len(rl), parameter)
-            yield ParameterGradients(
-                name, layer_of(checkpoint, name), found[: len(sft)], found[len(sft) :]
-            )
+            rows = sums.take(name, len(sft) + len(rl), parameter)
+            layer = layer_of(checkpoint, name)
+            yield ParameterGradients(name, layer, rows[: len(sft)], rows[len(sft) :])
 
 
 def parameter_sets(
@@ -191,8 +190,8 @@ def parameter_sets(
 
 def layer_of(checkpoint: LoadedCheckpoint, name: str) -> str:
     """Which layer a parameter belongs to."""
-    if found := _LAYER.search(name):
-        return f"layer {found[1]}"
+    if match := _LAYER.search(name):
+        return f"layer {match[1]}"
     inner = checkpoint.inner_model
     embeddings = {id(p) for p in inner.get_input_embeddings().parameters()}
     module = checkpoint.model.get_parameter(name)
@@ -204,22 +203,20 @@ class _Sums:
 
     def __init__(self) -> None:
         self.slot = 0
-        self._found: dict[tuple[str, int], Tensor] = {}
+        self._sums: dict[tuple[str, int], Tensor] = {}
 
     def add(self, name: str, parameter: torch.nn.Parameter) -> None:
         assert parameter.grad is not None
         share = parameter.grad.to("cpu", _sum_dtype(parameter))
-        key = (name, self.slot)
-        if key in self._found:
-            self._found[key] += share
-        else:
-            self._found[key] = share
+        total = self._sums.setdefault((name, self.slot), share)
+        if total is not share:
+            total += share
         parameter.grad = None
 
     def take(self, name: str, slots: int, parameter: torch.nn.Parameter) -> Tensor:
         """``[slots, ...]``; blocks without a gradient are zero."""
         empty = torch.zeros(parameter.shape, dtype=_sum_dtype(parameter))
-        return torch.stack([self._found.pop((name, slot), empty) for slot in range(slots)])
+        return torch.stack([self._sums.pop((name, slot), empty) for slot in range(slots)])
 
 
 @contextmanager
@@ -235,10 +232,8 @@ def _only(model: Any, chosen: dict[str, torch.nn.Parameter]) -> Iterator[_Sums]:
         for name, parameter in chosen.items():
             parameter.requires_grad_(True)
 
-            def keep(found: Any, name: str = name) -> None:
-                sums.add(name, found)
-
-            handles.append(parameter.register_post_accumulate_grad_hook(keep))
+            add = partial(sums.add, name)
+            handles.append(parameter.register_post_accumulate_grad_hook(add))
         yield sums
     finally:
         for handle in handles:

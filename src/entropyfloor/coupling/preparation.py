@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import check_token_ids, context_length, load_tokenizer
@@ -35,22 +34,6 @@ class Run:
     step_unit: str
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Prompts and demonstrations in the tokens of all checkpoints.
-
-    Attributes:
-        prompts: token ids per prompt.
-        demonstration_prompts: token ids of each demonstration's prompt.
-        demonstrations: to be scored.
-
-    """
-
-    prompts: list[list[int]]
-    demonstration_prompts: list[list[int]]
-    demonstrations: list[Completion]
-
-
 def find_run(
     sft: Sequence[str | Path],
     rl: Sequence[str | Path],
@@ -69,11 +52,11 @@ def find_run(
     """
     if order is not None and order not in ORDERS:
         raise ValueError(f"unknown order {order!r}; choose one of {', '.join(ORDERS)}")
-    found = {
+    sides = {
         "sft": find_checkpoints(sft, trust_remote_code=trust_remote_code),
         "rl": find_checkpoints(rl, trust_remote_code=trust_remote_code),
     }
-    counts = {kind: len(sources) for kind, sources in found.items()}
+    counts = {side: len(sources) for side, sources in sides.items()}
     order = order or ("sft-rl" if counts["sft"] == 1 else "rl-sft")
     first, later = order.split("-")
     if counts[first] != 1:
@@ -82,8 +65,8 @@ def find_run(
             f"checkpoints and order {order} there are {counts[first]} to start from: give one "
             f"checkpoint (not a folder of several) to --{first}"
         )
-    given = [source.given for source in (*found[first], *found[later])]
-    sources = find_checkpoints(given, trust_remote_code=trust_remote_code)  # names unique together
+    paths = [source.given for source in (*sides[first], *sides[later])]
+    sources = find_checkpoints(paths, trust_remote_code=trust_remote_code)  # names unique together
     for source in sources:
         if source.virtual_tokens:
             raise ValueError(
@@ -101,20 +84,21 @@ def find_run(
 
 
 def _steps(
-    sources: Sequence[CheckpointSource], given: Sequence[float] | None
+    sources: Sequence[CheckpointSource], steps: Sequence[float] | None
 ) -> tuple[list[float], str]:
-    if given is not None:
-        if len(given) != len(sources):
-            raise ValueError(
-                f"{len(given)} steps were given for {len(sources)} checkpoints; give one each"
-            )
-        numbers, unit = [float(step) for step in given], "step"
+    """Of the run's checkpoints, and their unit; read off the folders' names if not listed."""
+    names = [_STEP.search(source.given.rstrip("/")) for source in sources]
+    named = [float(match[1]) for match in names if match is not None]
+    if steps is not None and len(steps) != len(sources):
+        raise ValueError(
+            f"{len(steps)} steps were given for {len(sources)} checkpoints; give one each"
+        )
+    if steps is not None:
+        numbers, unit = [float(step) for step in steps], "step"
+    elif len(named) == len(sources):
+        numbers, unit = named, "step"
     else:
-        matches = [_STEP.search(source.given.rstrip("/")) for source in sources]
-        named = [float(match[1]) for match in matches if match is not None]
-        all_named = len(named) == len(sources)
-        unit = "step" if all_named else "checkpoint"
-        numbers = named if all_named else [float(i) for i in range(1, len(sources) + 1)]
+        numbers, unit = [float(i) for i in range(1, len(sources) + 1)], "checkpoint"
     if len(set(numbers)) < len(numbers) or not all(0 < number < float("inf") for number in numbers):
         raise ValueError(
             f"the checkpoints' steps are {', '.join(f'{n:g}' for n in numbers)}; a run has each "
@@ -130,43 +114,46 @@ def encode(
     *,
     max_new_tokens: int,
     trust_remote_code: bool,
-) -> Encoded:
+) -> tuple[list[list[int]], list[Completion]]:
     """Tokenise with every checkpoint's tokenizer, and insist that they agree.
+
+    Returns:
+        Token ids per prompt, and the demonstrations to be scored, in the tokens of all checkpoints.
 
     Raises:
         ValueError: tokenizers that differ, rows without completion, rows too long for a context.
 
     """
     check_held_out(demonstrations)
-    first: tuple[CheckpointSource, Any, Encoded] | None = None
+    start, tokens = run.sources[0], None
+    vocabulary: dict[str, int] = {}
     for source in run.sources:
         tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        if first is not None:
-            _check_vocabulary(first[0], first[1], source, tokenizer)
-        demo_prompts = encode_prompts(demonstrations, tokenizer, where=source.given)
-        found = Encoded(
+        if source is start:
+            vocabulary = tokenizer.get_vocab()
+        _check_vocabulary(start, vocabulary, source, tokenizer.get_vocab())
+        asked = encode_prompts(demonstrations, tokenizer, where=source.given)
+        its_tokens = (
             encode_prompts(prompts, tokenizer, where=source.given),
-            demo_prompts,
-            encode_held_out(demonstrations, demo_prompts, tokenizer),
+            encode_held_out(demonstrations, asked, tokenizer),
         )
-        if first is None:
-            first = (source, tokenizer, found)
-        elif found != first[2]:
+        tokens = tokens or its_tokens
+        if its_tokens != tokens:
             raise ValueError(
-                f"the tokenizers of {first[0].given} and {source.given} have the same vocabulary "
+                f"the tokenizers of {start.given} and {source.given} have the same vocabulary "
                 "but turn these rows into different tokens (another chat template, or other "
                 "merges); losses and KLs compare models on the same tokens: save one tokenizer "
                 "beside both"
             )
-        check_token_ids(found.prompts, source, prompts.source)
-        rows = [(*row.prompt_ids, *row.ids) for row in found.demonstrations]
-        check_token_ids(rows, source, demonstrations.source)
+        check_token_ids(tokens[0], source, prompts.source)
+        whole = [(*row.prompt_ids, *row.ids) for row in tokens[1]]
+        check_token_ids(whole, source, demonstrations.source)
         context = context_length(source, trust_remote_code=trust_remote_code)
-        for encoded in (found.prompts, found.demonstration_prompts):
+        for rows in (tokens[0], asked):
             check_lengths(
-                encoded, context_length=context, max_new_tokens=max_new_tokens, where=source.given
+                rows, context_length=context, max_new_tokens=max_new_tokens, where=source.given
             )
-        for row, completion in enumerate(found.demonstrations):
+        for row, completion in enumerate(tokens[1]):
             length = len(completion.prompt_ids) + len(completion.ids)
             if context is not None and length > context:
                 raise ValueError(
@@ -174,24 +161,23 @@ def encode(
                     f"tokens, more than the context of {source.given}, {context}: shorten or drop "
                     "the row"
                 )
-    assert first is not None
-    return first[2]
+    assert tokens is not None
+    return tokens
 
 
 def _check_vocabulary(
-    start: CheckpointSource, tokenizer: Any, source: CheckpointSource, other: Any
+    start: CheckpointSource,
+    vocabulary: dict[str, int],
+    source: CheckpointSource,
+    other: dict[str, int],
 ) -> None:
-    own, its = tokenizer.get_vocab(), other.get_vocab()
-    if own == its:
+    if vocabulary == other:
         return
-    differ = next(token for token in {**own, **its} if own.get(token) != its.get(token))
+    token = next(t for t in {**vocabulary, **other} if vocabulary.get(t) != other.get(t))
+    one, two = (f"number {v[token]}" if token in v else "missing" for v in (vocabulary, other))
     raise ValueError(
-        f"{start.given} and {source.given} have different tokenizers ({len(own)} and {len(its)} "
-        f"tokens; {differ!r} is {_number(own.get(differ))} in one and {_number(its.get(differ))} "
-        "in the other); losses and KLs per token of different tokens cannot be compared: give "
-        "checkpoints that were trained from one another"
+        f"{start.given} and {source.given} have different tokenizers ({len(vocabulary)} and "
+        f"{len(other)} tokens; {token!r} is {one} in one and {two} in the other); losses and KLs "
+        "per token of different tokens cannot be compared: give checkpoints that were trained from "
+        "one another"
     )
-
-
-def _number(identifier: int | None) -> str:
-    return "missing" if identifier is None else f"number {identifier}"

@@ -1,16 +1,14 @@
-"""What a measurement of the coupling found, as data that goes to JSON and back."""
+"""The result of a measurement of the coupling: data that goes to JSON and back."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.coupling.alignment import GradientAlignment, LayerAlignment
-from entropyfloor.coupling.duration_model import ModelFit
-from entropyfloor.coupling.durations import Duration
-from entropyfloor.coupling.gradient_gram import GradientAgreement
-from entropyfloor.coupling.identity import Identity
-from entropyfloor.coupling.pl_constant import PLEstimate
-from entropyfloor.screening.records import plain, restore, write_strict_json
+from entropyfloor.coupling.alignment import GradientAlignment
+from entropyfloor.coupling.divergence import Identity
+from entropyfloor.coupling.durations import Duration, ModelFit, PLEstimate
+from entropyfloor.io import save_json
+from entropyfloor.screening.records import plain, restore
 from entropyfloor.stats.intervals import Interval
 
 SCHEMA = "entropyfloor.coupling"
@@ -54,19 +52,6 @@ class CheckpointCoupling:
     intervals: dict[str, Interval] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     runtime_s: float = 0.0
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> "CheckpointCoupling":
-        """Undo ``dataclasses.asdict``."""
-        return cls(
-            **{
-                **document,
-                "identity": _identity(document["identity"]),
-                "alignment": alignment_from_dict(document["alignment"]),
-                "intervals": _intervals(document["intervals"]),
-                "notes": tuple(document["notes"]),
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -124,67 +109,17 @@ class CouplingReport:
             ValueError: a document of another schema or version.
 
         """
-        found = (document.get("schema"), document.get("schema_version"))
-        if found != (SCHEMA, SCHEMA_VERSION):
+        fields = dict(document)
+        schema, version = fields.pop("schema", None), fields.pop("schema_version", None)
+        if (schema, version) != (SCHEMA, SCHEMA_VERSION):
             raise ValueError(
                 f"expected a document of schema {SCHEMA!r}, version {SCHEMA_VERSION}; got "
-                f"{found[0]!r}, version {found[1]!r}"
+                f"{schema!r}, version {version!r}"
             )
-        return cls(
-            tuple(map(CheckpointCoupling.from_dict, document["checkpoints"])),
-            document["order"],
-            tuple(map(_answer, document["durations"])),
-            {name: restore(PLEstimate, value) for name, value in document["pl"].items()},
-            restore(ModelFit, document["fit"]),
-            document["settings"],
-        )
+        report: CouplingReport = restore(cls, fields)
+        return report
 
     def write_json(self, path: str | Path) -> Path:
         """Write :meth:`to_dict` as strict JSON; missing parent directories are made."""
-        return write_strict_json(self.to_dict(), path)
-
-
-def alignment_from_dict(document: dict[str, Any] | None) -> GradientAlignment | None:
-    """Undo ``dataclasses.asdict`` of a :class:`GradientAlignment`."""
-    if document is None:
-        return None
-    return GradientAlignment(
-        document["parameters"],
-        document["rank"],
-        _layer(document["whole"]),
-        tuple(map(_layer, document["layers"])),
-    )
-
-
-def _layer(document: dict[str, Any]) -> LayerAlignment:
-    agreement = document["agreement"]
-    found = GradientAgreement(**{**agreement, "interval": _interval(agreement["interval"])})
-    return LayerAlignment(**{**document, "agreement": found})
-
-
-def _identity(document: dict[str, Any] | None) -> Identity | None:
-    if document is None:
-        return None
-    return Identity(**{**document, "intervals": _intervals(document["intervals"])})
-
-
-def _answer(document: dict[str, Any]) -> DurationAnswer:
-    return DurationAnswer(
-        **{
-            **document,
-            "measured": _duration(document["measured"]),
-            "modelled": _duration(document["modelled"]) if document["modelled"] else None,
-        }
-    )
-
-
-def _duration(document: dict[str, Any]) -> Duration:
-    return Duration(**{**document, "interval": _interval(document["interval"])})
-
-
-def _interval(ends: Any) -> Interval | None:
-    return None if ends is None else Interval(*ends)
-
-
-def _intervals(document: dict[str, Any]) -> dict[str, Interval]:
-    return {name: Interval(*ends) for name, ends in document.items()}
+        save_json(Path(path), self.to_dict())
+        return Path(path)

@@ -5,27 +5,28 @@ from typing import Any
 
 import numpy as np
 
-from entropyfloor.coupling.duration_model import (
+from entropyfloor.coupling.divergence import Identity, PairSums, identity
+from entropyfloor.coupling.durations import (
     FEWEST_STEPS,
+    Duration,
     ModelFit,
+    PLEstimate,
+    PromptCurves,
+    estimate_pl,
     fit_model,
+    measured_duration,
     modelled_duration,
     pl_duration,
 )
-from entropyfloor.coupling.durations import Duration, PromptCurves, measured_duration
-from entropyfloor.coupling.identity import identity
-from entropyfloor.coupling.measuring import Alone, Pair, by_prompt
-from entropyfloor.coupling.pl_constant import PLEstimate, estimate_pl
+from entropyfloor.coupling.measure import Measurement
 from entropyfloor.coupling.preparation import Run
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
-from entropyfloor.stats.intervals import Interval, bootstrap_interval
-
-Measured = Sequence[tuple[Alone, Pair | None, float]]
+from entropyfloor.stats.intervals import bootstrap_interval
 
 
 def summarise(
     run: Run,
-    measured: Measured,
+    measured: Sequence[Measurement],
     *,
     tokens: Sequence[int],
     weight: float,
@@ -45,12 +46,12 @@ def summarise(
     """
     curves = PromptCurves(
         np.asarray(run.steps),
-        np.array([[float(np.mean(group)) for group in alone.rewards] for alone, _, _ in measured]),
-        np.array([alone.losses for alone, _, _ in measured]),
+        np.array([[float(np.mean(group)) for group in one.rewards] for one in measured]),
+        np.array([one.losses for one in measured]),
         np.asarray(tokens, dtype=float),
     )
     checkpoints = tuple(
-        _checkpoint(run, index, curves, found, seed) for index, found in enumerate(measured)
+        _checkpoint(run, index, curves, one, seed) for index, one in enumerate(measured)
     )
     pl = _pl(checkpoints)
     fit = None
@@ -62,74 +63,64 @@ def summarise(
 
 
 def _checkpoint(
-    run: Run,
-    index: int,
-    curves: PromptCurves,
-    found: tuple[Alone, Pair | None, float],
-    seed: int,
+    run: Run, index: int, curves: PromptCurves, measured: Measurement, seed: int
 ) -> CheckpointCoupling:
-    alone, pair, seconds = found
-    source = run.sources[index]
     rewards, losses = curves.rewards, curves.losses
     tokens = curves.tokens.tolist()
     measures: dict[str, tuple[list[float], list[float] | None]] = {
         "sft_loss": (losses[index].tolist(), tokens),
         "mean_reward": (rewards[index].tolist(), None),
     }
-    if pair is not None:
+    if measured.pair:
         measures["loss_rise"] = ((losses[index] - losses[0]).tolist(), tokens)
         measures["reward_gain"] = ((rewards[index] - rewards[0]).tolist(), None)
-    kls = {} if pair is None else _kls(pair, len(tokens))
-    intervals: dict[str, Interval] = {}
-    for name, (above, below) in {**measures, **kls}.items():
-        interval = bootstrap_interval(above, below, seed=seed)
-        if interval is not None:
-            intervals[name] = interval
+    kls = _kls(measured.pair, len(tokens))
+    intervals = {
+        name: interval
+        for name, parts in {**measures, **kls}.items()
+        if (interval := bootstrap_interval(*parts, seed=seed)) is not None
+    }
     values = {name: _ratio(*parts) for name, parts in measures.items()}
-    exact = None
-    if pair is not None:
-        rows = len(tokens)
-        count = by_prompt(np.ones(len(pair.own_prompts)).tolist(), pair.own_prompts, rows)
-        exact = identity(
-            pair.demonstrations.log_ratios.tolist(),
-            pair.demonstrations.forward,
-            (by_prompt(pair.own.forward, pair.own_prompts, rows) / count).tolist(),
-            (by_prompt(pair.own.log_ratios.tolist(), pair.own_prompts, rows) / count).tolist(),
-            seed=seed,
-        )
     return CheckpointCoupling(
-        name=source.name,
-        path=source.given,
+        name=run.sources[index].name,
+        path=run.sources[index].given,
         step=run.steps[index],
         sft_loss=values["sft_loss"],
         mean_reward=values["mean_reward"],
         loss_rise=values.get("loss_rise", 0.0),
         reward_gain=values.get("reward_gain", 0.0),
         kl={name: _ratio(*parts) for name, parts in kls.items()},
-        identity=exact,
-        alignment=alone.alignment,
+        identity=_identity(measured.pair, len(tokens), seed) if measured.pair else None,
+        alignment=measured.alignment,
         intervals=intervals,
-        notes=alone.notes,
-        runtime_s=seconds,
+        notes=measured.notes,
+        runtime_s=measured.runtime_s,
     )
 
 
-def _kls(pair: Pair, rows: int) -> dict[str, tuple[list[float], list[float]]]:
+def _identity(pair: dict[str, PairSums], rows: int, seed: int) -> Identity:
+    demonstrations, samples = pair["demonstrations"], pair["own"]
+    count = samples.by_prompt(np.ones(len(samples.prompts)), rows)
+    return identity(
+        demonstrations.log_ratios.tolist(),
+        demonstrations.forward,
+        (samples.by_prompt(samples.forward, rows) / count).tolist(),
+        (samples.by_prompt(samples.log_ratios, rows) / count).tolist(),
+        seed=seed,
+    )
+
+
+def _kls(pair: dict[str, PairSums], rows: int) -> dict[str, tuple[list[float], list[float]]]:
     """Numerators and tokens by prompt of every KL per token."""
-    prompts = max(pair.rollout_prompts) + 1
-    places = {
-        "own": (pair.own, pair.own_prompts, rows),
-        "demonstrations": (pair.demonstrations, tuple(range(rows)), rows),
-        "rollouts": (pair.rollouts, pair.rollout_prompts, prompts),
-    }
-    found = {}
-    for place, (sums, owners, count) in places.items():
-        tokens = by_prompt(sums.tokens, owners, count).tolist()
+    kls = {}
+    for place, sums in pair.items():
+        count = max(sums.prompts) + 1 if place == "rollouts" else rows
+        tokens = sums.by_prompt(sums.tokens, count).tolist()
         for direction in ("forward", "reverse"):
             if (direction, place) != ("forward", "rollouts"):  # no question is answered by it
-                values = by_prompt(getattr(sums, direction), owners, count).tolist()
-                found[f"{direction}_{place}"] = (values, tokens)
-    return found
+                values = sums.by_prompt(getattr(sums, direction), count).tolist()
+                kls[f"{direction}_{place}"] = (values, tokens)
+    return kls
 
 
 def _ratio(above: Sequence[float], below: Sequence[float] | None) -> float:

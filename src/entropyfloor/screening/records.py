@@ -1,10 +1,7 @@
 """Small records inside a screening report: histogram, example rollouts, advice, calibration."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from entropyfloor.io import save_json
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -146,14 +143,27 @@ def plain(value: Any) -> Any:
     return value
 
 
-def restore(kind: Any, record: dict[str, Any] | None) -> Any:
-    """Build a record of plain fields from its dictionary; lists become tuples; None stays None."""
-    if record is None:
-        return None
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+def restore(kind: Any, value: Any) -> Any:
+    """Build what an annotation says from JSON data: undo ``dataclasses.asdict`` and `plain`.
 
+    Args:
+        kind: a dataclass, a named tuple, ``tuple[X, ...]``, ``dict[str, X]`` (or of
+            other keys), any of them ``| None``; all else is left as it is.
+        value: from JSON.
 
-def write_strict_json(document: dict[str, Any], path: str | Path) -> Path:
-    """Write a report's document without NaN; missing parent directories are made."""
-    save_json(Path(path), document)
-    return Path(path)
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if isinstance(value, dict):
+        if isinstance(kind, type) and is_dataclass(kind):
+            fields = get_type_hints(kind)
+            return kind(**{name: restore(fields[name], part) for name, part in value.items()})
+        if origin is dict:
+            return {parts[0](key): restore(parts[1], part) for key, part in value.items()}
+    if isinstance(value, list):
+        if origin is tuple:
+            return tuple(restore(parts[0], part) for part in value)
+        if isinstance(kind, type) and issubclass(kind, tuple):
+            return kind(*value)
+    if type(None) in parts and value is not None:
+        return restore(next(part for part in parts if part is not type(None)), value)
+    return value

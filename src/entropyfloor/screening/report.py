@@ -10,7 +10,6 @@ from entropyfloor.screening.records import (
     Calibration,
     ExampleRollout,
     Histogram,
-    PredictorCorrelation,
     Recommendation,
     SequentialRecord,
     plain,
@@ -153,21 +152,9 @@ class CheckpointScreening:
     def from_dict(cls, document: dict[str, Any]) -> "CheckpointScreening":
         """Undo :meth:`to_dict`; keys that this version does not know are left out."""
         known = {item.name for item in fields(cls)}
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in document.items()
-            if key in known
-        }
-        values["pass_at_k"] = {int(k): v for k, v in document.get("pass_at_k", {}).items()}
-        values["intervals"] = {k: Interval(*ends) for k, ends in document["intervals"].items()}
-        values["token_entropy_histogram"] = restore(
-            Histogram, document.get("token_entropy_histogram")
-        )
-        values["examples"] = tuple(
-            restore(ExampleRollout, example) for example in document.get("examples", [])
-        )
-        values["sequential"] = restore(SequentialRecord, document.get("sequential"))
-        return cls(**values)
+        values = {key: value for key, value in document.items() if key in known}
+        restored: CheckpointScreening = restore(cls, values)
+        return restored
 
 
 @dataclass(frozen=True)
@@ -229,16 +216,11 @@ class ScreeningReport:
                 f"expected a document of schema {SCHEMA!r}, version 1 to {SCHEMA_VERSION}; got "
                 f"{found[0]!r}, version {found[1]!r}"
             )
-        calibration = document.get("calibration")
-        if calibration is not None:
-            correlations = calibration["correlations"]
-            rows = [restore(PredictorCorrelation, row) for row in correlations]
-            calibration = restore(Calibration, {**calibration, "correlations": rows})
         return cls(
             tuple(map(CheckpointScreening.from_dict, document["checkpoints"])),
             document["settings"],
-            restore(Recommendation, document.get("recommendation")),
-            calibration,
+            restore(Recommendation | None, document.get("recommendation")),
+            restore(Calibration | None, document.get("calibration")),
         )
 
     def write_json(self, path: str | Path) -> Path:

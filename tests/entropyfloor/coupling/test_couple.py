@@ -141,8 +141,11 @@ def test_measured_checkpoints_are_not_measured_again(run, tmp_path, monkeypatch)
     changed = measure(start, some, **out)
     assert sorted(loads) == ["checkpoint-2", "start"]
     assert changed.checkpoints[1].sft_loss == pytest.approx(more.checkpoints[4].sft_loss)
-    with pytest.raises(ValueError, match=r"measured with other settings .*seed: 0 then, 1 now"):
+    with pytest.raises(ValueError, match=r"with other settings .*seed: 0 then, 1 now"):
         measure(start, some, seed=1, **out)
+    (tmp_path / "out" / "settings.json").unlink()
+    with pytest.raises(ValueError, match="rollouts of something else"):
+        measure(start, some, **out)
 
 
 def test_a_killed_run_goes_on(run, tmp_path, monkeypatch):
@@ -153,7 +156,7 @@ def test_a_killed_run_goes_on(run, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("entropyfloor.coupling.measuring.pair_sums", killed)
+        patch.setattr("entropyfloor.coupling.measure.pair_sums", killed)
         with pytest.raises(KeyboardInterrupt):
             measure(start, folder, gradient_rows=0, output_dir=tmp_path / "out")
     again = measure(start, folder, gradient_rows=0, output_dir=tmp_path / "out")

@@ -15,14 +15,15 @@ from tabular import (
     tilted,
 )
 
-from entropyfloor.coupling.duration_model import (
+from entropyfloor.coupling.durations import (
+    PromptCurves,
+    estimate_pl,
     fit_model,
+    measured_duration,
     modelled_duration,
     optimal_step,
     pl_duration,
 )
-from entropyfloor.coupling.durations import PromptCurves, measured_duration
-from entropyfloor.coupling.pl_constant import estimate_pl
 
 P0 = 0.2  # the demonstrators' pass rate
 

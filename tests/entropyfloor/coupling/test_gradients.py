@@ -124,7 +124,7 @@ def test_memory_bounds_what_is_kept(monkeypatch):
     def watching(self, name, parameter):
         nonlocal most
         add(self, name, parameter)
-        most = max(most, sum(t.numel() * t.element_size() for t in self._found.values()))
+        most = max(most, sum(t.numel() * t.element_size() for t in self._sums.values()))
         assert parameter.grad is None
         held = [p for p in parameters.values() if p.grad is not None]
         assert len(held) <= 1  # the device holds one gradient at a time

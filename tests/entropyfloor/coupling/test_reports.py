@@ -10,14 +10,11 @@ from rich.console import Console
 from test_screening_html import SMALLEST_TEXT, Page
 
 from chromium_page import CHROMIUM, ChromiumPage
-from entropyfloor.coupling.alignment import GradientAlignment, LayerAlignment
+from entropyfloor.coupling.alignment import GradientAlignment, LayerAlignment, agreement
 from entropyfloor.coupling.answer import answer
-from entropyfloor.coupling.duration_model import ModelFit
-from entropyfloor.coupling.durations import Duration
-from entropyfloor.coupling.gradient_gram import agreement
-from entropyfloor.coupling.identity import identity
+from entropyfloor.coupling.divergence import identity
+from entropyfloor.coupling.durations import Duration, ModelFit, PLEstimate
 from entropyfloor.coupling.page import coupling_html, write_report
-from entropyfloor.coupling.pl_constant import PLEstimate
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
 from entropyfloor.coupling.table import coupling_markdown, coupling_terminal, durations_table
 from entropyfloor.stats.intervals import Interval

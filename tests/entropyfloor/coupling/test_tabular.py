@@ -18,8 +18,8 @@ from tabular import (
     tilted,
 )
 
-from entropyfloor.coupling.gradient_gram import agreement
-from entropyfloor.coupling.identity import identity
+from entropyfloor.coupling.alignment import agreement
+from entropyfloor.coupling.divergence import identity
 
 X, A = 3, 5
 

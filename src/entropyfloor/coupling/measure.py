@@ -1,0 +1,295 @@
+"""What is measured at the checkpoints of a run, each at most once.
+
+    FOLDER/settings.json                     what determines the numbers; other settings are refused
+    FOLDER/rollouts-NAME-DIGEST.jsonl        rollouts of a checkpoint for the prompts, with rewards
+    FOLDER/rollouts-own-NAME-DIGEST.jsonl    its samples for the demonstrations' prompts
+    FOLDER/KIND-NAME-DIGEST.json             losses, pair sums, gradients
+
+DIGEST changes when a checkpoint's files are written again. Checkpoints may be added from one run to
+the next; rows, reward and seed may not change.
+"""
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from entropyfloor.coupling.alignment import GradientAlignment, align
+from entropyfloor.coupling.divergence import PairSums, pair_sums
+from entropyfloor.coupling.gradients import (
+    BLOCKS,
+    block_gradients,
+    chosen_parameters,
+    rl_blocks,
+    sft_blocks,
+)
+from entropyfloor.coupling.options import CouplingOptions
+from entropyfloor.coupling.preparation import Run
+from entropyfloor.io import claim_folder, write_atomic
+from entropyfloor.models.checkpoint_sources import CheckpointSource
+from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.options import Sampling
+from entropyfloor.rollouts.progress import progress_bars, quiet_loading
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
+from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
+from entropyfloor.rollouts.scoring import score_rollouts
+from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss
+from entropyfloor.screening.estimates import scored_groups
+from entropyfloor.screening.records import plain, restore
+
+Scored = tuple[Rollout, float | None]  # None: the reward does not apply
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, the same for every checkpoint.
+
+    Attributes:
+        prompts: of the reward.
+        reward: scores rollouts.
+        encoded: token ids per prompt.
+        demonstrations: with their prompts, in tokens.
+        sampling: how rollouts are drawn; at temperature 1, without top-p and top-k.
+        options: of everything else.
+        folder: keeps what was measured; None for nowhere.
+
+    """
+
+    prompts: PromptSet
+    reward: RewardFunction
+    encoded: Sequence[Sequence[int]]
+    demonstrations: Sequence[Completion]
+    sampling: Sampling
+    options: CouplingOptions
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One checkpoint.
+
+    Attributes:
+        losses: summed loss of each demonstration, nats.
+        rewards: rewards of each prompt's rollouts; prompts that the reward applies to.
+        rollouts: all rollouts, prompt by prompt.
+        alignment: None without gradients.
+        notes: what else to know.
+        pair: it and the start, as SFT and RL model, on the same tokens: along ``own`` (samples of
+            the SFT model for the demonstrations' prompts), ``demonstrations``, and ``rollouts``
+            (those of the RL model for the prompts). Empty for the start.
+        runtime_s: seconds.
+
+    """
+
+    losses: Sequence[float]
+    rewards: Sequence[Sequence[float]]
+    rollouts: Sequence[Rollout]
+    alignment: GradientAlignment | None
+    notes: tuple[str, ...]
+    pair: dict[str, PairSums] = field(default_factory=dict)
+    runtime_s: float = 0.0
+
+
+class _Model(NamedTuple):
+    source: CheckpointSource
+    load: Callable[[], LoadedCheckpoint]  # the first call loads; never called if all is kept
+
+
+def claim(folder: Path, determines: dict[str, Any]) -> None:
+    """Make the folder, or check that what is in it was measured with the same settings.
+
+    Raises:
+        ValueError: it was not, or the folder holds something else.
+
+    """
+    if not (folder / "settings.json").is_file() and any(folder.glob("rollouts-*.jsonl")):
+        raise ValueError(
+            f"{folder} holds rollouts of something else; give another output directory"
+        )
+    claim_folder(folder, {"schema": "entropyfloor.coupling.settings", **determines})
+
+
+def measure(
+    run: Run,
+    plan: Plan,
+    load: Callable[[CheckpointSource], LoadedCheckpoint],
+    *,
+    progress: bool,
+) -> list[Measurement]:
+    """Rollouts and rewards, held-out loss, gradients; with the start as the partner, both KLs."""
+    start = _Model(run.sources[0], cache(partial(load, run.sources[0])))
+    samples = len(plan.prompts) * plan.sampling.num_samples
+    pair_samples = len(plan.demonstrations) * plan.options.own_samples
+    totals = [samples, *[samples + pair_samples] * (len(run.sources) - 1)]
+    measured: list[Measurement] = []
+    with quiet_loading(), progress_bars(enabled=progress) as bars:
+        rows = [bars.add_task(s.name, total=n) for s, n in zip(run.sources, totals, strict=True)]
+        for source, row in zip(run.sources, rows, strict=True):
+            began, advance = time.perf_counter(), partial(bars.advance, row)
+            model = _Model(source, cache(partial(load, source))) if measured else start
+            found = _measure_alone(model, plan, advance)
+            if measured and run.order == "sft-rl":
+                pair = _measure_pair(start, model, found.rollouts, plan, advance, kept_with=source)
+                found = replace(found, pair=pair)
+            elif measured:
+                rollouts = measured[0].rollouts
+                pair = _measure_pair(model, start, rollouts, plan, advance, kept_with=source)
+                found = replace(found, pair=pair)
+            measured.append(replace(found, runtime_s=time.perf_counter() - began))
+            del model
+            gc.collect()
+    return measured
+
+
+def _measure_alone(model: _Model, plan: Plan, advance: Callable[[int], None]) -> Measurement:
+    size, demonstrations = plan.sampling.num_samples, plan.demonstrations
+    rows = _draw(model, plan.encoded, size, plan, advance, plan.reward)
+    groups = [rows[first : first + size] for first in range(0, len(rows), size)]
+    scored_groups([[reward for _, reward in group] for group in groups])  # raises
+
+    def losses() -> Sequence[float]:
+        return held_out_loss(model.load(), demonstrations, num_prompts=len(demonstrations)).sums
+
+    applies = [
+        scored
+        for group in groups
+        if (scored := [(rollout, reward) for rollout, reward in group if reward is not None])
+    ]
+    kept_losses = _kept(plan.folder, "losses", model.source, None, losses)
+    alignment, note = _alignment(model, plan, applies)
+    return Measurement(
+        kept_losses,
+        [[reward for _, reward in group] for group in applies],
+        [rollout for rollout, _ in rows],
+        alignment,
+        (note,) if note else (),
+    )
+
+
+def _measure_pair(
+    sft: _Model,
+    rl: _Model,
+    rl_rollouts: Sequence[Rollout],
+    plan: Plan,
+    advance: Callable[[int], None],
+    *,
+    kept_with: CheckpointSource,
+) -> dict[str, PairSums]:
+    """Draw the SFT model's samples and read all texts with both models."""
+    prompts = [list(completion.prompt_ids) for completion in plan.demonstrations]
+    samples = [s for s, _ in _draw(sft, prompts, plan.options.own_samples, plan, advance, None)]
+
+    def sums() -> dict[str, Any]:
+        models = sft.load(), rl.load()
+        texts = {
+            "own": _completions(samples, prompts),
+            "demonstrations": plan.demonstrations,
+            "rollouts": _completions(rl_rollouts, plan.encoded),
+        }
+        return {name: asdict(pair_sums(*models, rows)) for name, rows in texts.items()}
+
+    digests = checkpoint_digest(sft.source), checkpoint_digest(rl.source)
+    key = [*digests, len(samples), len(rl_rollouts)]
+    pair = _kept(plan.folder, "pair", kept_with, key, sums)
+    return {name: PairSums(**part) for name, part in pair.items()}
+
+
+def _draw(
+    model: _Model,
+    encoded: Sequence[Sequence[int]],
+    samples: int,
+    plan: Plan,
+    advance: Callable[[int], None],
+    reward: RewardFunction | None,
+) -> list[Scored]:
+    """Rollouts and rewards by prompt and sample; those that are kept are not drawn again.
+
+    Without a reward they are samples for the demonstrations' prompts, and go to another file.
+    """
+    kind = "own-" if reward is None else ""
+    store = RolloutStore(plan.folder, f"{kind}{_name(model.source)}")
+    drawn, wanted = store.drawn, [(p, s) for p in range(len(encoded)) for s in range(samples)]
+    missing = [(p, s) for p, s in wanted if (p, s, False) not in drawn]
+    advance(len(wanted) - len(missing))
+    if missing:
+        for batch in generate_rollouts(model.load(), encoded, missing, plan.sampling):
+            scores = None if reward is None else score_rollouts(reward, plan.prompts, batch)
+            store.append(batch, scores)
+            advance(len(batch))
+    rows = sorted(
+        zip(store.rollouts, store.rewards, strict=True),
+        key=lambda row: (row[0].prompt_index, row[0].sample_index),
+    )
+    # A folder may hold more samples than are asked for.
+    return [row for row in rows if row[0].sample_index < samples]
+
+
+def _alignment(
+    model: _Model, plan: Plan, groups: Sequence[Sequence[tuple[Rollout, float]]]
+) -> tuple[GradientAlignment | None, str]:
+    """Of the gradients, and a note."""
+    if not plan.options.gradient_rows:
+        return None, ""
+    demonstrations = plan.demonstrations[: plan.options.gradient_rows]
+    chosen = groups[: plan.options.gradient_rows]
+    blocks = min(BLOCKS, len(demonstrations), len(chosen))
+    if blocks < 2:
+        return None, "gradients need two demonstrations and two prompts, to tell signal from noise"
+
+    def aligned() -> dict[str, Any]:
+        checkpoint = model.load()
+        kind, _ = chosen_parameters(checkpoint)
+        gradients = block_gradients(
+            checkpoint,
+            sft_blocks(demonstrations, blocks),
+            rl_blocks(chosen, plan.encoded, blocks),
+            memory_bytes=int(plan.options.gradient_memory * 2**30),
+        )
+        return asdict(align(gradients, parameters=kind, rank=plan.options.rank))
+
+    key = [plan.options.gradient_rows, plan.options.rank, plan.sampling.num_samples, blocks]
+    kept = _kept(plan.folder, "gradients", model.source, key, aligned)
+    alignment: GradientAlignment = restore(GradientAlignment, kept)
+    if alignment.whole.agreement.cosine is None:
+        return alignment, (
+            "a gradient vanishes: the rewards of every group agree, or the loss is flat"
+        )
+    return alignment, ""
+
+
+def _completions(rollouts: Sequence[Rollout], encoded: Sequence[Sequence[int]]) -> list[Completion]:
+    return [
+        Completion(r.prompt_index, tuple(encoded[r.prompt_index]), r.token_ids) for r in rollouts
+    ]
+
+
+def _kept(
+    folder: Path | None, kind: str, source: CheckpointSource, key: Any, measured: Callable[[], Any]
+) -> Any:
+    """JSON data that ``measured`` returns, now or earlier; ``key`` says what it depends on."""
+    file = None if folder is None else folder / f"{kind}-{_name(source)}.json"
+    if file is not None and file.is_file():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            return stored["value"]
+    value = plain(measured())
+    if file is not None:
+        text = json.dumps({"key": key, "value": value}, ensure_ascii=False)  # may be infinite
+        write_atomic(file, text)
+    return value
+
+
+def _name(source: CheckpointSource) -> str:
+    """Part of a file's name: a checkpoint of that name elsewhere, or a new one, is another."""
+    # The folder's name, not the one in tables, which depends on what else was listed.
+    name = source.directory.name
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    where = hashlib.sha256(str(source.directory.resolve()).encode()).hexdigest()[:6]
+    return f"{safe}-{where}-{checkpoint_digest(source)[:8]}"
