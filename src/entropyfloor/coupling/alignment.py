@@ -75,7 +75,6 @@ class Spectrum:
     """What the top ``r`` singular directions say about two gradients ``[m, n]``.
 
     Attributes:
-        rank: ``r``, at most ``min(m, n)``.
         share: energy of the first gradient in its own top r directions, in [0, 1].
         other_share: the same of the second.
         cosine_bound: ``|cos|`` is at most this, by the measured overlaps.
@@ -83,7 +82,6 @@ class Spectrum:
 
     """
 
-    rank: int
     share: float
     other_share: float
     cosine_bound: float
@@ -297,7 +295,6 @@ def spectrum(gradient: Tensor, other: Tensor, *, rank: int) -> Spectrum | None:
     )
     unrelated = rank / math.sqrt(first.shape[0] * first.shape[1])
     return Spectrum(
-        rank,
         share,
         other_share,
         min(bounds),

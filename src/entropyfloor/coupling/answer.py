@@ -5,15 +5,9 @@ from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, Dur
 from entropyfloor.stats.intervals import Interval
 
 
-def stage_words(report: CouplingReport) -> str:
-    """Name the order: ``RL after SFT``."""
-    return {"sft-rl": "RL after SFT", "rl-sft": "SFT after RL"}[report.order]
-
-
 def answer(report: CouplingReport) -> list[str]:
     """Reward and SFT loss, the KL identity, alignment, the best duration, the threshold, notes."""
     last = report.checkpoints[-1]
-    measured = [c for c in report.checkpoints if c.alignment is not None]
     # With weight 1 the best step is the threshold: one sentence says both.
     durations = report.durations[: 1 if report.durations[0].weight == 1.0 else 2]
     notes = [f"{c.name}: {note}" for c in report.checkpoints for note in c.notes]
@@ -22,7 +16,7 @@ def answer(report: CouplingReport) -> list[str]:
         f"{_moved(last.reward_gain, last.intervals.get('reward_gain'))} and the SFT loss "
         f"{_moved(last.loss_rise, last.intervals.get('loss_rise'))} nats per token",
         "" if last.identity is None else identity_words(last),
-        alignment_words(measured[-1]) if measured else "",
+        alignment_words(report.aligned[-1]) if report.aligned else "",
         *(_duration_words(duration, report) for duration in durations),
         "; ".join(notes),
     ]
@@ -64,28 +58,28 @@ def identity_words(checkpoint: CheckpointCoupling) -> str:
 def alignment_words(checkpoint: CheckpointCoupling) -> str:
     """Whether a small step for the reward raises or lowers the SFT loss."""
     assert checkpoint.alignment is not None
-    found = checkpoint.alignment.whole.agreement
-    if found.cosine is None:
+    agreement = checkpoint.alignment.whole.agreement
+    if agreement.cosine is None:
         return f"At {checkpoint.name} a gradient vanishes, so the two have no angle"
     meaning = (
-        f"a small step for the reward {'lowers' if found.cosine > 0 else 'raises'} the SFT loss"
+        f"a small step for the reward {'lowers' if agreement.cosine > 0 else 'raises'} the SFT loss"
     )
-    if found.interval is None or _within_noise(found.interval):
+    if agreement.interval is None or _within_noise(agreement.interval):
         meaning = "too noisy to say whether a step for the reward raises or lowers the SFT loss"
-    interval = f" ({interval_words(found.interval)})" if found.interval else ""
+    interval = f" ({interval_words(agreement.interval)})" if agreement.interval else ""
     signal = ", ".join(
         f"{name} {share:.0%}"
-        for name, share in (("SFT", found.sft_signal), ("RL", found.rl_signal))
+        for name, share in (("SFT", agreement.sft_signal), ("RL", agreement.rl_signal))
         if share is not None
     )
     return (
-        f"At {checkpoint.name} the cosine of the SFT and the RL gradient is {found.cosine:+.3f}"
+        f"At {checkpoint.name} the cosine of the SFT and the RL gradient is {agreement.cosine:+.3f}"
         f"{interval}: {meaning}{f' (not noise: {signal})' if signal else ''}"
     )
 
 
 def _duration_words(duration: DurationAnswer, report: CouplingReport) -> str:
-    unit, threshold = report.settings.get("step_unit", "step"), duration.question == "threshold"
+    unit, threshold = report.step_unit, duration.question == "threshold"
     price = "" if threshold else f"{duration.weight:g} × "
     also = " (threshold)" if threshold or duration.weight == 1.0 else ""
     words = f"Reward − {price}SFT loss rise is greatest{also} at {unit} "

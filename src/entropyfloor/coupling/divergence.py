@@ -15,7 +15,7 @@ mean over contexts that somebody else chose, and is reported per token only.
 The identity: is it there, and if not, why not.
 
     rise  = mean over demonstrations y of   log p_sft(y) - log p_rl(y)            nats per answer
-    KL    = mean over own samples y of      sum_t KL(p_sft(.|y_<t) || p_rl(.|y_<t))
+    KL    = mean over SFT samples y of      sum_t KL(p_sft(.|y_<t) || p_rl(.|y_<t))
     KL_D  = the same sum over the contexts of the demonstrations
 
     rise - KL = (rise - KL_D) + (KL_D - KL)
@@ -38,13 +38,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.rollouts.teacher_forced import (
-    Completion,
-    chunk_tokens,
-    completion_hidden,
-    head_logits,
-    row_batches,
-)
+from entropyfloor.rollouts.teacher_forced import Completion, head_logits, values_by_row
 from entropyfloor.stats.intervals import Interval, bootstrap_interval
 
 
@@ -107,18 +101,20 @@ def pair_sums(
         ValueError: heads of different sizes.
 
     """
+
+    def values(hidden: Tensor, labels: Tensor, other: Tensor) -> Tensor:
+        logits, others = head_logits(sft, hidden), head_logits(rl, other).to(hidden.device)
+        if logits.shape != others.shape:
+            raise ValueError(
+                f"{sft.path} has {logits.shape[-1]} tokens in its head and {rl.path} "
+                f"{others.shape[-1]}; a KL needs models of one vocabulary, such as a run and the "
+                "model that it started from"
+            )
+        return torch.stack(both_divergences(logits, others, labels), dim=-1)
+
     columns = torch.zeros(len(completions), 5, dtype=torch.float64)
-    chunk = chunk_tokens(sft)
-    with torch.inference_mode():
-        for rows in row_batches(completions):
-            batch = [completions[row] for row in rows]
-            hidden, other = completion_hidden(sft, batch), completion_hidden(rl, batch)
-            labels = torch.tensor([token for completion in batch for token in completion.ids])
-            spans = [slice(start, start + chunk) for start in range(0, len(labels), chunk)]
-            values = [_values(sft, rl, hidden[s], other[s], labels[s]) for s in spans]
-            lengths = [len(completion.ids) for completion in batch]
-            for row, part in zip(rows, torch.cat(values).split(lengths), strict=True):
-                columns[row] = torch.cat([torch.tensor([float(len(part))]).double(), part.sum(0)])
+    for row, part in values_by_row((sft, rl), completions, values):
+        columns[row, 0], columns[row, 1:] = len(part), part.sum(0)
     prompts = [completion.prompt_index for completion in completions]
     return PairSums(prompts, *columns.T.tolist())
 
@@ -126,8 +122,8 @@ def pair_sums(
 def identity(
     rises: Sequence[float],
     demonstration_kls: Sequence[float],
-    own_kls: Sequence[float],
-    own_ratios: Sequence[float],
+    sample_kls: Sequence[float],
+    sample_ratios: Sequence[float],
     *,
     weights: Sequence[float] | None = None,
     seed: int = 0,
@@ -137,28 +133,29 @@ def identity(
     Args:
         rises: ``log p_sft - log p_rl`` of each demonstration.
         demonstration_kls: summed KLs at its tokens.
-        own_kls: mean over the SFT model's samples for the prompt of their summed KLs.
-        own_ratios: mean over the same samples of ``log p_sft - log p_rl``.
+        sample_kls: mean over the SFT model's samples for the prompt of their summed KLs.
+        sample_ratios: mean over the same samples of ``log p_sft - log p_rl``.
         weights: how often each prompt comes; equally often when left out.
         seed: of the bootstrap.
 
     """
     count = len(rises)
-    if not count or any(len(s) != count for s in (demonstration_kls, own_kls, own_ratios)):
+    if not count or any(len(s) != count for s in (demonstration_kls, sample_kls, sample_ratios)):
         raise ValueError(
             "the identity needs one number per prompt, for the same prompts, in every part; got "
-            f"{[len(s) for s in (rises, demonstration_kls, own_kls, own_ratios)]}"
+            f"{[len(s) for s in (rises, demonstration_kls, sample_kls, sample_ratios)]}"
         )
-    rise, on_demos, own, ratios = (
-        np.asarray(s, dtype=np.float64) for s in (rises, demonstration_kls, own_kls, own_ratios)
+    rise, on_demos, on_samples, ratios = (
+        np.asarray(s, dtype=np.float64)
+        for s in (rises, demonstration_kls, sample_kls, sample_ratios)
     )
     below = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
     parts = {
         "rise": rise,
-        "kl": own,
-        "gap": rise - own,
+        "kl": on_samples,
+        "gap": rise - on_samples,
         "tokens": rise - on_demos,
-        "contexts": on_demos - own,
+        "contexts": on_demos - on_samples,
     }
     intervals = {}
     for name, values in parts.items():
@@ -195,18 +192,3 @@ def both_divergences(
         divergences.append(weighted.masked_fill_(probability == 0.0, 0.0).sum(-1))
         del weighted
     return nll, other_nll, divergences[0], -divergences[1]
-
-
-def _values(
-    sft: LoadedCheckpoint, rl: LoadedCheckpoint, hidden: Tensor, other: Tensor, labels: Tensor
-) -> Tensor:
-    """``[n, 4]`` fp64 on the CPU."""
-    logits, others = head_logits(sft, hidden), head_logits(rl, other).to(hidden.device)
-    if logits.shape != others.shape:
-        raise ValueError(
-            f"{sft.path} has {logits.shape[-1]} tokens in its head and {rl.path} "
-            f"{others.shape[-1]}; a KL needs models of one vocabulary, such as a run and the model "
-            "that it started from"
-        )
-    columns = both_divergences(logits, others, labels.to(hidden.device))
-    return torch.stack(columns, dim=-1).double().cpu()

@@ -48,7 +48,7 @@ It is an estimate and not a bound: only visited points count, ``L_best`` stands 
 squared norm must be free of sampling noise, which only adds to it: see ``alignment.py``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,29 +155,6 @@ def measured_duration(
     )
 
 
-def percentile_interval(
-    curves: PromptCurves,
-    duration: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    *,
-    num_resamples: int,
-    seed: int,
-) -> tuple[Interval | None, float]:
-    """Interval of any ``duration(rewards [B, T], rises [B, T]) -> [B]`` steps.
-
-    Steps beyond the last one (infinity too) count as the last; steps that are NaN are left out.
-
-    Returns:
-        The interval (None if over half of the resamples have no answer) and the share beyond.
-
-    """
-    steps = duration(*curves.resampled(num_resamples, seed))
-    last = float(curves.steps[-1])
-    known = steps[~np.isnan(steps)]
-    if known.size < num_resamples / 2:
-        return None, 0.0
-    return _step_interval(np.minimum(known, last)), float((known > last).mean())
-
-
 @dataclass(frozen=True)
 class ModelFit:
     """The model's constants for one run.
@@ -269,21 +246,23 @@ def modelled_duration(
 
     reward, rise = curves.means()
     fit = fit_model(curves.steps, reward, rise)
-    step = float(duration(reward[None], rise[None])[0])
-    interval, beyond = percentile_interval(curves, duration, num_resamples=num_resamples, seed=seed)
+    step, last = float(duration(reward[None], rise[None])[0]), float(curves.steps[-1])
+    resampled = duration(*curves.resampled(num_resamples, seed))
+    known = resampled[~np.isnan(resampled)]
+    interval, beyond = None, 0.0
+    if known.size >= num_resamples / 2:  # else over half of the resamples have no answer
+        interval, beyond = _step_interval(np.minimum(known, last)), float((known > last).mean())
     words = []
     if not fit.saturates:
         words.append("the reward does not level off within the run, so the rate is a guess")
     if fit.reward_room <= 0.0:
         words.append("the fitted reward does not rise")
-    if step > float(curves.steps[-1]):
+    if step > last:
         words.append(
             "the model would go on after the last step that was measured"
             + ("" if np.isinf(step) else f", to about step {step:.0f}")
         )
-    return Duration(
-        None if step > float(curves.steps[-1]) else step, interval, beyond, "; ".join(words)
-    )
+    return Duration(None if step > last else step, interval, beyond, "; ".join(words))
 
 
 def pl_duration(rate: float, mu_loss: float, mu_reward: float, weight: float) -> float:

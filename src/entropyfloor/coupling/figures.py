@@ -5,7 +5,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from entropyfloor.coupling.answer import stage_words
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport
 from entropyfloor.render.figure import Chart, name_rows, series
 from entropyfloor.render.palette import LIGHT
@@ -32,7 +31,7 @@ def curve_charts(report: CouplingReport) -> list[Chart]:
 
 def coupling_picture(report: CouplingReport) -> Chart:
     """The three curves side by side."""
-    chart = Chart(1170, 320, stage_words(report))
+    chart = Chart(1170, 320, report.stage)
     titles = ["Reward against SFT loss", *(title for title, _ in _MEASURES.values())]
     against, *along = chart.grid([titles])[0]
     _against(chart, against, report)
@@ -117,7 +116,7 @@ def _along(chart: Chart, axes: Axes, report: CouplingReport, name: str) -> None:
         axes.vlines(c.step, *_ends(c, name), **_WHISKER)
         (mark,) = axes.plot([c.step], [value], linestyle="none", **series(place))
         chart.tip(mark, f"{c.name}: {value:.3f}")
-    axes.set_xlabel(report.settings.get("step_unit", "step"))
+    axes.set_xlabel(report.step_unit)
 
 
 def _values(rows: Sequence[CheckpointCoupling], name: str) -> list[float]:

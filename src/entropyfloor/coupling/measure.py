@@ -134,15 +134,15 @@ def measure(
         for source, row in zip(run.sources, rows, strict=True):
             began, advance = time.perf_counter(), partial(bars.advance, row)
             model = _Model(source, cache(partial(load, source))) if measured else start
-            found = _measure_alone(model, plan, advance)
-            if measured and run.order == "sft-rl":
-                pair = _measure_pair(start, model, found.rollouts, plan, advance, kept_with=source)
-                found = replace(found, pair=pair)
-            elif measured:
-                rollouts = measured[0].rollouts
-                pair = _measure_pair(model, start, rollouts, plan, advance, kept_with=source)
-                found = replace(found, pair=pair)
-            measured.append(replace(found, runtime_s=time.perf_counter() - began))
+            one = _measure_alone(model, plan, advance)
+            pair: dict[str, PairSums] = {}
+            if measured:
+                later_is_rl = run.order == "sft-rl"
+                sft, rl = (start, model) if later_is_rl else (model, start)
+                rollouts = (one if later_is_rl else measured[0]).rollouts
+                pair = _measure_pair(sft, rl, rollouts, plan, advance, kept_with=source)
+            runtime_s = time.perf_counter() - began
+            measured.append(replace(one, pair=pair, runtime_s=runtime_s))
             del model
             gc.collect()
     return measured

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from entropyfloor.coupling import figures
-from entropyfloor.coupling.answer import answer, stage_words
+from entropyfloor.coupling.answer import answer
 from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.coupling.table import (
     caption,
@@ -31,17 +31,16 @@ def write_report(report: CouplingReport, folder: str | Path) -> None:
 
 def coupling_html(report: CouplingReport) -> str:
     """Return the page as text."""
-    aligned = [c for c in report.checkpoints if c.alignment is not None]
     return render_page(
         "coupling/page.html.j2",
         settings=report.settings,
-        stage=stage_words(report),
+        stage=report.stage,
         caption=caption(report),
         answer=answer(report),
-        unit=report.settings.get("step_unit", "step"),
+        unit=report.step_unit,
         curves=figures.curve_charts(report),
         identity=figures.identity_chart(report),
         measures=coupling_table(report),
         durations=durations_table(report),
-        layers=[(c, figures.layers_chart(c), layers_table(c)) for c in aligned],
+        layers=[(c, figures.layers_chart(c), layers_table(c)) for c in report.aligned],
     )

@@ -97,6 +97,21 @@ class CouplingReport:
     fit: ModelFit | None
     settings: dict[str, Any]
 
+    @property
+    def step_unit(self) -> str:
+        """``step``, or ``checkpoint`` where the run's names hold no steps."""
+        return str(self.settings.get("step_unit", "step"))
+
+    @property
+    def stage(self) -> str:
+        """The order in words: ``RL after SFT``."""
+        return {"sft-rl": "RL after SFT", "rl-sft": "SFT after RL"}[self.order]
+
+    @property
+    def aligned(self) -> list[CheckpointCoupling]:
+        """The checkpoints whose gradients were compared."""
+        return [c for c in self.checkpoints if c.alignment is not None]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the document for JSON: ``schema``, ``schema_version``, then the fields."""
         return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **plain(asdict(self))}

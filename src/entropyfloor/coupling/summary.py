@@ -131,17 +131,18 @@ def _pl(checkpoints: Sequence[CheckpointCoupling]) -> dict[str, PLEstimate]:
     """Estimates along the run; gradients by other parameters than the last's do not count."""
     last = checkpoints[-1].alignment
     kind = None if last is None else last.parameters
-    known = [
-        c.alignment if c.alignment and c.alignment.parameters == kind else None for c in checkpoints
+    agreements = [
+        c.alignment.whole.agreement if c.alignment and c.alignment.parameters == kind else None
+        for c in checkpoints
     ]
     return {
         "sft_loss": estimate_pl(
             [c.sft_loss for c in checkpoints],
-            [None if a is None else a.whole.agreement.sft_squared_norm for a in known],
+            [None if a is None else a.sft_squared_norm for a in agreements],
         ),
         "reward": estimate_pl(
             [-c.mean_reward for c in checkpoints],
-            [None if a is None else a.whole.agreement.rl_squared_norm for a in known],
+            [None if a is None else a.rl_squared_norm for a in agreements],
         ),
     }
 
@@ -187,9 +188,8 @@ def _by_pl(
     last = float(curves.steps[-1])
     if step > last:
         return None, f"the PL constants would go on after the last measured step, {last:g}"
-    if measured.interval is not None and not (
-        measured.interval.low <= step <= measured.interval.high
-    ):
+    around = measured.interval
+    if around is not None and not around.low <= step <= around.high:
         return step, (
             f"the PL constants' step {step:.0f} lies outside the measured interval: what they "
             "presume (an SFT optimum at the start, a straight path) does not describe this run"
@@ -202,13 +202,8 @@ def _compared(measured: Duration, modelled: Duration, run: Run) -> str:
     if modelled.step is None:
         return f"no step from the model: {modelled.words}"
     theirs, ours = modelled.interval, measured.interval
-    apart = (
-        theirs is not None
-        and ours is not None
-        and (theirs.low > ours.high or ours.low > theirs.high)
-    )
+    apart = theirs and ours and (theirs.low > ours.high or ours.low > theirs.high)
     difference = abs(modelled.step - measured.step)
-    gap = float(np.diff(run.steps).max())
     notes = f" ({modelled.words})" if modelled.words else ""
     if apart:
         return (
@@ -216,7 +211,7 @@ def _compared(measured: Duration, modelled: Duration, run: Run) -> str:
             f"intervals that do not meet; the measurement counts, the model does not describe this "
             f"run{notes}"
         )
-    if difference > gap:
+    if difference > float(np.diff(run.steps).max()):
         return (
             f"model and measurement differ by {difference:.0f} {run.step_unit}s, more than "
             f"checkpoints are apart, but their intervals meet{notes}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
-from entropyfloor.coupling.answer import answer, duration_words, interval_words, stage_words
+from entropyfloor.coupling.answer import answer, duration_words, interval_words
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport
 from entropyfloor.render.table import Cell, Column, Table
 from entropyfloor.render.text import markdown, plain
@@ -20,7 +20,7 @@ _KLS = {
 
 def coupling_markdown(report: CouplingReport) -> str:
     """Write the answer and the tables as GitHub-flavoured Markdown."""
-    parts = [f"# Coupling of SFT and RL: {stage_words(report)}", *map(markdown, answer(report))]
+    parts = [f"# Coupling of SFT and RL: {report.stage}", *map(markdown, answer(report))]
     for table in (coupling_table(report), durations_table(report)):
         parts += [f"## {markdown(table.title)}", table.to_markdown(), markdown(table.note)]
     return "\n\n".join(parts) + "\n"
@@ -45,10 +45,10 @@ def caption(report: CouplingReport) -> str:
 
 def coupling_table(report: CouplingReport) -> Table:
     """Every measure of every checkpoint; its interval below it."""
-    aligned = any(c.alignment is not None for c in report.checkpoints)
+    aligned = bool(report.aligned)
     columns = [
         Column("checkpoint", "left"),
-        *map(Column, (report.settings.get("step_unit", "step"), "SFT loss", "rise", "reward")),
+        *map(Column, (report.step_unit, "SFT loss", "rise", "reward")),
         Column("gain"),
         *(Column(header, importance=2) for header in _KLS.values()),
         Column("identity gap", importance=1),
@@ -76,17 +76,16 @@ def coupling_table(report: CouplingReport) -> Table:
                 _number(agreement.cosine, agreement.interval, "+.3f") if agreement else Cell("–")
             )
         rows.append(tuple(row))
-    heading = f"Coupling of SFT and RL: {stage_words(report)}"
+    heading = f"Coupling of SFT and RL: {report.stage}"
     return Table(heading, tuple(columns), tuple(rows), f"{caption(report)}.", "measures")
 
 
 def durations_table(report: CouplingReport) -> Table:
     """How long to train, by measurement, by the model and by the PL constants."""
-    unit = report.settings.get("step_unit", "step")
     headers = ("reward per nat", "measured", "model", "PL constants (estimates)")
     rows = tuple(
         (
-            f"best {unit}" if duration.question == "best" else "threshold",
+            f"best {report.step_unit}" if duration.question == "best" else "threshold",
             f"{duration.weight:g}",
             duration_words(duration.measured),
             duration_words(duration.modelled),
@@ -96,9 +95,9 @@ def durations_table(report: CouplingReport) -> Table:
         for duration in report.durations
     )
     constants = ", ".join(
-        f"{found.mu:.3g} of {what} (from {report.checkpoints[found.at].name})"
+        f"{pl.mu:.3g} of {what} (from {report.checkpoints[pl.at].name})"
         for name, what in (("sft_loss", "the SFT loss"), ("reward", "the reward"))
-        if (found := report.pl.get(name)) and found.mu is not None and found.at is not None
+        if (pl := report.pl.get(name)) and pl.mu is not None and pl.at is not None
     )
     note = "A step with its 95 % interval over prompts."
     if constants:

@@ -21,6 +21,7 @@ checkpoint is kept from ``save_total_limit``. Only weights are restored; trainin
 """
 
 import logging
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from entropyfloor.rl.stage_two import (
     StageTwo,
     saved_share,
 )
+from entropyfloor.screening.records import restore
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
 from entropyfloor.stats.groups import check_success_threshold
 
@@ -139,16 +141,16 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         arguments = {name: getattr(self, name) for name in names}
         arguments["success_threshold"] = self.success_threshold
         arguments["success_reward"] = self.success_reward
-        return {"args": arguments, "attributes": {"remembered": self.memory.to_dict()}}
+        return {"args": arguments, "attributes": {"remembered": self.remembered}}
 
     @property
     def remembered(self) -> dict[str, Any]:
         """The memory as JSON data, under the name that checkpoints keep it."""
-        return self.memory.to_dict()
+        return asdict(self.memory)
 
     @remembered.setter
-    def remembered(self, found: dict[str, Any]) -> None:
-        self.memory = MonitorMemory.from_dict(found)
+    def remembered(self, kept: dict[str, Any]) -> None:
+        self.memory = restore(MonitorMemory, kept)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -200,8 +202,8 @@ class CollapseMonitor(TrainerCallback, ExportableState):
                 self._probe.log(f"groups/{name}", value)
             if drop is not None:
                 self._probe.log("stage_two/relative_drop", drop)
-            found = {"relative_drop": drop, "groups": counts.groups}
-            self._write_step(state, entropy, unscored_groups=counts.unscored, **found, **rates)
+            numbers = {"relative_drop": drop, "groups": counts.groups}
+            self._write_step(state, entropy, unscored_groups=counts.unscored, **numbers, **rates)
         self._decide(args, state, control)
 
     def on_log(
@@ -301,10 +303,12 @@ class CollapseMonitor(TrainerCallback, ExportableState):
             }
         return record
 
-    def _write_step(self, state: TrainerState, entropy: float | None, **found: Any) -> None:
+    def _write_step(self, state: TrainerState, entropy: float | None, **numbers: Any) -> None:
         if state.is_world_process_zero:
             record = {"event": "step", "step": state.global_step, "entropy_nats": entropy}
-            append_log(self._log_file, {**record, "temperature": self.memory.temperature, **found})
+            append_log(
+                self._log_file, {**record, "temperature": self.memory.temperature, **numbers}
+            )
 
     def _decide(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl

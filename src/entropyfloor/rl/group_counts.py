@@ -68,22 +68,22 @@ class GroupCounts:
 
     def rates(self, group_size: int) -> dict[str, float]:
         """What the counts say, by name; nothing that would divide by zero."""
-        found: dict[str, float] = {}
+        rates: dict[str, float] = {}
         if self.groups:
-            found["degenerate_fraction"] = self.degenerate / self.groups
-            found["degenerate_all_wrong"] = self.all_wrong / self.groups
-            found["degenerate_all_right"] = self.all_right / self.groups
+            rates["degenerate_fraction"] = self.degenerate / self.groups
+            rates["degenerate_all_wrong"] = self.all_wrong / self.groups
+            rates["degenerate_all_right"] = self.all_right / self.groups
         if self.rewarded:
-            found["mean_reward"] = self.reward_sum / self.rewarded
+            rates["mean_reward"] = self.reward_sum / self.rewarded
         if self.rollouts:
             rate = self.passed / self.rollouts
-            found["pass_rate"] = rate
-            found["p_hat_over_p_star"] = rate / p_star(group_size)
+            rates["pass_rate"] = rate
+            rates["p_hat_over_p_star"] = rate / p_star(group_size)
             # Proposition 1 for one pass rate; groups that differ have less, by Jensen.
-            found["expected_variance"] = expected_within_group_variance(rate, group_size)
+            rates["expected_variance"] = expected_within_group_variance(rate, group_size)
         if self.variance_groups:
-            found["within_group_variance"] = self.variance_sum / self.variance_groups
-        return found
+            rates["within_group_variance"] = self.variance_sum / self.variance_groups
+        return rates
 
 
 def count_groups(
@@ -123,9 +123,9 @@ def count_groups(
     counts = GroupCounts()
     for start in range(0, len(rewards), group_size):
         rows = slice(start, start + group_size)
-        own = totals[rows]
-        own = own[~np.isnan(own)]
-        if not len(own):
+        scored = totals[rows]
+        scored = scored[~np.isnan(scored)]
+        if not len(scored):
             counts += GroupCounts(unscored=1)
             continue
         deciding = rewards[rows, success_function]
@@ -142,8 +142,8 @@ def count_groups(
             other_degenerate=int(degenerate and not wrong and not right),
             rollouts=known,
             passed=passed,
-            rewarded=len(own),
-            reward_sum=float(own.sum()),
+            rewarded=len(scored),
+            reward_sum=float(scored.sum()),
             variance_sum=variance,
             variance_groups=int(known > 1),
         )

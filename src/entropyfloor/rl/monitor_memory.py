@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from entropyfloor.rl.group_counts import GroupCounts
@@ -113,25 +113,6 @@ class MonitorMemory:
         if self.temperature is None or self.temperature == 1.0:
             return ""
         return f" (entropies at temperature {self.temperature:g}; tau_2 was found at 1)"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data that :meth:`from_dict` turns back into the same state."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> "MonitorMemory":
-        """Build it from :meth:`to_dict`, also after a way through JSON."""
-        decision = dict(found["decision"])
-        for name in ("early", "late"):
-            decision[name] = None if decision[name] is None else tuple(decision[name])
-        return cls(
-            **{
-                **found,
-                "decision": Decision(**decision),
-                "counts": GroupCounts(**found["counts"]),
-                "readings": [(int(step), value) for step, value in found["readings"]],
-            }
-        )
 
 
 def number(value: Any) -> float | None:

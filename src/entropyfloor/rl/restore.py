@@ -35,10 +35,10 @@ class Restorer:
         never = strategy == SaveStrategy.NO
         late = strategy == SaveStrategy.STEPS and every >= rule.late_step
         if never or late:
-            given = "save_strategy='no'" if never else f"save_steps={every:g}"
+            setting = "save_strategy='no'" if never else f"save_steps={every:g}"
             raise ValueError(
                 f"policy 'stop-and-restore' needs a checkpoint from before step {rule.late_step}, "
-                f"and {given} saves none: set save_strategy='steps' and save_steps to "
+                f"and {setting} saves none: set save_strategy='steps' and save_steps to "
                 f"{max(1, rule.late_step // 3)} or so, or use policy 'stop'"
             )
 

@@ -117,7 +117,7 @@ def token_entropies(
     def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return token_statistics(head_logits(checkpoint, hidden), labels, top_k=1).entropy
 
-    found = dict(_values_by_row((checkpoint,), completions, values, Processes()))
+    found = dict(values_by_row((checkpoint,), completions, values))
     return [found[row].float().numpy() for row in range(len(completions))]
 
 
@@ -182,7 +182,7 @@ def _sums(
     processes = processes or Processes()
     own = [
         (row, float(part.sum()), len(part))
-        for row, part in _values_by_row(checkpoints, completions, values, processes)
+        for row, part in values_by_row(checkpoints, completions, values, processes)
     ]
     found = sorted(row for part in processes.to_main(own) for row in part)
     sums, tokens = [0.0] * num_prompts, [0.0] * num_prompts
@@ -193,13 +193,23 @@ def _sums(
     return TokenSums(tuple(sums[i] for i in seen), tuple(tokens[i] for i in seen))
 
 
-def _values_by_row(
+def values_by_row(
     checkpoints: Sequence[LoadedCheckpoint],
     completions: Sequence[Completion],
     values: Any,
-    processes: Processes,
+    processes: Processes | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (row, ``[tokens]`` fp64 on the CPU) of this process's share of the completions."""
+    """Yield (row, ``[tokens, ...]`` fp64 on the CPU) of this process's share of the completions.
+
+    Args:
+        checkpoints: all of them read the same tokens.
+        completions: to read, in batches of similar length.
+        values: from hidden states ``[n, H]`` of the first checkpoint, labels ``[n]`` and hidden
+            states of the others to ``[n, ...]``, a chunk at a time.
+        processes: share the work.
+
+    """
+    processes = processes or Processes()
     chunk = chunk_tokens(checkpoints[0])
     for rows in processes.share(row_batches(completions)):
         with torch.inference_mode():

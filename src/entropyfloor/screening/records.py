@@ -147,7 +147,7 @@ def restore(kind: Any, value: Any) -> Any:
     """Build what an annotation says from JSON data: undo ``dataclasses.asdict`` and `plain`.
 
     Args:
-        kind: a dataclass, a named tuple, ``tuple[X, ...]``, ``dict[str, X]`` (or of
+        kind: a dataclass, a named tuple, ``tuple[X, ...]``, ``list[X]``, ``dict[str, X]`` (or of
             other keys), any of them ``| None``; all else is left as it is.
         value: from JSON.
 
@@ -160,8 +160,8 @@ def restore(kind: Any, value: Any) -> Any:
         if origin is dict:
             return {parts[0](key): restore(parts[1], part) for key, part in value.items()}
     if isinstance(value, list):
-        if origin is tuple:
-            return tuple(restore(parts[0], part) for part in value)
+        if origin in (tuple, list):
+            return origin(restore(parts[0], part) for part in value)
         if isinstance(kind, type) and issubclass(kind, tuple):
             return kind(*value)
     if type(None) in parts and value is not None:

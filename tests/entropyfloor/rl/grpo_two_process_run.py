@@ -14,8 +14,8 @@ def run(folder: Path) -> None:
     from grpo_runs import Recorder, grpo
     from trl import GRPOTrainer
 
-    from entropyfloor.coupling.sft_loss_probe import SFTLossProbe
     from entropyfloor.rl.collapse_monitor import CollapseMonitor
+    from entropyfloor.rl.sft_loss_probe import SFTLossProbe
     from two_processes import files_of
 
     rank = int(os.environ["RANK"])
@@ -59,7 +59,7 @@ def run(folder: Path) -> None:
         "files": files_of(folder / f"output-{rank}"),
         "sums": sums,
         "calls": recorder.calls,
-        "memory": monitor.memory.to_dict(),
+        "memory": monitor.remembered,
         "stopped": trainer.state.global_step,
         "logged": [log for log in trainer.state.log_history if "groups/pass_rate" in log],
     }

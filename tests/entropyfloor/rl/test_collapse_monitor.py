@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from grpo_runs import Recorder, grpo, prompt_rows, records, settings, steps_of
+from safetensors.torch import load_file
 from trl import GRPOTrainer
 
 from entropyfloor.rl.collapse_monitor import CollapseMonitor
@@ -30,6 +31,13 @@ def by_hand(calls, group_size):
     return groups, wrong, right, passed
 
 
+def assert_counts(monitor, calls):
+    """The monitor has counted what the rewards were asked about."""
+    counts = monitor.counts
+    counted = (counts.groups, counts.all_wrong, counts.all_right, counts.passed)
+    assert counted == by_hand(calls, 4) and counts.groups > 0
+
+
 CASES = {
     "plain": {},
     "accumulated": {"gradient_accumulation_steps": 2},
@@ -47,13 +55,10 @@ def test_groups_are_counted_as_by_hand(case, tmp_path):
     recorder, monitor = Recorder(), CollapseMonitor("warn")
     trainer = grpo(tmp_path, rewards=recorder, callbacks=[monitor], **CASES[case])
     trainer.train()
-    counts = monitor.counts
-    found = (counts.groups, counts.all_wrong, counts.all_right, counts.passed)
-    assert found == by_hand(recorder.calls, 4)
-    assert counts.groups == 2 * counts.groups // 2 > 0
+    assert_counts(monitor, recorder.calls)
     steps = steps_of(tmp_path)
     assert [record["step"] for record in steps] == list(range(1, trainer.state.max_steps + 1))
-    assert sum(record["groups"] for record in steps) == counts.groups
+    assert sum(record["groups"] for record in steps) == monitor.counts.groups
     # Generations are used num_iterations times, and one may last several steps.
     reuse = trainer.args.num_iterations * trainer.args.steps_per_generation
     reuse //= trainer.args.gradient_accumulation_steps
@@ -202,16 +207,6 @@ def test_stop(tmp_path, caplog):
     assert verdict["saved_share"] == pytest.approx(0.4)
 
 
-def test_a_healthy_run_is_left_alone(tmp_path):
-    trainer, monitor = run(tmp_path, SLOWLY, "stop")
-    trainer.train()
-    assert trainer.state.global_step == 10
-    assert monitor.decision.verdict == "healthy"
-    assert monitor.decision.drop == pytest.approx(0.24)
-    assert monitor.stopped_at is None
-    assert monitor.message.startswith("Step 6 of 10, healthy: entropy fell 24.0%")
-
-
 def test_a_run_of_which_nothing_was_scored_is_not_called_healthy(tmp_path):
     def unscored(prompts, **_):
         return [None] * len(prompts)
@@ -224,69 +219,68 @@ def test_a_run_of_which_nothing_was_scored_is_not_called_healthy(tmp_path):
 
 
 LOW = [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.09, 0.09, 0.09, 0.09]
+HOLES = [0.5, float("nan"), 0.48, 0.4, 0.3, float("nan"), 0.18, 0.1, 0.1, 0.1]
 
 
 def never(prompts, **_):
     return [0.0] * len(prompts)
 
 
-@pytest.mark.parametrize(
-    ("curve", "options", "stops"),
-    [
-        (LOW, {}, True),
-        (LOW, {"tau_h": None}, False),
-        ([value * 5 for value in LOW], {}, False),
-    ],
-    ids=["began collapsed", "rule off", "entropy above tau_H"],
-)
-def test_a_run_that_began_collapsed(tmp_path, curve, options, stops):
-    """No entropy to fall, and every group all wrong: stage 2 alone would call it healthy."""
-    monitor = CollapseMonitor("stop", **WATCH, **options)
-    trainer, _ = run(tmp_path, curve, "stop", monitor, rewards=never)
-    trainer.train()
-    assert trainer.state.global_step == (6 if stops else 10)
-    assert monitor.decision.verdict == ("collapsed" if stops else "healthy")
-    if stops:
-        assert "it began collapsed: entropy was 0.1 nats at step 2, below tau_H" in monitor.message
-        assert "100% of the groups since then agree" in monitor.message
+def half(prompts, **_):
+    return [float(index % 2) for index in range(len(prompts))]
 
 
-def test_little_entropy_with_groups_that_teach_is_left_alone(tmp_path):
-    counts = iter(range(10**6))
-    monitor = CollapseMonitor("stop", **WATCH)
+# curve, reward, options of the monitor, verdict, step it stops at, early and late reading, words
+OUTCOMES = {
+    "healthy": (SLOWLY, None, {}, "healthy", None, (2, 0.5), (6, 0.38),
+        ["Step 6 of 10, healthy: entropy fell 24.0%"]),
+    "only warned": (FALLING, None, {"policy": "warn"}, "collapsed", None, (2, 0.5), (6, 0.18),
+        ["Step 6 of 10, collapsed"]),
+    "began collapsed": (LOW, never, {}, "collapsed", 6, (2, 0.1), (6, 0.1), [
+        "it began collapsed: entropy was 0.1 nats at step 2, below tau_H",
+        "100% of the groups since then agree",
+    ]),
+    "rule off": (LOW, never, {"tau_h": None}, "healthy", None, (2, 0.1), (6, 0.1), []),
+    "entropy above tau_H": ([5 * h for h in LOW], never, {}, "healthy", None, (2, 0.5), (6, 0.5),
+        []),
+    "little entropy, but groups teach": (LOW, half, {}, "healthy", None, (2, 0.1), (6, 0.1), []),
+    "NaN is a hole": (HOLES, None, {}, "collapsed", 7, (3, 0.48), (7, 0.18), ["at step 7"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OUTCOMES)
+def test_outcomes(tmp_path, caplog, case):
+    """A run that is stopped ends there, any other goes on to the end, and both say why."""
+    curve, reward, options, verdict, stops, early, late, words = OUTCOMES[case]
+    caplog.set_level(logging.INFO)
+    monitor = CollapseMonitor(**WATCH, **options)
     trainer, _ = run(
-        tmp_path,
-        LOW,
-        "stop",
-        monitor,
-        rewards=lambda prompts, **_: [float(next(counts) % 2) for _ in prompts],
+        tmp_path, curve, "", monitor, **({} if reward is None else {"rewards": reward})
     )
     trainer.train()
-    assert monitor.decision.verdict == "healthy"
+    assert monitor.decision.verdict == verdict
+    assert monitor.decision.early == (early[0], pytest.approx(early[1]))
+    assert monitor.decision.late == (late[0], pytest.approx(late[1]))
+    assert monitor.stopped_at == stops
+    assert trainer.state.global_step == (stops or 10)
+    assert all(part in monitor.message for part in words) and monitor.message in caplog.text
+    entropies = [record["entropy_nats"] for record in steps_of(tmp_path)]
+    expected = [None if h != h else pytest.approx(h) for h in curve]
+    assert entropies == expected[: stops or 10]
 
 
-def test_warn_goes_on(tmp_path, caplog):
-    trainer, monitor = run(tmp_path, FALLING, "warn")
-    trainer.train()
-    assert trainer.state.global_step == 10
-    assert monitor.decision.verdict == "collapsed"
-    assert monitor.stopped_at is None
-    assert "Step 6 of 10, collapsed" in caplog.text
-    assert records(tmp_path)[-1]["step"] == 10
+# Half of 0.5 is passed between steps 4 and 5, so checkpoint 4 is the last from before.
+HALVED = [0.5, 0.5, 0.45, 0.4, 0.2, 0.18, 0.1, 0.1, 0.1, 0.1]
 
 
-def weights_of(folder):
-    from safetensors.torch import load_file
-
-    return load_file(folder / "model.safetensors")
+def weights_of(folder, name="model.safetensors"):
+    return load_file(folder / name)
 
 
 @pytest.mark.parametrize("limit", [None, 1])
 def test_restore_takes_the_last_checkpoint_from_before(tmp_path, limit):
-    # Half of 0.5 is passed between steps 5 and 6, so checkpoint 4 is the last from before.
-    curve = [0.5, 0.5, 0.45, 0.4, 0.2, 0.18, 0.1, 0.1, 0.1, 0.1]
     saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": limit}
-    trainer, monitor = run(tmp_path, curve, "stop-and-restore", **saving)
+    trainer, monitor = run(tmp_path, HALVED, "stop-and-restore", **saving)
     trainer.train()
     assert trainer.state.global_step == 6
     chosen = tmp_path / "checkpoint-4"
@@ -304,28 +298,20 @@ def test_restore_takes_the_last_checkpoint_from_before(tmp_path, limit):
 def test_restore_of_an_adapter(tmp_path):
     """LoRA: only the adapter is saved, and only it is restored."""
     from peft import LoraConfig
-    from safetensors.torch import load_file
 
-    curve = [0.5, 0.5, 0.45, 0.4, 0.2, 0.18, 0.1, 0.1, 0.1, 0.1]
-    monitor = CollapseMonitor("stop-and-restore", **WATCH)
-    trainer = grpo(
-        tmp_path,
-        trainer=scripted(curve),
-        callbacks=[monitor],
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-        max_steps=10,
-        max_completion_length=3,
-        learning_rate=1e-2,
-        save_strategy="steps",
-        save_steps=1,
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trainer, monitor = run(
+        tmp_path, HALVED, "stop-and-restore", peft_config=adapter, learning_rate=1e-2, **saving
     )
     trainer.train()
     assert monitor.memory.restored == str(tmp_path / "checkpoint-4")
     now = {
         name.replace(".default", ""): weight for name, weight in trainer.model.named_parameters()
     }
-    stored = load_file(tmp_path / "checkpoint-4" / "adapter_model.safetensors")
-    last = load_file(tmp_path / "checkpoint-6" / "adapter_model.safetensors")
+    stored, last = (
+        weights_of(tmp_path / f"checkpoint-{step}", "adapter_model.safetensors") for step in (4, 6)
+    )
     assert stored and all(torch.equal(now[name], stored[name]) for name in stored)
     assert not all(torch.equal(now[name], last[name]) for name in last)
 
@@ -370,16 +356,6 @@ def test_a_healthy_run_gives_its_checkpoints_to_rotation(tmp_path):
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-10"]
 
 
-def test_nan_in_a_step_is_a_hole(tmp_path):
-    curve = [0.5, float("nan"), 0.48, 0.4, 0.3, float("nan"), 0.18, 0.1, 0.1, 0.1]
-    trainer, monitor = run(tmp_path, curve, "stop")
-    trainer.train()
-    assert monitor.decision.early == (3, pytest.approx(0.48))
-    assert monitor.decision.late == (7, pytest.approx(0.18))
-    assert monitor.stopped_at == 7
-    assert steps_of(tmp_path)[1]["entropy_nats"] is None
-
-
 def test_resumed_run_decides_as_if_it_had_not_been_stopped(tmp_path):
     recorder = Recorder()
     saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 10}
@@ -395,9 +371,7 @@ def test_resumed_run_decides_as_if_it_had_not_been_stopped(tmp_path):
     assert resumed.stopped_at == 6
     assert resumed.decision.early == (2, pytest.approx(0.5))
     assert [r["step"] for r in steps_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    counted = recorder.calls[:3] + recorder.calls[seen:]
-    counts = resumed.counts
-    assert (counts.groups, counts.all_wrong, counts.all_right, counts.passed) == by_hand(counted, 4)
+    assert_counts(resumed, recorder.calls[:3] + recorder.calls[seen:])
 
     third, _ = run(tmp_path, FALLING, "stop", **saving)
     with pytest.raises(ValueError, match="where a run was stopped"):
@@ -488,10 +462,7 @@ def test_several_reward_functions(tmp_path):
         reward_weights=[1.0, 0.5],
     )
     trainer.train()
-    counts = monitor.counts
-    assert (counts.groups, counts.all_wrong, counts.all_right, counts.passed) == by_hand(
-        recorder.calls, 4
-    )
+    assert_counts(monitor, recorder.calls)
     assert records(tmp_path)[0]["success_reward"] == "first_byte"
     wrong = grpo(tmp_path, callbacks=[CollapseMonitor(success_reward="exact")])
     with pytest.raises(ValueError, match="none of the trainer's reward functions: first_byte"):
@@ -506,10 +477,7 @@ def test_coroutine_rewards(tmp_path):
 
     monitor = CollapseMonitor("warn")
     grpo(tmp_path, rewards=later, callbacks=[monitor]).train()
-    counts = monitor.counts
-    assert (counts.groups, counts.all_wrong, counts.all_right, counts.passed) == by_hand(
-        recorder.calls, 4
-    )
+    assert_counts(monitor, recorder.calls)
 
 
 def test_rloo_has_the_same_parts(tmp_path):
@@ -536,10 +504,7 @@ def test_rloo_has_the_same_parts(tmp_path):
         processing_class=tiny_tokenizer(),
         callbacks=[monitor],
     ).train()
-    counts = monitor.counts
-    assert (counts.groups, counts.all_wrong, counts.all_right, counts.passed) == by_hand(
-        recorder.calls, 4
-    )
+    assert_counts(monitor, recorder.calls)
     assert monitor.decision.verdict == "healthy"
 
 

@@ -14,9 +14,9 @@ is the one that trl logs, on training prompts; both go to ``sft_loss_probe.jsonl
     "mix"       give a JointGRPOTrainer ``mix_weight`` for its SFT loss, and go on
 
 The reward of a probe is the mean of what trl has logged since the probe before. The balance at its
-best is the threshold of ``durations.py``, seen while running: with weight 1, from there on the SFT
-loss rises by more than the reward does. One probe is noisy; ``patience`` is what keeps noise from
-deciding.
+best is the threshold of ``coupling/durations.py``, seen while running: with weight 1, from there on
+the SFT loss rises by more than the reward does. One probe is noisy; ``patience`` is what keeps
+noise from deciding.
 """
 
 import json
@@ -29,7 +29,6 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from entropyfloor.coupling.durations import check_weight
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rl.grpo_probe import find_trainer
@@ -86,7 +85,8 @@ class SFTLossProbe(TrainerCallback, ExportableState):
             else PromptSet(tuple(demonstrations), "demonstrations")
         )
         check_held_out(rows)
-        check_weight(weight)
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(f"weight must be 0 or positive and finite; got {weight!r}")
         if policy not in POLICIES:
             raise ValueError(f"unknown policy {policy!r}; choose one of {', '.join(POLICIES)}")
         for name, value in (("every", every), ("patience", patience)):
@@ -113,35 +113,30 @@ class SFTLossProbe(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON data."""
-        return {
-            "args": {},
-            "attributes": {
-                "remembered": {
-                    "probes": self.probes,
-                    "acted_at": self.acted_at,
-                    "message": self.message,
-                    "rewards": self._rewards,
-                }
-            },
-        }
+        return {"args": {}, "attributes": {"remembered": self.remembered}}
 
     @property
     def remembered(self) -> dict[str, Any]:
-        """The part of :meth:`state` that was seen, not given."""
-        return dict(self.state()["attributes"]["remembered"])
+        """What the run has shown so far, under the name that checkpoints keep it."""
+        return {
+            "probes": self.probes,
+            "acted_at": self.acted_at,
+            "message": self.message,
+            "rewards": self._rewards,
+        }
 
     @remembered.setter
-    def remembered(self, found: dict[str, Any]) -> None:
-        self.probes = [dict(probe) for probe in found["probes"]]
-        self.acted_at, self.message = found["acted_at"], found["message"]
-        self._rewards = list(found["rewards"])
+    def remembered(self, kept: dict[str, Any]) -> None:
+        self.probes = [dict(probe) for probe in kept["probes"]]
+        self.acted_at, self.message = kept["acted_at"], kept["message"]
+        self._rewards = list(kept["rewards"])
 
     def on_train_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **handed: Any,
+        **others: Any,
     ) -> None:
         """Find the trainer, take up a checkpoint's state, probe before the first step."""
         self._trainer = find_trainer(state)
@@ -150,7 +145,7 @@ class SFTLossProbe(TrainerCallback, ExportableState):
                 "policy 'mix' needs a trainer that has an SFT loss to mix in; use "
                 "entropyfloor.JointGRPOTrainer with sft_weight=0.0, or policy 'track' or 'stop'"
             )
-        tokenizer = handed["processing_class"]
+        tokenizer = others["processing_class"]
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         variables = getattr(self._trainer, "chat_template_kwargs", None)
         options = (row_with_chat_options(r, chat_template_kwargs=variables) for r in self.rows.rows)
@@ -168,21 +163,22 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             self._log_file = Path(args.output_dir) / FILE_NAME
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
-            lines = "".join(json.dumps(probe) + "\n" for probe in self.probes if _whole(probe))
+            whole = [probe for probe in self.probes if probe["balance"] is not None]
+            lines = "".join(json.dumps(probe) + "\n" for probe in whole)
             self._log_file.write_text(lines, encoding="utf-8")
         if not self.probes:
-            self._probe(state, **handed)
+            self._probe(state, **others)
 
     def on_step_end(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **handed: Any,
+        **others: Any,
     ) -> None:
         """Probe where it is time."""
         if state.global_step % self.every == 0:
-            self._probe(state, **handed)
+            self._probe(state, **others)
 
     def on_log(
         self,
@@ -211,9 +207,9 @@ class SFTLossProbe(TrainerCallback, ExportableState):
                     file.write(json.dumps(probe) + "\n")
         self._decide(state, control)
 
-    def _probe(self, state: TrainerState, **handed: Any) -> None:
-        model = handed["model"]
-        tokenizer = handed["processing_class"]
+    def _probe(self, state: TrainerState, **others: Any) -> None:
+        model = others["model"]
+        tokenizer = others["processing_class"]
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         checkpoint = LoadedCheckpoint("the model in training", "", model, tokenizer)
         with evaluating(model):
@@ -252,7 +248,3 @@ class SFTLossProbe(TrainerCallback, ExportableState):
     def _mix(self) -> None:
         if self.policy == "mix":
             self._trainer.sft_weight = self.mix_weight
-
-
-def _whole(probe: dict[str, Any]) -> bool:
-    return probe["balance"] is not None

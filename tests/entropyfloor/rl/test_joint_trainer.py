@@ -5,7 +5,7 @@ import torch
 from joint_runs import DEMOS, grpo
 from transformers import TrainerCallback
 
-from entropyfloor.coupling.joint_trainer import JointGRPOTrainer
+from entropyfloor.rl.joint_trainer import JointGRPOTrainer
 from tiny_models import tiny_model
 
 

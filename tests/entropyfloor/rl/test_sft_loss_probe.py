@@ -4,9 +4,9 @@ import pytest
 import torch
 from joint_runs import DEMOS, grpo
 
-from entropyfloor.coupling.joint_trainer import JointGRPOTrainer
-from entropyfloor.coupling.sft_loss_probe import SFTLossProbe
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rl.joint_trainer import JointGRPOTrainer
+from entropyfloor.rl.sft_loss_probe import SFTLossProbe
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import encode_held_out, held_out_loss
 from tiny_models import tiny_model, tiny_tokenizer
