@@ -160,51 +160,41 @@ def align(
 
 @dataclass
 class _Part:
-    """Sums over parameters."""
+    """Sums over parameters; pairs are of the SFT and the RL gradient."""
 
     gram: np.ndarray | None = None
     count: int = 0
-    energy: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of matrices: SFT, RL
-    top: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    bound: float = 0.0  # of |<S, R>|
-    unrelated: float = 0.0
+    energy: np.ndarray = field(default_factory=lambda: np.zeros(2))  # of matrices
+    top: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    bounds: np.ndarray = field(default_factory=lambda: np.zeros(2))  # of |<S, R>|; if unrelated
 
     def add(self, gram: np.ndarray, count: int, directions: Spectrum | None) -> None:
         self.gram = gram if self.gram is None else self.gram + gram
         self.count += count
-        energies = _energies(gram)
-        product = (energies[0] * energies[1]) ** 0.5
-        if directions is None:  # a vector is its own direction: it bounds nothing
-            self.bound += product
-            self.unrelated += product
+        energies, product = _energies(gram)
+        if directions is None:  # a vector is its only direction: it bounds nothing
+            self.bounds += product
             return
-        for index, share in enumerate((directions.share, directions.other_share)):
-            self.energy[index] += energies[index]
-            self.top[index] += share * energies[index]
-        self.bound += product * directions.cosine_bound
-        self.unrelated += product * directions.cosine_bound_if_unrelated
+        self.energy += energies
+        self.top += np.array([directions.share, directions.other_share]) * energies
+        bounds = [directions.cosine_bound, directions.cosine_bound_if_unrelated]
+        self.bounds += product * np.array(bounds)
 
     def read(self, name: str) -> LayerAlignment:
         assert self.gram is not None
-        energies = _energies(self.gram)
-        lengths = (energies[0] * energies[1]) ** 0.5
-        shares = [t / e if e > 0.0 else None for t, e in zip(self.top, self.energy, strict=True)]
-        known = lengths > 0.0
-        return LayerAlignment(
-            name,
-            self.count,
-            agreement(self.gram),
-            shares[0],
-            shares[1],
-            min(1.0, self.bound / lengths) if known else None,
-            min(1.0, self.unrelated / lengths) if known else None,
-        )
+        _, product = _energies(self.gram)
+        pairs = zip(self.top.tolist(), self.energy.tolist(), strict=True)
+        shares = [top / energy if energy > 0.0 else None for top, energy in pairs]
+        bounds = [min(1.0, b / product) if product > 0.0 else None for b in self.bounds.tolist()]
+        return LayerAlignment(name, self.count, agreement(self.gram), *shares, *bounds)
 
 
-def _energies(gram: np.ndarray) -> tuple[float, float]:
-    """``|S|^2`` and ``|R|^2`` of the mean gradients; rounding may leave a little below zero."""
+def _energies(gram: np.ndarray) -> tuple[np.ndarray, float]:
+    """``[|S|^2, |R|^2]`` of the mean gradients, and ``|S| |R|``."""
     half = len(gram) // 2
-    return max(0.0, float(gram[:half, :half].mean())), max(0.0, float(gram[half:, half:].mean()))
+    # Rounding may leave a little below zero.
+    sft, rl = (max(0.0, float(part.mean())) for part in (gram[:half, :half], gram[half:, half:]))
+    return np.array([sft, rl]), (sft * rl) ** 0.5
 
 
 def agreement(gram: np.ndarray) -> GradientAgreement:
