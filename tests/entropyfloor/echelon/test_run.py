@@ -121,6 +121,7 @@ def test_ray_gives_the_same_numbers(undisturbed, recipe, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # eight starts of Python beside whatever else runs
 def test_killed_at_random_it_ends_with_the_same_numbers(undisturbed, recipe, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.to_dict()))
