@@ -16,6 +16,10 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from entropyfloor.models.checkpoint_sources import (
     CheckpointSource,
@@ -292,9 +296,12 @@ def _model_class(source: CheckpointSource, trust_remote_code: bool) -> Any:
     config = AutoConfig.from_pretrained(
         str(source.directory), trust_remote_code=trust_remote_code, local_files_only=True
     )
-    sees = AutoModelForImageTextToText._model_mapping.keys()
-    reads = AutoModelForCausalLM._model_mapping.keys()
-    only_sees = type(config) in sees and type(config) not in reads
+    # By name: looking a class up in the mappings themselves imports every family's configuration.
+    kind = config.model_type
+    only_sees = (
+        kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
     return AutoModelForImageTextToText if only_sees else AutoModelForCausalLM
 
 
