@@ -29,7 +29,10 @@ def main(argv: Sequence[str]) -> int:
         "its wheel; with --quick the small one)",
     )
     parser.add_argument(
-        "--output-dir", metavar="DIR", help="default: runs/demo, or runs/demo-quick with --quick"
+        "--output_dir",
+        "--output-dir",
+        metavar="DIR",
+        help="default: runs/demo, or runs/demo-quick with --quick",
     )
     arguments, rest = parser.parse_known_args(argv)
 
@@ -39,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     recipe = SHIPPED / ("demo_quick.yaml" if arguments.quick else "demo.yaml")
     words = [str(recipe), *rest]
     if arguments.output_dir is not None:
-        words += ["--output-dir", arguments.output_dir]
+        words += ["--output_dir", arguments.output_dir]
     if arguments.model is not None:
         words += ["--set", f"model={arguments.model!r}"]
     return echelon.main(words)

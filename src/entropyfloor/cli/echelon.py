@@ -4,12 +4,38 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from entropyfloor.cli.options import parse
 from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.rollouts.options import Output, flag
 
 FAILED = 1
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """What the command alone has."""
+
+    workers: int = flag(1, "stages at once")
+    executor: Literal["serial", "processes", "ray"] | None = flag(
+        None, "default: serial with one worker, else processes, each with a GPU of its own"
+    )
+    keep: Literal["rungs", "all", "nothing"] = flag(
+        "rungs", "weights that stay on disk: SFT's, those after GRPO too, or none"
+    )
+    retries: int = flag(1, "further tries of a stage that failed")
+    losses: list[str] | None = flag(None, "only these of the recipe's")
+    seeds: list[int] | None = flag(None, "in place of the recipe's")
+    set: list[str] = flag(
+        [],
+        "settings in place of the recipe's, in YAML: depths=[1,2] data.test=50",
+        action="extend",
+        metavar="KEY=VALUE",
+    )
+    grpo: bool = flag(True, "the recipe's grpo section, if it has one")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,7 +47,21 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv and argv[0] == "status":
         return _status(argv[1:])
-    arguments = _parser().parse_args(argv)
+    flags, output, given_recipe = parse(
+        argv,
+        *(_Flags, Output),
+        verb="echelon",
+        description="Train each loss of a recipe to growing depth, screen every rung, send it "
+        "through the same GRPO budget if the recipe has one, evaluate, compare. What is "
+        "finished is not run again. `entropyfloor echelon status DIR` says how far a run is.",
+        epilog="Exit code: 1 a stage failed in every try, 0 none did, 2 usage or data error. "
+        "Without --output_dir a run goes into runs/NAME of the recipe.",
+        positional={
+            "dest": "recipe",
+            "metavar": "RECIPE",
+            "help": "YAML file; see docs/echelon.md",
+        },
+    )
     # Must be set before the tokenizers library is used; its warning about forks is noise here.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -29,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.echelon.recipe import load_recipe
     from entropyfloor.echelon.run import run_echelon
 
-    recipe = load_recipe(_content(arguments))
-    folder = Path("runs") / recipe.name if arguments.output_dir is None else arguments.output_dir
+    recipe = load_recipe(_content(given_recipe, flags))
+    folder = Path("runs") / recipe.name if output.output_dir is None else output.folder
     console = console_for_tables()
 
     def say(line: str) -> None:
@@ -39,12 +79,12 @@ def main(argv: Sequence[str]) -> int:
     result = run_echelon(
         recipe,
         folder,
-        executor=arguments.executor,
-        workers=arguments.workers,
-        keep=arguments.keep,
-        retries=arguments.retries,
+        executor=flags.executor,
+        workers=flags.workers,
+        keep=flags.keep,
+        retries=flags.retries,
         say=say,
-        progress=not arguments.no_progress,
+        progress=output.progress,
     )
     if result.comparison is not None:
         from entropyfloor.echelon.table import echelon_terminal
@@ -70,25 +110,25 @@ RESULTS = (
 )
 
 
-def _content(arguments: argparse.Namespace) -> dict[str, Any]:
+def _content(given_recipe: str, flags: _Flags) -> dict[str, Any]:
     """The recipe as the options change it."""
     from entropyfloor.echelon.recipe import read_recipe
 
-    content = read_recipe(arguments.recipe)
-    for words in arguments.set or ():
+    content = read_recipe(given_recipe)
+    for words in flags.set:
         _set(content, words)
-    if arguments.seeds is not None:
-        content["seeds"] = arguments.seeds
-    if arguments.losses is not None:
+    if flags.seeds is not None:
+        content["seeds"] = flags.seeds
+    if flags.losses is not None:
         losses = content.get("losses") or {}
-        unknown = [name for name in arguments.losses if name not in losses]
+        unknown = [name for name in flags.losses if name not in losses]
         if unknown:
             raise ValueError(
                 f"--losses {' '.join(unknown)}: the recipe has {', '.join(losses)}; name some of "
                 "them"
             )
-        content["losses"] = {name: losses[name] for name in arguments.losses}
-    if arguments.no_grpo:
+        content["losses"] = {name: losses[name] for name in flags.losses}
+    if not flags.grpo:
         content["grpo"] = None
     return content
 
@@ -153,49 +193,3 @@ def _status(argv: Sequence[str]) -> int:
     for failure in status["failures"]:
         print_line(console, f"failed: {failure['stage']}: {failure['message']}")
     return failed
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="entropyfloor echelon",
-        description="Train each loss of a recipe to growing depth, screen every rung, send it "
-        "through the same GRPO budget if the recipe has one, evaluate, compare. What is "
-        "finished is not run again. "
-        "`entropyfloor echelon status DIR` says how far a run is.",
-        epilog="Exit code: 1 a stage failed in every try, 0 none did, 2 usage or data error.",
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file; see docs/echelon.md")
-    parser.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME of the recipe")
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="stages at once (default: 1)"
-    )
-    parser.add_argument(
-        "--executor",
-        choices=["serial", "processes", "ray"],
-        help="default: serial with one worker, else processes, each with a GPU of its own",
-    )
-    parser.add_argument(
-        "--keep",
-        choices=["rungs", "all", "nothing"],
-        default="rungs",
-        help="weights that stay on disk: SFT's, those after GRPO too, or none (default: rungs)",
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        default=1,
-        metavar="N",
-        help="further tries of a stage that failed (default: 1)",
-    )
-    parser.add_argument("--losses", nargs="+", metavar="NAME", help="only these of the recipe's")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="in place of its seeds")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        metavar="KEY=VALUE",
-        help="settings in place of the recipe's, in YAML: depths=[1,2] data.test=50",
-    )
-    parser.add_argument("--no-grpo", action="store_true", help="leave out its grpo section")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    return parser
