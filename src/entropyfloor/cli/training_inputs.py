@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +111,7 @@ def rows_for_sft(arguments: Arguments, options: dict[str, Any]) -> tuple[Any, An
         ValueError: by file and row.
 
     """
-    from entropyfloor.sft.training_rows import checked_file
+    from entropyfloor.sft.training_rows import checked_file, row_ids
 
     script, training = arguments.script, arguments.training
     dataset = load_rows(script, arguments.mixture)
@@ -120,16 +122,43 @@ def rows_for_sft(arguments: Arguments, options: dict[str, Any]) -> tuple[Any, An
     name = str(script.dataset_name or "the mixture")
     tokenizer = _tokenizer_of(arguments)
     for role, split in wanted.items():
+        where = name if split == "train" else f"{name}, split {split!r}"
         rows = checked_file(
             chosen[role],
             script.dataset_name,
-            name if split == "train" else f"{name}, split {split!r}",
+            where,
             text_field=training.dataset_text_field,
             tokenizer=tokenizer,
             options=options,
         )
-        chosen[role] = mapped_rows(rows, options)
+        chosen[role] = rows = mapped_rows(rows, options)
+        if tokenizer is not None and hasattr(rows, "__len__"):
+            model = str(arguments.model.model_name_or_path)
+            encoded = (row_ids(row, tokenizer, training.dataset_text_field) for row in rows)
+            check_embedded(encoded, model, where, largest=max(tokenizer.get_vocab().values()))
     return chosen["train"], chosen.get("test")
+
+
+def check_embedded(
+    encoded: Iterable[Sequence[int]], model: str, what: str, *, largest: int | None = None
+) -> None:
+    """Raise ValueError, by row, for a token that a model on this machine has no embedding for.
+
+    Args:
+        encoded: token ids of the rows.
+        model: directory; of a hub id nothing is known here.
+        what: names the rows.
+        largest: of the tokenizer's ids; nothing is read where all have an embedding.
+
+    """
+    if not Path(model).is_dir():
+        return
+    from entropyfloor.models.checkpoint_sources import CheckpointSource
+    from entropyfloor.models.checkpoints import check_token_ids, vocabulary_size
+
+    source = CheckpointSource(model, model, Path(model))  # `model_init_kwargs` has checked it
+    if largest is None or largest >= (vocabulary_size(source) or math.inf):
+        check_token_ids(encoded, source, what)
 
 
 def _tokenizer_of(arguments: Arguments) -> Any:

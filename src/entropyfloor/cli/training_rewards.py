@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropyfloor.cli.launching import Arguments
 from entropyfloor.cli.prompt_flags import chat_options, mapped_rows
-from entropyfloor.cli.training_inputs import load_rows, split_of
+from entropyfloor.cli.training_inputs import check_embedded, load_rows, split_of
 
 if TYPE_CHECKING:
     from entropyfloor.rollouts.prompts import PromptSet
@@ -69,9 +69,10 @@ def training_rows(
         instead: what to do instead of evaluating on ``spec``.
 
     """
-    from entropyfloor.cli.dry_run import encode_training_rows, training_tokenizer
+    from entropyfloor.cli.dry_run import training_tokenizer
     from entropyfloor.rollouts.prompts import PromptSet, load_prompts
     from entropyfloor.rollouts.reading import is_json
+    from entropyfloor.rollouts.rendering import encode_prompts
     from entropyfloor.rollouts.rewards import check_reward_columns
 
     script, training = arguments.script, arguments.training
@@ -85,7 +86,9 @@ def training_rows(
     if spec is not None:
         prompts = load_prompts(spec).with_chat_options(**options)
         check_columns(rewards, prompts)
-        encode_training_rows(prompts.rows, training_tokenizer(arguments), arguments)
+        model = str(arguments.model.model_name_or_path)
+        encoded = encode_prompts(prompts, training_tokenizer(arguments), where=model)
+        check_embedded(encoded, model, prompts.source)
         splits: Any = {"train": prompts.dataset()}
         if spec != named:
             return splits["train"], None

@@ -136,6 +136,14 @@ def _checked(row: Mapping[str, Any], columns: list[str], where: str) -> dict[str
     return found
 
 
+def row_ids(row: Mapping[str, Any], tokenizer: Any, text_field: str) -> list[int]:
+    """Token ids of a whole row; none of a row that is not ours to read."""
+    columns = _columns(row, "a row", text_field)
+    if messages := _conversation(row, columns):
+        return encode_messages(messages, row, tokenizer)
+    return list(tokenizer("".join(row[column] for column in columns))["input_ids"])
+
+
 def _conversation(row: Mapping[str, Any], columns: list[str]) -> list[Any]:
     """All messages of a row; none where it is text."""
     values = [row[column] for column in columns]

@@ -79,7 +79,7 @@ FILES = {
     "refused role": (
         second(CHAT, prompt=[{"role": "system", "content": "s"}, USER]),
         "row 1: the chat template of .* refuses .*No system",
-        tuple(verb for verb in ROWS if not verb.startswith(("gft", "grpo", "echelon"))),
+        tuple(verb for verb in ROWS if not verb.startswith("echelon")),
     ),
     "null completion": (
         second(completion=None),
@@ -105,7 +105,7 @@ FILES = {
     "token without embedding": (
         second(CHAT, prompt=[{**USER, "content": "<|new|>"}]),
         "row 1: .* token number 26[1-9].* embeddings for 261",
-        ("screen", "band", "gft-groups", "rescue", "coupling", "coupling --demos"),
+        tuple(verb for verb in ROWS if not verb.startswith("echelon")),
     ),
 }
 
