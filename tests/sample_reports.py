@@ -9,9 +9,9 @@ from entropyfloor.screening.records import (
     Histogram,
     PredictorCorrelation,
     Recommendation,
-    SequentialRecord,
 )
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.groups import degenerate_fraction, p_star
 from entropyfloor.stats.intervals import Interval
 

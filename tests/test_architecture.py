@@ -25,14 +25,8 @@ RENDERERS = re.compile(
 )
 
 # Still wrong: (module, imported module), without "entropyfloor.".
-UPWARD: set[tuple[str, str]] = {
-    ("rollouts.rollout_blocks", "screening.draw"),
-    ("rollouts.rollout_blocks", "screening.preparation"),
-    ("rollouts.rollout_blocks", "screening.screen"),
-    ("rollouts.rollout_store", "screening.measure"),
-    ("rollouts.teacher_forced", "screening.measure"),
-}
-CIRCLES = {"screening"}  # folders
+UPWARD: set[tuple[str, str]] = set()
+CIRCLES: set[str] = set()  # folders
 # (module, function) with more parameters: the public functions of the losses, keyword by keyword.
 MANY_PARAMETERS: set[tuple[str, str]] = {
     ("entropyfloor_losses.head", "linear_loss"),

@@ -32,9 +32,9 @@ def say_what_is_sampled(
         FileNotFoundError: no such checkpoint.
 
     """
+    from entropyfloor.rollouts.preparation import prepare
     from entropyfloor.rollouts.references import check_references
     from entropyfloor.rollouts.rewards import reward_by_name
-    from entropyfloor.screening.preparation import prepare
 
     prompts = options.load()
     if options.reward is not None:

@@ -160,8 +160,8 @@ def _release(trainer: Any) -> None:
 
 def _check_screening(arguments: Arguments, reward: Any) -> None:
     """Raise now what would raise after training."""
+    from entropyfloor.rollouts.preparation import check_samples
     from entropyfloor.rollouts.references import check_references
-    from entropyfloor.screening.preparation import check_samples
 
     script, training = arguments.script, arguments.training
     if script.screen_prompts is None:

@@ -72,9 +72,9 @@ def main(argv: Sequence[str]) -> int:
     )
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.cli.dry_run import say_what_is_sampled
+    from entropyfloor.rollouts.preparation import check_samples
     from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
-    from entropyfloor.screening.preparation import check_samples
     from entropyfloor.screening.screen import screen
     from entropyfloor.screening.table import (
         advice_words,

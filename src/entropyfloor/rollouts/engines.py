@@ -6,7 +6,7 @@ from the logits of each step (transformers), or computed by reading the finished
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.options import Sampling
+from entropyfloor.rollouts.preparation import Task
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
 
@@ -103,3 +104,24 @@ def _against_vllm(
             f"{device.index}"
         )
     return ""
+
+
+def ready_engine(
+    name: str,
+    task: Task,
+    checkpoint: Callable[[], LoadedCheckpoint],
+    *,
+    max_new_tokens: int,
+    trust_remote_code: bool,
+) -> Engine:
+    """Make the engine that :func:`choose_engine` chose ready to draw from one checkpoint."""
+    if name == "transformers":
+        return TransformersEngine(checkpoint())
+    from entropyfloor.rollouts.vllm_engine import VLLMEngine
+
+    return VLLMEngine(
+        task.source,
+        checkpoint(),
+        context_length=max(map(len, task.encoded)) + max_new_tokens,
+        trust_remote_code=trust_remote_code,
+    )

@@ -21,8 +21,10 @@ from entropyfloor.models.checkpoints import (
     resolve_device,
     resolve_dtype,
 )
-from entropyfloor.rollouts.engines import choose_engine
+from entropyfloor.rollouts.draw import Drawing, draw_rollouts
+from entropyfloor.rollouts.engines import choose_engine, ready_engine
 from entropyfloor.rollouts.options import Loading, Sampling
+from entropyfloor.rollouts.preparation import Task, prepare
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
@@ -35,9 +37,6 @@ from entropyfloor.rollouts.rollout_store import (
     what_determines,
 )
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.screening.draw import Drawing, draw_rollouts
-from entropyfloor.screening.preparation import Task, prepare
-from entropyfloor.screening.screen import ready_engine
 
 BLOCK = 256  # prompts whose rollouts are in memory at once
 

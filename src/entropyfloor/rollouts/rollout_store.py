@@ -31,7 +31,7 @@ from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.screening.measure import TokenSums
+from entropyfloor.rollouts.teacher_forced import TokenSums
 
 SCHEMA = "entropyfloor.rollouts"
 _LAST = "last_of_batch"

@@ -28,12 +28,25 @@ from entropyfloor.rollouts.messages import template_refusals, text_messages
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_messages
-from entropyfloor.screening.measure import TokenSums
 from entropyfloor_losses import token_statistics
 
 COLUMN = "completion"
 _ROW_TOKENS = 8192  # tokens of one forward pass, padding included
 _CHUNK_BYTES = 64 * 2**20  # logits of one chunk: 341 tokens x 49,152 entries x 4 bytes
+
+
+@dataclass(frozen=True)
+class TokenSums:
+    """Sums over the tokens of each prompt, for measures that are means over tokens.
+
+    Attributes:
+        sums: nats, one per prompt.
+        tokens: how many they are over.
+
+    """
+
+    sums: tuple[float, ...]
+    tokens: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.rollouts.draw import Drawing, replay
 from entropyfloor.rollouts.options import Sampling
+from entropyfloor.rollouts.preparation import check_samples
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore, read_folder
-from entropyfloor.screening.draw import Drawing, replay
 from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.preparation import check_samples
 from entropyfloor.screening.recommend import recommend
-from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.screening.report import ScreeningReport
+from entropyfloor.stats.group_sequential import SequentialRecord
 
 
 def screen_from_rollouts(

@@ -1,36 +1,23 @@
 """Rollouts and rewards of one checkpoint -> its measures, each with an interval over prompts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
+from entropyfloor.rollouts.teacher_forced import TokenSums
 from entropyfloor.screening.estimates import Estimates, scored_groups, scored_measures
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.records import ExampleRollout, Histogram, SequentialRecord
+from entropyfloor.screening.records import ExampleRollout, Histogram
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.verdict import judge
 from entropyfloor.stats.diversity import repetition, self_bleu, unique_fraction
+from entropyfloor.stats.group_sequential import SequentialRecord
 
 _EXAMPLE_PROMPTS, _EXAMPLE_SAMPLES = 3, 2
 _HISTOGRAM_EDGES = tuple(np.linspace(0.0, 6.0, 31).round(10).tolist())  # the last bin is open
-
-
-@dataclass(frozen=True)
-class TokenSums:
-    """Sums over the tokens of each prompt, for measures that are means over tokens.
-
-    Attributes:
-        sums: nats, one per prompt.
-        tokens: how many they are over.
-
-    """
-
-    sums: tuple[float, ...]
-    tokens: tuple[float, ...]
 
 
 def measure_checkpoint(

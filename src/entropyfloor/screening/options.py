@@ -29,7 +29,7 @@ class Judging:
         success_threshold: a rollout passes if its reward is at least this.
         greedy: with a reward, also draw one greedy rollout per prompt, for greedy pass@1.
         until_decided: look at the entropy while drawing, and stop a checkpoint once it is decided
-            to lie above or below ``tau_h``; see ``entropyfloor.screening.draw``.
+            to lie above or below ``tau_h``; see ``entropyfloor.rollouts.draw``.
         held_out: rows with prompt and ``completion``, or a spec of them, for the held-out loss; the
             prompts themselves if all of them have one.
         base: model that the KL is measured to; it stays in memory beside each checkpoint.

@@ -10,10 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # whose report has peaks
-    from entropyfloor.screening.report import CheckpointScreening
+from typing import Any
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -48,9 +45,14 @@ class Peak:
     num_checkpoints: int
 
 
-def find_peaks(checkpoints: Sequence["CheckpointScreening"]) -> tuple[Peak, ...]:
-    """Peaks of pass@k for every k, of every run of two scored checkpoints or more."""
-    runs: dict[str, list[tuple[int, CheckpointScreening]]] = {}
+def find_peaks(checkpoints: Sequence[Any]) -> tuple[Peak, ...]:
+    """Peaks of pass@k for every k, of every run of two scored checkpoints or more.
+
+    Args:
+        checkpoints: of a ``ScreeningReport``, whose module imports this one.
+
+    """
+    runs: dict[str, list[tuple[int, Any]]] = {}
     for checkpoint in checkpoints:
         path = Path(checkpoint.path)
         if (match := _STEP.fullmatch(path.name)) and checkpoint.has_reward:
@@ -84,7 +86,7 @@ def peak_words(peaks: Sequence[Peak]) -> list[str]:
     return sentences
 
 
-def _peak(run: str, k: int, steps: Sequence[tuple[int, "CheckpointScreening"]]) -> Peak:
+def _peak(run: str, k: int, steps: Sequence[tuple[int, Any]]) -> Peak:
     step, best = max(steps, key=lambda pair: (pair[1].pass_at_k[k], -pair[0]))
     last_step, last = steps[-1]
     measure = f"pass_at_{k}"

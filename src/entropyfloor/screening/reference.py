@@ -6,13 +6,12 @@ from typing import Any
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.preparation import Task
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss, kl_to_base
-from entropyfloor.screening.measure import TokenSums
-from entropyfloor.screening.preparation import Task
+from entropyfloor.rollouts.teacher_forced import Completion, TokenSums, held_out_loss, kl_to_base
 
 
 @dataclass

@@ -11,10 +11,10 @@ from entropyfloor.screening.records import (
     ExampleRollout,
     Histogram,
     Recommendation,
-    SequentialRecord,
     plain,
     restore,
 )
+from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.intervals import Interval
 
 SCHEMA = "entropyfloor.screening"

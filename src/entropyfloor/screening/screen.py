@@ -8,7 +8,7 @@ tokenizer and context.
 import gc
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,14 +19,15 @@ import transformers
 from entropyfloor import __version__
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import (
-    LoadedCheckpoint,
     dtype_record,
     load_checkpoint,
     resolve_device,
     resolve_dtype,
 )
-from entropyfloor.rollouts.engines import Engine, TransformersEngine, choose_engine
+from entropyfloor.rollouts.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
+from entropyfloor.rollouts.engines import choose_engine, ready_engine
 from entropyfloor.rollouts.options import Loading, Output, Sampling
+from entropyfloor.rollouts.preparation import check_samples, prepare
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
@@ -43,10 +44,8 @@ from entropyfloor.rollouts.rollout_store import (
     what_determines,
 )
 from entropyfloor.rollouts.teacher_forced import check_held_out
-from entropyfloor.screening.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
 from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.preparation import Task, check_samples, prepare
 from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.reference import Reference, find_held_out
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
@@ -238,24 +237,3 @@ def screen(
     report = processes.from_main(report)
     assert report is not None
     return report
-
-
-def ready_engine(
-    name: str,
-    task: Task,
-    checkpoint: Callable[[], LoadedCheckpoint],
-    *,
-    max_new_tokens: int,
-    trust_remote_code: bool,
-) -> Engine:
-    """Make the engine that :func:`choose_engine` chose ready to draw from one checkpoint."""
-    if name == "transformers":
-        return TransformersEngine(checkpoint())
-    from entropyfloor.rollouts.vllm_engine import VLLMEngine
-
-    return VLLMEngine(
-        task.source,
-        checkpoint(),
-        context_length=max(map(len, task.encoded)) + max_new_tokens,
-        trust_remote_code=trust_remote_code,
-    )

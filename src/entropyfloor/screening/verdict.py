@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.screening.options import TAU_H, check_tau_h
-from entropyfloor.screening.records import SequentialRecord
+from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.intervals import Interval
 
 READY, AT_RISK, COLLAPSED, UNDECIDED = VERDICTS = ("ready", "at risk", "collapsed", "undecided")

@@ -25,6 +25,7 @@ them, truth at the threshold) alpha = 0.03 gave 3.5 to 5.1 % decisions; on the p
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,6 +42,30 @@ class Look(NamedTuple):
     low: float
     high: float
     decision: str  # above, below or undecided
+
+
+@dataclass(frozen=True)
+class SequentialRecord:
+    """What ``--until-decided`` did to one checkpoint.
+
+    Attributes:
+        decision: ``above`` or ``below`` tau_H, or ``undecided``.
+        looks: times the rollouts were looked at.
+        samples_planned: rollouts that the full screening draws.
+        samples_drawn: rollouts that were drawn.
+        low: lower end of the interval at the last look, at that look's share of the error.
+        high: upper end.
+        error_rate: probability of a wrong decision over all looks, at most.
+
+    """
+
+    decision: str
+    looks: int
+    samples_planned: int
+    samples_drawn: int
+    low: float
+    high: float
+    error_rate: float
 
 
 def spent(fraction: float, alpha: float) -> float:

@@ -6,7 +6,8 @@ import pytest
 
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.screening.measure import TokenSums, example_rollouts, measure_checkpoint
+from entropyfloor.rollouts.teacher_forced import TokenSums
+from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
 from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import p_star
 

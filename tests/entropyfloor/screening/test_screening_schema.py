@@ -12,9 +12,9 @@ from entropyfloor.screening.records import (
     Histogram,
     PredictorCorrelation,
     Recommendation,
-    SequentialRecord,
 )
 from entropyfloor.screening.report import SCHEMA, SCHEMA_VERSION, CheckpointScreening
+from entropyfloor.stats.group_sequential import SequentialRecord
 from sample_reports import report
 
 DOCUMENT = json.loads(

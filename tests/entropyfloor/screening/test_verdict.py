@@ -1,9 +1,9 @@
 import pytest
 
 from entropyfloor.screening.recommend import recommend
-from entropyfloor.screening.records import SequentialRecord
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.verdict import judge
+from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.groups import p_star
 from entropyfloor.stats.intervals import Interval
 from entropyfloor.stats.rank_correlation import spearman

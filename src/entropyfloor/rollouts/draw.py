@@ -19,8 +19,7 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import RolloutStore
 from entropyfloor.rollouts.scoring import score_rollouts
-from entropyfloor.screening.records import SequentialRecord
-from entropyfloor.stats.group_sequential import bounds, look
+from entropyfloor.stats.group_sequential import SequentialRecord, bounds, look
 
 # Below the 5 % that is promised: entropies are skewed, which costs up to 2 points at few prompts.
 ERROR_RATE = 0.03
