@@ -98,12 +98,26 @@ def checked_file(dataset: Any, path: str | None, name: str, **options: Any) -> A
         if path is None or not (mixed and is_json(path) and hasattr(dataset, "__len__")):
             return checked_rows(dataset, name, **options)
         rows = checked_rows(list(read_rows(path)), name, **options)
+        # Text beside conversations becomes conversations where --chat asks for it.
+        rows = [row_with_chat_options(row, **(options.get("options") or {})) for row in rows]
         read = _columns(rows[0], name, options.get("text_field", "text"))
         texts = {column: [row[column] for row in rows] for column in read if column in mixed}
+        for column, values in texts.items():
+            _check_one_kind(column, values, name)
         others = dataset.remove_columns(list(texts))
         as_text = Dataset.from_dict(texts)
         parts = [part for part in (others, as_text) if part.column_names]
         return concatenate_datasets(parts, axis=1)
+
+
+def _check_one_kind(column: str, values: list[Any], name: str) -> None:
+    """Raise ValueError, by row, for a column of texts and conversations: a table has one kind."""
+    plain = [isinstance(value, str) for value in values]
+    if any(plain) and not all(plain):
+        raise ValueError(
+            f"{name}, row {plain.index(True)}: {column!r} is text, and a conversation in row "
+            f"{plain.index(False)}; send text as messages too (--chat), or train on one kind"
+        )
 
 
 def _columns(row: Mapping[str, Any], name: str, text_field: str) -> list[str]:

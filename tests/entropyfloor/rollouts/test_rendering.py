@@ -180,6 +180,16 @@ def test_dry_run(verb, dash, model, write_jsonl, tmp_path, monkeypatch, capsys):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_sft_has_one_kind_of_row(model, write_jsonl, tmp_path, monkeypatch, capsys):
+    """trl reads the first row's kind as that of all."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(ROWS[:2], "rows.jsonl")
+    argv = [*VERBS["sft"].split(), "--use_cpu", "True", "--bf16", "False", "--dry_run"]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert "rows.jsonl, row 0: 'prompt' is text, and a conversation in row 1" in said
+
+
 def test_the_report_shows_the_first_prompt(model, write_jsonl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_jsonl(ROWS, "rows.jsonl")
