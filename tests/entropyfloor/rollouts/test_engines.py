@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from entropyfloor.models.checkpoint_sources import find_checkpoints
@@ -164,7 +165,7 @@ def test_what_vllm_cannot_do_is_said_before_anything_is_loaded(save_checkpoint, 
     adapter = directory.parent / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{directory}"}}')
-    (adapter / "adapter_model.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, adapter / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="adapter is an adapter; merge it into its base first"):
         chosen("vllm", adapter)
     monkeypatch.setitem(sys.modules, "vllm", None)
