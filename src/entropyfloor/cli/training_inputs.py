@@ -61,11 +61,11 @@ def load_rows(script: Any, mixture: Any) -> Any:
             "no training data: give --dataset_name (a JSON Lines file, a folder or a hub id), or "
             "`datasets:` in the --config file"
         )
-    if mixture.datasets:
-        return get_dataset(mixture)
-    if _kind(name) in _FORMATS and not Path(name).is_file():
+    if not mixture.datasets and _kind(name) in _FORMATS and not Path(name).is_file():
         raise FileNotFoundError(f"there is no file {name}")
     try:
+        if mixture.datasets:
+            return get_dataset(mixture)
         with as_written(name, lambda _: None):
             return _load(name, script)
     except Exception as error:
@@ -73,6 +73,9 @@ def load_rows(script: Any, mixture: Any) -> Any:
         if words is None:
             raise
         here = "cannot be loaded"
+        if mixture.datasets:
+            parts = [f"{part.path} {part.data_files or ''}".strip() for part in mixture.datasets]
+            raise ValueError(f"`datasets:` ({', '.join(parts)}) {here}: {words}") from error
         if not Path(name).exists():
             here = "is neither data here nor a hub data set that can be loaded"
         raise ValueError(f"--dataset_name {name} {here}: {words}") from error

@@ -30,13 +30,14 @@ from entropyfloor.echelon.recipe import Recipe
 from entropyfloor.echelon.worked_sums import draw_problems, worked_rows
 from entropyfloor.io import write_atomic
 from entropyfloor.models.checkpoint_sources import check_checkpoint
-from entropyfloor.models.checkpoints import load_tokenizer
+from entropyfloor.models.checkpoints import check_token_ids, load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
+from entropyfloor.rollouts.preparation import prepare
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.reading import as_written
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import reward_by_name
-from entropyfloor.sft.training_rows import checked_file, checked_rows
+from entropyfloor.sft.training_rows import checked_file, checked_rows, row_ids
 
 _RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from
 _WORKED_TOKENS = 56  # the longest worked solution has 49 in SmolLM2's tokenizer
@@ -186,6 +187,8 @@ def check_sources(data: Sources) -> None:
     """
     recipe = data.recipe
     _check_checkpoints(recipe)
+    if recipe.model["name"] not in {*_BUILT, "smollm2"}:
+        _check_readable(data, recipe.model["name"])
     reward = reward_by_name(data.reward)
     check_references(reward, data.test)
     if any(recipe.is_gft(loss) for loss in recipe.losses):
@@ -201,6 +204,21 @@ def check_sources(data: Sources) -> None:
             f"a GRPO step takes {needed} prompts and there are {len(data.rl)}: give more, or lower "
             "prompts_per_step"
         )
+
+
+def _check_readable(data: Sources, model: str) -> None:
+    """Raise ValueError, by row, for what a model's chat template or its embeddings cannot read."""
+    source = check_checkpoint(model)
+    tokenizer = load_tokenizer(source)
+    where = str(data.recipe.data.get("train", "the rows for SFT"))
+    checked_rows(list(data.rows), where, tokenizer=tokenizer)
+    check_token_ids((row_ids(row, tokenizer, "text") for row in data.rows), source, where)
+    held_out = [(data.test, data.tokens(after_rl=False))]
+    if data.rl:
+        rl = PromptSet(data.rl, str(data.recipe.data.get("rl", "prompts for RL")))
+        held_out.append((rl, data.tokens(after_rl=True)))
+    for prompts, tokens in held_out:
+        prepare([model], prompts, None, max_new_tokens=tokens, trust_remote_code=False)
 
 
 def _check_model(model: Mapping[str, Any], task: str) -> None:

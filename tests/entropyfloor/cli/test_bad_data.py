@@ -79,7 +79,7 @@ FILES = {
     "refused role": (
         second(CHAT, prompt=[{"role": "system", "content": "s"}, USER]),
         "row 1: the chat template of .* refuses .*No system",
-        tuple(verb for verb in ROWS if not verb.startswith("echelon")),
+        ROWS,
     ),
     "null completion": (
         second(completion=None),
@@ -105,7 +105,7 @@ FILES = {
     "token without embedding": (
         second(CHAT, prompt=[{**USER, "content": "<|new|>"}]),
         "row 1: .* token number 26[1-9].* embeddings for 261",
-        tuple(verb for verb in ROWS if not verb.startswith("echelon")),
+        ROWS,
     ),
 }
 
@@ -217,6 +217,17 @@ def test_a_saved_dataset_that_was_cut(verb_on, tmp_path, capsys):
     data.write_bytes(data.read_bytes()[:300])
     for verb in ("screen", "sft"):
         refused(verb_on(verb, folder), "bad_dataset.* cannot be", capsys)
+
+
+def test_a_bad_file_of_a_mixture(verb_on, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_bytes(FILES["cut"][0])
+    config = tmp_path / "config.yaml"
+    files = {"path": "json", "data_files": str(tmp_path / "bad.jsonl")}
+    config.write_text(json.dumps({"datasets": [files]}))
+    argv = verb_on("sft", "none")
+    place = argv.index("--dataset_name")
+    argv = [*argv[:place], *argv[place + 2 :], "--config", str(config)]
+    refused(argv, r"`datasets:` \(json .*bad\.jsonl\) cannot be loaded", capsys)
 
 
 @pytest.mark.parametrize("cut", [4, 200, -1])
