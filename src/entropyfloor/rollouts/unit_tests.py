@@ -137,12 +137,6 @@ def _program(row: Mapping[str, Any], tests: str | None, text: str) -> Program | 
     return program_of(text, row.get("prompt"), tests, row.get("entry_point"))
 
 
-def _is_solution(text: str, prompt: Any) -> bool:
-    """Whether it is a program, or the body of the function that the prompt begins."""
-    code = code_in(text)
-    return _tree(code) is not None or _tree(completion_text(prompt) + code) is not None
-
-
 def unit_tests_in(sandbox: Sandbox) -> Callable[..., list[float | None]]:
     """The reward :func:`unit_tests` in a sandbox of your choice."""
 
