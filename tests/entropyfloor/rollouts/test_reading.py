@@ -17,7 +17,7 @@ LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
         ("mark.jsonl", LINES.encode("utf-8-sig")),
         ("windows.jsonl", (LINES.replace("\n", "\r\n") + "\r\n\r\n").encode()),
         ("array.json", json.dumps(ROWS, indent=2, ensure_ascii=False).encode("utf-8-sig")),
-        ("packed.jsonl.gz", gzip.compress(LINES.encode())),
+        ("packed.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
     ],
 )
 def test_one_file_in_every_way_it_may_be_written(tmp_path, name, content):
