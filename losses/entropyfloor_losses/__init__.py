@@ -9,7 +9,6 @@ Every loss maps `TokenStatistics` to one value per token and runs on every engin
 `linear_token_statistics` where per-token gradients are needed).
 """
 
-from .base import BaseHead, BaseTopK
 from .bounded_probability import BoundedProbabilityLoss
 from .cross_entropy import CrossEntropyLoss
 from .entropy_bonus import EntropyBonusLoss
@@ -20,6 +19,7 @@ from .head import linear_loss, linear_token_statistics
 from .inputs import IGNORE_INDEX
 from .plain import token_statistics
 from .reduction import reduce_tokens, token_mean
+from .reference import ReferenceHead, ReferenceTopK
 from .registry import (
     LOSS_NAMES,
     loss_by_name,
@@ -34,8 +34,6 @@ __all__ = [
     "IGNORE_INDEX",
     "LOSS_NAMES",
     "PLACES",
-    "BaseHead",
-    "BaseTopK",
     "BoundedProbabilityLoss",
     "CrossEntropyLoss",
     "EntropyBonusLoss",
@@ -44,6 +42,8 @@ __all__ = [
     "GroupAdvantages",
     "GroupFineTuningLoss",
     "PenalisedLoss",
+    "ReferenceHead",
+    "ReferenceTopK",
     "SelectiveEntropyLoss",
     "StatisticsRequest",
     "TokenStatistics",

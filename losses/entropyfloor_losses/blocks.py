@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import BaseTopK
 from .inputs import check_positive
+from .reference import ReferenceTopK
 
 # Columns per tile when looking for the row maximum and the top k. The k largest entries of a row
 # lie in the k tiles with the largest maxima, so one vectorised pass serves the maximum, argmax and
@@ -93,8 +93,9 @@ class Block:
         likeliest: ``[R, k]`` the k largest s, descending; k what the request asks for.
         likeliest_columns: ``[R, k]`` their tokens.
         first_argmax: ``[R]`` the first of the most likely tokens.
-        base_logits: ``[R, V]`` final logits of the base model, or None; free for ``base_kl``.
-        base_top_k: the base model by its most likely tokens instead, or None.
+        reference_logits: ``[R, V]`` final logits of the reference model, or None; may be
+            written to.
+        reference_top_k: the reference model by its most likely tokens instead, or None.
 
     """
 
@@ -108,8 +109,8 @@ class Block:
     likeliest: Tensor
     likeliest_columns: Tensor
     first_argmax: Tensor
-    base_logits: Tensor | None
-    base_top_k: BaseTopK | None
+    reference_logits: Tensor | None
+    reference_top_k: ReferenceTopK | None
 
     @classmethod
     def of(
@@ -118,8 +119,8 @@ class Block:
         labels: Tensor,
         scratch: Tensor,
         likeliest: int,
-        base_logits: Tensor | None = None,
-        base_top_k: BaseTopK | None = None,
+        reference_logits: Tensor | None = None,
+        reference_top_k: ReferenceTopK | None = None,
     ) -> Block:
         """Shift final logits ``[R, V]`` in place and sum what all statistics share."""
         largest, columns, first_argmax = _top_candidates(logits, likeliest)
@@ -137,8 +138,8 @@ class Block:
             likeliest=largest - maximum.unsqueeze(1),
             likeliest_columns=columns,
             first_argmax=first_argmax,
-            base_logits=base_logits,
-            base_top_k=base_top_k,
+            reference_logits=reference_logits,
+            reference_top_k=reference_top_k,
         )
 
     def log_p_of(self, columns: Tensor) -> Tensor:
@@ -227,10 +228,12 @@ def _top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]
     chosen = tile_maxima.topk(count, dim=-1).indices
     inside = tiled.gather(1, chosen.unsqueeze(-1).expand(rows, count, _TILE)).flatten(1)
     tail = logits[:, whole:]
-    values, places = torch.cat([inside, tail], dim=1).topk(count, dim=-1)
-    tile = chosen.gather(1, (places // _TILE).clamp(max=count - 1))
-    in_tail = places >= count * _TILE
-    columns = torch.where(in_tail, places - count * _TILE + whole, tile * _TILE + places % _TILE)
+    values, positions = torch.cat([inside, tail], dim=1).topk(count, dim=-1)
+    tile = chosen.gather(1, (positions // _TILE).clamp(max=count - 1))
+    in_tail = positions >= count * _TILE
+    columns = torch.where(
+        in_tail, positions - count * _TILE + whole, tile * _TILE + positions % _TILE
+    )
     first_tile = tile_maxima.argmax(-1)
     in_tile = tiled[torch.arange(rows, device=logits.device), first_tile].argmax(-1)
     first_argmax = first_tile * _TILE + in_tile

@@ -37,17 +37,17 @@ class EntropyTerm:
             raise ValueError(f"place is {self.place!r}; choose one of {', '.join(PLACES)}")
 
     @property
-    def needs_base(self) -> bool:
+    def needs_reference(self) -> bool:
         """Whether the term compares with another model: the base, or the one of the onset."""
         return self.place != "uniform"
 
     def extend(self, request: StatisticsRequest) -> StatisticsRequest:
         """``request`` and what this term needs; the top-k mass stays at the loss's own k."""
-        return request.including(base_kl=True) if self.needs_base else request
+        return request.including(reference_kl=True) if self.needs_reference else request
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token values in nats, 0 where ignored."""
-        return statistics.base_kl if self.needs_base else -statistics.entropy
+        return statistics.reference_kl if self.needs_reference else -statistics.entropy
 
 
 @dataclass
@@ -68,8 +68,8 @@ class PenalisedLoss:
     @property
     def request(self) -> StatisticsRequest:
         """What both need; without weight only what the loss needs."""
-        own = getattr(self.loss, "request", None) or StatisticsRequest()
-        return self.term.extend(own) if self.weight > 0 else own
+        request = getattr(self.loss, "request", None) or StatisticsRequest()
+        return self.term.extend(request) if self.weight > 0 else request
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss, 0 where ignored. Differentiable."""

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .base import BaseHead, BaseTopK, finite_bias
 from .blocks import Block, LogitGradient, LogitTransform
 from .inputs import (
     IGNORE_INDEX,
@@ -40,6 +39,7 @@ from .inputs import (
     statistics_dtype,
 )
 from .reduction import token_mean
+from .reference import ReferenceHead, ReferenceTopK, finite_bias
 from .request import StatisticsRequest, TokenStatistics
 from .statistics import STATISTICS
 
@@ -68,7 +68,7 @@ def linear_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
-    base: BaseHead | BaseTopK | None = None,
+    reference: ReferenceHead | ReferenceTopK | None = None,
     advantages: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, TokenStatistics]:
@@ -89,9 +89,9 @@ def linear_loss(
         temperature: > 0, divides the logits.
         softcap: ``c * tanh(logits / c)``, or None.
         logit_scale: factor on the raw products, before the cap.
-        base: hidden states and head of a base model at the same positions, for losses that ask for
-            ``base_kl``: one more matrix product and one more chunk of logits, no gradient. Or its
-            most likely tokens: no product.
+        reference: hidden states and head of a reference model at the same positions, for losses
+            that ask for ``reference_kl``: one more matrix product and one more chunk of logits, no
+            gradient. Or its most likely tokens: no product.
         advantages: ``[...]``, the labels' shape, for losses that weight tokens by them.
         chunk_size: tokens per chunk; default: even chunks of at most 320 MiB of logits (512 MiB on
             accelerators).
@@ -113,7 +113,7 @@ def linear_loss(
         )
     transform = LogitTransform(logit_scale, softcap, temperature)
     _check_head(hidden, weight, labels, bias)
-    call = _Call.of(hidden, weight, labels, request, transform, base, advantages, chunk_size)
+    call = _Call.of(hidden, weight, labels, request, transform, reference, advantages, chunk_size)
     count = call.labels.numel() if num_items is None else num_items
     with _no_autocast(hidden):
         objective, *values = _LinearLoss.apply(call.hidden, weight, bias, loss, call, count)
@@ -131,7 +131,7 @@ def linear_token_statistics(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
-    base: BaseHead | BaseTopK | None = None,
+    reference: ReferenceHead | ReferenceTopK | None = None,
     advantages: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> TokenStatistics:
@@ -143,7 +143,7 @@ def linear_token_statistics(
     request = request or StatisticsRequest(top_k=top_k)
     transform = LogitTransform(logit_scale, softcap, temperature)
     _check_head(hidden, weight, labels, bias)
-    call = _Call.of(hidden, weight, labels, request, transform, base, advantages, chunk_size)
+    call = _Call.of(hidden, weight, labels, request, transform, reference, advantages, chunk_size)
     return call.unflatten(_LinearTokenStatistics.apply(call.hidden, weight, bias, call))
 
 
@@ -183,7 +183,7 @@ class _Call:
     labels: Tensor  # [n]
     scored: Tensor  # the caller's shape
     request: StatisticsRequest
-    base: BaseHead | BaseTopK | None  # of the scored tokens
+    reference: ReferenceHead | ReferenceTopK | None  # of the scored tokens
     advantages: Tensor | None  # [n]
     compute_dtype: torch.dtype
     chunk_size: int
@@ -200,17 +200,17 @@ class _Call:
         labels: Tensor,
         request: StatisticsRequest,
         transform: LogitTransform,
-        base: BaseHead | BaseTopK | None,
+        reference: ReferenceHead | ReferenceTopK | None,
         advantages: Tensor | None,
         chunk_size: int | None,
     ) -> _Call:
         """`linear_loss` documents the arguments and what is refused."""
         vocabulary, device_type = weight.shape[0], hidden.device.type
         check_labels(labels, vocabulary)
-        request.check(vocabulary, base is not None)
+        request.check(vocabulary, reference is not None)
         check_advantages(advantages, labels)
-        if base is not None:
-            base.check(labels, vocabulary)
+        if reference is not None:
+            reference.check(labels, vocabulary)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be an integer >= 1")
         scored = labels != IGNORE_INDEX
@@ -225,7 +225,7 @@ class _Call:
             scored=scored,
             request=request,
             transform=transform,
-            base=None if base is None else base.at(scored, compute_dtype),
+            reference=None if reference is None else reference.at(scored, compute_dtype),
             advantages=None if advantages is None else advantages.detach()[scored].to(dtype),
             compute_dtype=compute_dtype,
             chunk_size=chunk_size or _even_chunk(len(kept), row_bytes, device_type),
@@ -399,7 +399,7 @@ class _Pass:
     dtype: torch.dtype  # of statistics and logits
     logits: Tensor  # [chunk, V]
     scratch: Tensor  # [block, V]
-    base_logits: Tensor | None  # [chunk, V]
+    reference_logits: Tensor | None  # [chunk, V]
     values: dict[str, Tensor]  # statistics, [n]
     grad_hidden: Tensor | None
     grad_weight: Tensor | None
@@ -436,7 +436,9 @@ class _Pass:
             dtype=dtype,
             logits=buffer(chunk, vocabulary),
             scratch=buffer(block, vocabulary),
-            base_logits=buffer(chunk, vocabulary) if isinstance(call.base, BaseHead) else None,
+            reference_logits=buffer(chunk, vocabulary)
+            if isinstance(call.reference, ReferenceHead)
+            else None,
             values={
                 name: torch.empty(
                     tokens, dtype=STATISTICS[name].dtype or dtype, device=hidden.device
@@ -466,12 +468,17 @@ class _Pass:
         logits = self.logits[: span.stop - span.start]
         _write_logits(self.hidden[span].to(call.compute_dtype), self.weight, self.bias, out=logits)
         call.transform.apply_(logits)
-        base_logits = None
-        if isinstance(call.base, BaseHead):
-            assert self.base_logits is not None
-            base_logits = self.base_logits[: len(logits)]
-            _write_logits(call.base.hidden[span], call.base.weight, call.base.bias, out=base_logits)
-            call.transform.apply_(base_logits)
+        reference_logits = None
+        if isinstance(call.reference, ReferenceHead):
+            assert self.reference_logits is not None
+            reference_logits = self.reference_logits[: len(logits)]
+            _write_logits(
+                call.reference.hidden[span],
+                call.reference.weight,
+                call.reference.bias,
+                out=reference_logits,
+            )
+            call.transform.apply_(reference_logits)
         blocks = []
         for rows in self._block_rows(span):
             at = slice(span.start + rows.start, span.start + rows.stop)
@@ -480,8 +487,8 @@ class _Pass:
                 call.labels[at],
                 self.scratch[: rows.stop - rows.start],
                 call.request.likeliest,
-                None if base_logits is None else base_logits[rows],
-                call.base.rows(at) if isinstance(call.base, BaseTopK) else None,
+                None if reference_logits is None else reference_logits[rows],
+                call.reference.rows(at) if isinstance(call.reference, ReferenceTopK) else None,
             )
             for name, option in call.request.options.items():
                 self.values[name][at] = STATISTICS[name].fold(block, option)

@@ -29,7 +29,7 @@ def token_statistics(
     temperature: float = 1.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
-    base_logits: Tensor | None = None,
+    reference_logits: Tensor | None = None,
     advantages: Tensor | None = None,
 ) -> TokenStatistics:
     """Token statistics from full logits: the readable reference, differentiable by plain autograd.
@@ -45,8 +45,8 @@ def token_statistics(
         softcap: c > 0 maps logits to ``c * tanh(logits / c)`` (Gemma 2). HF models' own logits are
             already capped and scaled: leave the defaults for them.
         logit_scale: factor on the raw logits, before the cap (Cohere; Granite: 1 / logits_scaling).
-        base_logits: ``[..., V]`` of the base model, raw like ``logits`` and turned into final ones
-            the same way; needed for ``base_kl``, without gradient.
+        reference_logits: ``[..., V]`` of the reference model, raw like ``logits`` and turned into
+            final ones the same way; needed for ``reference_kl``, without gradient.
         advantages: ``[...]``, the labels' shape: handed on to the loss as ``advantage``.
 
     Raises:
@@ -61,7 +61,7 @@ def token_statistics(
             "they must be [..., V] and [...] with the same leading dimensions"
         )
     check_labels(labels, logits.shape[-1])
-    request.check(logits.shape[-1], base_logits is not None)
+    request.check(logits.shape[-1], reference_logits is not None)
     check_advantages(advantages, labels)
     scored = labels != IGNORE_INDEX
     z = transform.logits(logits.to(statistics_dtype(logits.dtype)))
@@ -69,8 +69,8 @@ def token_statistics(
         raise ValueError(nonfinite_message("the logits"))
     z = z.clamp(min=MASKED_LOGIT)
     log_b = None
-    if base_logits is not None:
-        raw = base_logits.detach().to(statistics_dtype(base_logits.dtype))
+    if reference_logits is not None:
+        raw = reference_logits.detach().to(statistics_dtype(reference_logits.dtype))
         log_b = torch.log_softmax(transform.logits(raw).clamp(min=MASKED_LOGIT), dim=-1)
     of = Distribution(z, torch.log_softmax(z, dim=-1), labels.clamp(min=0), log_b)
 

@@ -15,8 +15,8 @@ class StatisticsRequest:
 
     Args:
         options: ``top_k``, k of ``top_k_mass`` (2); ``mean_log_prob=True``; ``gem_beta``, beta > 0
-            of ``tempered_log_prob``; ``top_k_entropy``, its k >= 2; ``base_kl=True``. None leaves a
-            statistic out.
+            of ``tempered_log_prob``; ``top_k_entropy``, its k >= 2; ``reference_kl=True``. None
+            leaves a statistic out.
 
     Attributes:
         options: by the statistic's name, in the order of `STATISTICS`.
@@ -57,20 +57,22 @@ class StatisticsRequest:
         mine = {STATISTICS[name].option: value for name, value in self.options.items()}
         return StatisticsRequest(**{**mine, **options})
 
-    def check(self, vocabulary: int, base_given: bool) -> None:
-        """Refuse k above the vocabulary, a KL without a base, and a base that nobody asked for."""
+    def check(self, vocabulary: int, has_reference: bool) -> None:
+        """Refuse k above the vocabulary, a KL without a reference, a reference without a KL."""
         for name, value in self.options.items():
             if STATISTICS[name].likeliest(value) > vocabulary:
                 raise ValueError(
                     f"{STATISTICS[name].option} is {value}, more than the vocabulary of "
                     f"{vocabulary} tokens"
                 )
-        if base_given != ("base_kl" in self.options):
+        if has_reference != ("reference_kl" in self.options):
             raise ValueError(
-                "a base model was given but nothing would use it: the request has no base_kl=True"
-                if base_given
-                else "base_kl was asked for and no base model was given: pass base=BaseHead(...) "
-                "or BaseTopK(...) to the fused engines, base_logits=... to token_statistics"
+                "a reference model was given but nothing would use it: the request has no "
+                "reference_kl=True"
+                if has_reference
+                else "reference_kl was asked for and no reference model was given: pass "
+                "reference=ReferenceHead(...) or ReferenceTopK(...) to the fused engines, "
+                "reference_logits=... to token_statistics"
             )
 
     def __eq__(self, other: object) -> bool:
@@ -96,7 +98,7 @@ class TokenStatistics:
         mean_log_prob: mean of log p over the vocabulary, on request.
         tempered_log_prob: GEM's sum_v q_v log p_v with q detached, on request.
         top_k_entropy: entropy within the k most likely tokens, nats, in [0, log k], on request.
-        base_kl: KL divergence from the base model to the model, nats, >= 0, on request.
+        reference_kl: KL divergence from the reference model to the model, nats, >= 0, on request.
         advantage: what the caller gave for each token, a constant.
 
     All floating ones except ``top_k_mass`` carry gradients when they come from `token_statistics`
@@ -116,7 +118,7 @@ class TokenStatistics:
     mean_log_prob: Tensor
     tempered_log_prob: Tensor
     top_k_entropy: Tensor
-    base_kl: Tensor
+    reference_kl: Tensor
     advantage: Tensor
 
     def __init__(self, *, scored: Tensor, advantage: Tensor | None = None, **values: Tensor):

@@ -7,7 +7,7 @@
     mean_log_prob      (1/V) sum_v log p_v             (label smoothing)
     tempered_log_prob  sum_v q_v log p_v, q = softmax(z / beta) without gradient   (GEM)
     top_k_entropy      entropy of p renormalised on its k most likely tokens (which: no gradient)
-    base_kl            KL(b || p), b a base model's distribution
+    reference_kl            KL(b || p), b a reference model's distribution
 
 with z the final logits of one position, p = softmax(z), y its label.
 
@@ -43,7 +43,7 @@ class Distribution:
         z: ``[..., V]`` final logits.
         log_p: ``[..., V]`` their log-softmax.
         labels: ``[...]`` int64 in [0, V), anything where ignored.
-        log_b: ``[..., V]`` log-probabilities of the base model, or None.
+        log_b: ``[..., V]`` log-probabilities of the reference model, or None.
 
     """
 
@@ -131,32 +131,37 @@ def _top_k_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, k: An
     terms.add_columns(terms.block.likeliest_columns[:, :k], slope.mul_(-upstream.unsqueeze(1)))
 
 
-def _base_kl(block: Block, option: Any) -> Tensor:
-    """Of a base by its k most likely tokens: of k + 1 events, the last being any other token."""
-    if block.base_top_k is not None:
-        log_b, log_p = block.base_top_k.log_probs, block.log_p_of(block.base_top_k.indices)
-        rest = block.base_top_k.rest()
+def _reference_kl(block: Block, option: Any) -> Tensor:
+    """Of a reference by its k likeliest tokens: of k + 1 events, the last being any other token."""
+    if block.reference_top_k is not None:
+        log_b, log_p = (
+            block.reference_top_k.log_probs,
+            block.log_p_of(block.reference_top_k.indices),
+        )
+        rest = block.reference_top_k.rest()
         others = torch.xlogy(rest, rest / _rest_of(log_p)).squeeze(1)
         return (log_b.exp() * (log_b - log_p)).sum(-1) + others
-    assert block.base_logits is not None
-    log_b = block.base_logits.sub_(block.base_logits.logsumexp(-1, keepdim=True))
+    assert block.reference_logits is not None
+    log_b = block.reference_logits.sub_(block.reference_logits.logsumexp(-1, keepdim=True))
     ratio = torch.sub(log_b, block.shifted, out=block.scratch).add_(block.log_sum.unsqueeze(1))
-    b = log_b.exp_()  # stays in base_logits for the gradient
+    b = log_b.exp_()  # stays in reference_logits for the gradient
     return torch.mul(b, ratio, out=ratio).sum(-1)
 
 
-def _base_kl_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, option: Any) -> None:
-    """P - b; outside the base's k tokens p (1 - b' / p'), of the probability of all others."""
-    few, base_logits = terms.block.base_top_k, terms.block.base_logits
-    if few is None:
-        assert base_logits is not None
-        terms.add_dense(base_logits, -upstream)
+def _reference_kl_gradient(
+    terms: LogitGradient, value: Tensor, upstream: Tensor, option: Any
+) -> None:
+    """P - b; outside the reference's k tokens p (1 - b' / p'), of the probability of all others."""
+    top_k, reference_logits = terms.block.reference_top_k, terms.block.reference_logits
+    if top_k is None:
+        assert reference_logits is not None
+        terms.add_dense(reference_logits, -upstream)
         terms.add_p(upstream)
         return
-    log_p = terms.block.log_p_of(few.indices)
-    share = few.rest() / _rest_of(log_p)
-    inside = log_p.exp().mul_(share).sub_(few.log_probs.exp())
-    terms.add_columns(few.indices, inside.mul_(upstream.unsqueeze(1)))
+    log_p = terms.block.log_p_of(top_k.indices)
+    share = top_k.rest() / _rest_of(log_p)
+    inside = log_p.exp().mul_(share).sub_(top_k.log_probs.exp())
+    terms.add_columns(top_k.indices, inside.mul_(upstream.unsqueeze(1)))
     terms.add_p(upstream * (1.0 - share.squeeze(1)))
 
 
@@ -166,7 +171,7 @@ def _rest_of(log_p: Tensor) -> Tensor:
     return rest.clamp_(min=torch.finfo(log_p.dtype).eps)
 
 
-def _base_of(of: Distribution) -> Tensor:
+def _reference_of(of: Distribution) -> Tensor:
     assert of.log_b is not None
     return of.log_b
 
@@ -230,10 +235,10 @@ STATISTICS: dict[str, Statistic] = {
             add_gradient=_top_k_gradient,
         ),
         Statistic(
-            "base_kl",
-            plain=lambda of, _: (_base_of(of).exp() * (_base_of(of) - of.log_p)).sum(-1),
-            fold=_base_kl,
-            add_gradient=_base_kl_gradient,
+            "reference_kl",
+            plain=lambda of, _: (_reference_of(of).exp() * (_reference_of(of) - of.log_p)).sum(-1),
+            fold=_reference_kl,
+            add_gradient=_reference_kl_gradient,
         ),
     )
 }

@@ -91,13 +91,17 @@ def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
 
 
 def check_settings(
-    folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, holds: str = "holds a run"
+    folder: Path,
+    before: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    holds: str = "holds a run",
 ) -> None:
     """Refuse to go on in a folder that was made with other settings.
 
     Args:
         folder: for the message.
-        found: what it was made with, as read from JSON.
+        before: what it was made with, as read from JSON.
         wanted: what is wanted now; plain data for JSON.
         holds: verb and object of the message.
 
@@ -106,10 +110,10 @@ def check_settings(
 
     """
     now = json.loads(json.dumps(wanted))
-    differ = [key for key in {**now, **found} if now.get(key) != found.get(key)]
+    differ = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     if differ:
         listed = "; ".join(
-            f"{key}: {found.get(key)!r} then, {now.get(key)!r} now" for key in differ
+            f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differ
         )
         raise ValueError(
             f"{folder} {holds} with other settings ({listed}), which must not be mixed: give "

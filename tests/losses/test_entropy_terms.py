@@ -1,4 +1,4 @@
-"""Entropy terms against numpy references: KL to a base model, entropy, entropy of the top k."""
+"""Entropy terms against numpy: KL to a reference model, entropy, entropy of the top k."""
 
 import math
 
@@ -10,11 +10,11 @@ from reference import Head, _parts, entropy_bonus, log_softmax
 from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 from entropyfloor_losses import (
     PLACES,
-    BaseHead,
-    BaseTopK,
     CrossEntropyLoss,
     EntropyTerm,
     PenalisedLoss,
+    ReferenceHead,
+    ReferenceTopK,
     SelectiveEntropyLoss,
     StatisticsRequest,
     linear_loss,
@@ -73,11 +73,11 @@ REFERENCES = {
 }
 
 
-def base_for(name, base):
-    return BaseHead(*base) if name.endswith("anchor") else None
+def reference_for(name, reference):
+    return ReferenceHead(*reference) if name.endswith("anchor") else None
 
 
-def base_problem(shape, scale, width=5):
+def reference_problem(shape, scale, width=5):
     """Another model at the same positions: its own width, close to the first in no way."""
     rng = np.random.default_rng(7)
     hidden = rng.normal(size=(shape[0], width))
@@ -86,11 +86,11 @@ def base_problem(shape, scale, width=5):
     return tuple(torch.tensor(x) for x in (hidden, weight, bias))
 
 
-def expected(name, head: Head, tensors, base, upstream):
+def expected(name, head: Head, tensors, reference, upstream):
     hidden, weight, bias, labels = (t.numpy() for t in tensors)
     raw = hidden @ weight.T + bias
-    raw_base = base[0].numpy() @ base[1].numpy().T + base[2].numpy()
-    value, slope = REFERENCES[name](head.logits(raw), labels, head.logits(raw_base))
+    raw_reference = reference[0].numpy() @ reference[1].numpy().T + reference[2].numpy()
+    value, slope = REFERENCES[name](head.logits(raw), labels, head.logits(raw_reference))
     g = upstream[:, None] * slope * head.derivative(raw)
     return value, (g @ weight, g.T @ hidden, g.sum(0))
 
@@ -104,9 +104,9 @@ def assert_close(actual, wanted):
 @pytest.mark.parametrize("name", LOSSES)
 def test_linear_loss(name, head, scale):
     for shape in SHAPES:
-        tensors, base = problem(shape, SCALES[scale]), base_problem(shape, SCALES[scale])
+        tensors, reference = problem(shape, SCALES[scale]), reference_problem(shape, SCALES[scale])
         loss = LOSSES[name]
-        value, gradients = expected(name, HEADS[head], tensors, base, np.ones(shape[0]))
+        value, gradients = expected(name, HEADS[head], tensors, reference, np.ones(shape[0]))
         for chunk_size in (1, 4, None):
             hidden, weight, bias = (t.clone().requires_grad_() for t in tensors[:3])
             total, _ = linear_loss(
@@ -116,7 +116,7 @@ def test_linear_loss(name, head, scale):
                 loss,
                 bias=bias,
                 num_items=1,
-                base=base_for(name, base),
+                reference=reference_for(name, reference),
                 chunk_size=chunk_size,
                 **head_arguments(HEADS[head]),
             )
@@ -132,18 +132,18 @@ def test_linear_loss(name, head, scale):
 def test_per_token_upstream(name, engine, scale):
     head = HEADS["all"]
     for shape in SHAPES:
-        tensors, base = problem(shape, SCALES[scale]), base_problem(shape, SCALES[scale])
+        tensors, reference = problem(shape, SCALES[scale]), reference_problem(shape, SCALES[scale])
         loss = LOSSES[name]
         upstream = np.linspace(-1.0, 2.0, shape[0])
-        value, gradients = expected(name, head, tensors, base, upstream)
+        value, gradients = expected(name, head, tensors, reference, upstream)
         hidden, weight, bias = (t.clone().requires_grad_() for t in tensors[:3])
-        given = base_for(name, base)
+        reference_of = reference_for(name, reference)
         if engine == "logits":
             statistics = token_statistics(
                 hidden @ weight.T + bias,
                 tensors[3],
                 request=loss.request,
-                base_logits=given and base[0] @ base[1].T + base[2],
+                reference_logits=reference_of and reference[0] @ reference[1].T + reference[2],
                 **head_arguments(head),
             )
         else:
@@ -153,7 +153,7 @@ def test_per_token_upstream(name, engine, scale):
                 tensors[3],
                 bias=bias,
                 request=loss.request,
-                base=given,
+                reference=reference_of,
                 chunk_size=4,
                 **head_arguments(head),
             )
@@ -167,20 +167,20 @@ def test_per_token_upstream(name, engine, scale):
 def test_kl_to_itself_is_zero_and_ignored_tokens_are_left_out():
     hidden, weight, _, labels = problem(SHAPES[0], 2.0)
     labels[::3] = -100
-    request = StatisticsRequest(base_kl=True)
+    request = StatisticsRequest(reference_kl=True)
     statistics = linear_token_statistics(
-        hidden, weight, labels, request=request, base=BaseHead(hidden, weight)
+        hidden, weight, labels, request=request, reference=ReferenceHead(hidden, weight)
     )
-    assert statistics.base_kl.abs().max() < 1e-12
+    assert statistics.reference_kl.abs().max() < 1e-12
     moved = linear_token_statistics(
-        hidden, weight, labels, request=request, base=BaseHead(hidden * 0.5, weight)
+        hidden, weight, labels, request=request, reference=ReferenceHead(hidden * 0.5, weight)
     )
-    assert (moved.base_kl[labels == -100] == 0).all()
-    assert (moved.base_kl[labels != -100] > 0).all()
+    assert (moved.reference_kl[labels == -100] == 0).all()
+    assert (moved.reference_kl[labels != -100] > 0).all()
 
 
 def buckets(z, y, zb, k):
-    """KL of k + 1 events: the base's k most likely tokens, and any other."""
+    """KL of k + 1 events: the reference's k most likely tokens, and any other."""
     p, b = np.exp(log_softmax(z)), np.exp(log_softmax(zb))
     inside = np.zeros(z.shape, dtype=bool)
     np.put_along_axis(inside, np.argsort(zb, axis=-1)[:, -k:], True, axis=-1)
@@ -191,10 +191,10 @@ def buckets(z, y, zb, k):
     return ce_plus(value, np.where(inside, p - b, p * (1 - (rest_b / rest_p)[:, None])), z, y)
 
 
-def few_of(base, head, k):
-    raw = base[0] @ base[1].T + base[2]
+def top_k_of(reference, head, k):
+    raw = reference[0] @ reference[1].T + reference[2]
     log_b = torch.tensor(log_softmax(head.logits(raw.numpy())))
-    return BaseTopK(*reversed(log_b.topk(k, dim=-1)))
+    return ReferenceTopK(*reversed(log_b.topk(k, dim=-1)))
 
 
 @pytest.mark.parametrize("scale", ["flat", "ordinary"])
@@ -202,12 +202,12 @@ def few_of(base, head, k):
 @pytest.mark.parametrize("k", [1, 8, 64])
 def test_the_base_by_its_most_likely_tokens(k, head, scale):
     for shape in SHAPES:
-        tensors, base = problem(shape, SCALES[scale]), base_problem(shape, SCALES[scale])
+        tensors, reference = problem(shape, SCALES[scale]), reference_problem(shape, SCALES[scale])
         loss = PenalisedLoss(CrossEntropyLoss(), EntropyTerm("anchor"), WEIGHT)
         raw = (tensors[0] @ tensors[1].T + tensors[2]).numpy()
-        raw_base = (base[0] @ base[1].T + base[2]).numpy()
+        raw_reference = (reference[0] @ reference[1].T + reference[2]).numpy()
         value, slope = buckets(
-            HEADS[head].logits(raw), tensors[3].numpy(), HEADS[head].logits(raw_base), k
+            HEADS[head].logits(raw), tensors[3].numpy(), HEADS[head].logits(raw_reference), k
         )
         g = slope * HEADS[head].derivative(raw)
         for chunk_size in (3, None):
@@ -219,7 +219,7 @@ def test_the_base_by_its_most_likely_tokens(k, head, scale):
                 loss,
                 bias=inputs[2],
                 num_items=1,
-                base=few_of(base, HEADS[head], k),
+                reference=top_k_of(reference, HEADS[head], k),
                 chunk_size=chunk_size,
                 **head_arguments(HEADS[head]),
             )
@@ -233,11 +233,11 @@ def test_the_base_by_its_most_likely_tokens(k, head, scale):
                 tensors[3],
                 bias=tensors[2],
                 request=loss.request,
-                base=BaseHead(*base),
+                reference=ReferenceHead(*reference),
                 **head_arguments(HEADS[head]),
             )
             # Merging events cannot raise a divergence.
-            assert (statistics.base_kl <= full.base_kl + 1e-12).all()
+            assert (statistics.reference_kl <= full.reference_kl + 1e-12).all()
 
 
 def test_a_peaked_base_whose_rest_is_nothing():
@@ -245,16 +245,16 @@ def test_a_peaked_base_whose_rest_is_nothing():
     hidden, weight, _, labels = problem((9, 4, 385), 30.0, dtype=torch.float32)
     hidden.requires_grad_()
     log_b = (hidden.detach() @ weight.T).log_softmax(-1)
-    few = BaseTopK(*reversed(log_b.topk(16, dim=-1)))
+    top_k = ReferenceTopK(*reversed(log_b.topk(16, dim=-1)))
     loss = PenalisedLoss(CrossEntropyLoss(), EntropyTerm("anchor"), 1.0)
-    total, statistics = linear_loss(hidden, weight, labels, loss, base=few)
+    total, statistics = linear_loss(hidden, weight, labels, loss, reference=top_k)
     total.backward()
-    assert statistics.base_kl.abs().max() < 1e-5
+    assert statistics.reference_kl.abs().max() < 1e-5
     assert torch.isfinite(hidden.grad).all()
 
 
 def test_masked_vocabulary_of_the_base():
-    """The base rules tokens out: the forward KL is that of the rest, without NaN."""
+    """The reference rules tokens out: the forward KL is that of the rest, without NaN."""
     hidden, weight, _, labels = problem(SHAPES[2], 2.0)
     bias = torch.zeros(weight.shape[0], dtype=torch.float64)
     bias[10:20] = -torch.inf
@@ -262,14 +262,14 @@ def test_masked_vocabulary_of_the_base():
         hidden,
         weight,
         labels,
-        request=StatisticsRequest(base_kl=True),
-        base=BaseHead(hidden, weight, bias),
+        request=StatisticsRequest(reference_kl=True),
+        reference=ReferenceHead(hidden, weight, bias),
     )
     log_p = (hidden @ weight.T).log_softmax(-1)
     log_b = (hidden @ weight.T + bias).log_softmax(-1)
     kept = torch.isfinite(bias)
     wanted = (log_b.exp() * (log_b - log_p))[:, kept].sum(-1)
-    torch.testing.assert_close(statistics.base_kl, wanted)
+    torch.testing.assert_close(statistics.reference_kl, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -278,15 +278,17 @@ def test_low_precision_is_no_worse_than_full_logits(dtype):
         hidden, weight, _, labels = problem((64, 32, 1001), scale)
         other = hidden + 0.1 * hidden.flip(0)
         low = [t.to(dtype) for t in (hidden, weight, other)]
-        request = StatisticsRequest(base_kl=True)
+        request = StatisticsRequest(reference_kl=True)
 
         def full(h, w, o, labels=labels, request=request):
-            return token_statistics(h @ w.T, labels, request=request, base_logits=o @ w.T).base_kl
+            return token_statistics(
+                h @ w.T, labels, request=request, reference_logits=o @ w.T
+            ).reference_kl
 
         exact = full(*(t.double() for t in low))
         ours = linear_token_statistics(
-            low[0], low[1], labels, request=request, base=BaseHead(low[2], low[1])
-        ).base_kl
+            low[0], low[1], labels, request=request, reference=ReferenceHead(low[2], low[1])
+        ).reference_kl
         naive = full(*low)
         error, allowed = ((x.double() - exact).norm() for x in (ours, naive))
         # The statistics are fp32, and a KL is the difference of numbers of the size of log V.
@@ -308,7 +310,10 @@ def test_weight_zero_is_the_loss_alone_and_asks_for_no_base():
     [
         (lambda: EntropyTerm("everywhere"), "choose one of anchor"),
         (lambda: StatisticsRequest(top_k_entropy=1), "top_k_entropy is 1"),
-        (lambda: StatisticsRequest(base_kl="forward"), "base_kl is 'forward'; it must be True"),
+        (
+            lambda: StatisticsRequest(reference_kl="forward"),
+            "reference_kl is 'forward'; it must be True",
+        ),
     ],
 )
 def test_bad_options(make, message):
@@ -318,21 +323,27 @@ def test_bad_options(make, message):
 
 def test_bad_bases():
     hidden, weight, _, labels = problem(SHAPES[0], 2.0)
-    forward = StatisticsRequest(base_kl=True)
-    with pytest.raises(ValueError, match="no base model was given"):
+    forward = StatisticsRequest(reference_kl=True)
+    with pytest.raises(ValueError, match="no reference model was given"):
         linear_token_statistics(hidden, weight, labels, request=forward)
     with pytest.raises(ValueError, match="nothing would use it"):
-        linear_token_statistics(hidden, weight, labels, base=BaseHead(hidden, weight))
+        linear_token_statistics(hidden, weight, labels, reference=ReferenceHead(hidden, weight))
     with pytest.raises(ValueError, match="same vocabulary"):
         linear_token_statistics(
-            hidden, weight, labels, request=forward, base=BaseHead(hidden, weight[:-1])
+            hidden, weight, labels, request=forward, reference=ReferenceHead(hidden, weight[:-1])
         )
     with pytest.raises(ValueError, match="one per label"):
         linear_token_statistics(
-            hidden, weight, labels, request=forward, base=BaseHead(hidden[:-1], weight)
+            hidden, weight, labels, request=forward, reference=ReferenceHead(hidden[:-1], weight)
         )
-    few = BaseTopK(torch.zeros(len(labels), 3, dtype=torch.long), torch.zeros(len(labels), 3))
+    top_k = ReferenceTopK(
+        torch.zeros(len(labels), 3, dtype=torch.long), torch.zeros(len(labels), 3)
+    )
     with pytest.raises(ValueError, match="k per label"):
         linear_token_statistics(
-            hidden, weight, labels, request=forward, base=BaseTopK(few.indices[1:], few.log_probs)
+            hidden,
+            weight,
+            labels,
+            request=forward,
+            reference=ReferenceTopK(top_k.indices[1:], top_k.log_probs),
         )

@@ -126,8 +126,8 @@ def test_uncalibrated_tau():
     [
         (GEMLoss(), "tempered_log_prob"),
         (CrossEntropyLoss(smoothing=0.1), "mean_log_prob"),
-        (EntropyTerm("anchor"), "base_kl"),
-        (PenalisedLoss(CrossEntropyLoss(), EntropyTerm("onset_anchor"), 1.0), "base_kl"),
+        (EntropyTerm("anchor"), "reference_kl"),
+        (PenalisedLoss(CrossEntropyLoss(), EntropyTerm("onset_anchor"), 1.0), "reference_kl"),
         (lambda statistics: statistics.top_k_entropy, "top_k_entropy"),
     ],
 )

@@ -48,7 +48,7 @@ def say_what_is_sampled(
     )
     print(
         f"Would draw {sampling.num_samples} rollouts of up to {sampling.max_new_tokens} tokens per "
-        f"prompt from {', '.join(task.source.given for task in tasks)}, scored by "
+        f"prompt from {', '.join(task.source.path for task in tasks)}, scored by "
         f"{options.reward or 'no reward'}."
     )
     _say_prompts(prompts.source, list(map(len, tasks[0].encoded)), tasks[0].example)

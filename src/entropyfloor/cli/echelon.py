@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv and argv[0] == "status":
         return _status(argv[1:])
-    flags, output, given_recipe = parse(
+    flags, output, recipe_path = parse(
         argv,
         *(_Flags, Output),
         verb="echelon",
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.echelon.recipe import load_recipe
     from entropyfloor.echelon.run import run_echelon
 
-    recipe = load_recipe(_content(given_recipe, flags))
+    recipe = load_recipe(_content(recipe_path, flags))
     folder = Path("runs") / recipe.name if output.output_dir is None else output.folder
     console = console_for_tables()
 
@@ -110,11 +110,11 @@ RESULTS = (
 )
 
 
-def _content(given_recipe: str, flags: _Flags) -> dict[str, Any]:
+def _content(recipe_path: str, flags: _Flags) -> dict[str, Any]:
     """The recipe as the options change it."""
     from entropyfloor.echelon.recipe import read_recipe
 
-    content = read_recipe(given_recipe)
+    content = read_recipe(recipe_path)
     for words in flags.set:
         _set(content, words)
     if flags.seeds is not None:

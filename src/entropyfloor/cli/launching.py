@@ -41,7 +41,7 @@ class Arguments:
             return []
         return self.launch_in_file + self.launch_in_command
 
-    def own(self, argv: Sequence[str]) -> list[str]:
+    def script_words(self, argv: Sequence[str]) -> list[str]:
         """``argv`` without the launcher's words, which appear in it in this order."""
         waiting, kept = list(self.launch_in_command), []
         for word in argv:
@@ -87,12 +87,12 @@ def parse_training(
     return Arguments(rows, trainer, model, mixture, in_file, in_command)
 
 
-def launch(words: list[str], own: list[str], *, module: str) -> int:
-    """Start ``python -m module own`` under ``accelerate launch words``."""
+def launch(words: list[str], script_words: list[str], *, module: str) -> int:
+    """Start ``python -m module script_words`` under ``accelerate launch words``."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-    every = [*resolve_accelerate_config_argument(words), "--module", module, *own]
+    every = [*resolve_accelerate_config_argument(words), "--module", module, *script_words]
     launch_command(launch_command_parser().parse_args(every))
     return 0
 

@@ -10,7 +10,7 @@ _POLICIES = {"warn": "warn", "stop": "stop", "restore": "stop-and-restore"}
 
 def monitor_field(default: str) -> str:
     """The flag --monitor, with a command's own default."""
-    found: str = field(
+    flag: str = field(
         default=default,
         metadata={
             "help": "When the entropy collapses: warn, stop, restore (stop with the last "
@@ -18,7 +18,7 @@ def monitor_field(default: str) -> str:
             "choices": [*_POLICIES, "off"],
         },
     )
-    return found
+    return flag
 
 
 @dataclass

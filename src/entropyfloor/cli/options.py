@@ -76,18 +76,18 @@ def parse(
     for action in parser._actions:
         action.required = action.required or action.dest in required
     parser.set_defaults(**(defaults or {}))
-    *found, rest = parser.parse_args_into_dataclasses(
+    *values, rest = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True, look_for_args_file=False
     )
     if rest:
         word = next((word.split("=")[0] for word in rest if word.startswith("-")), rest[0])
         refuse(word, parser._option_string_actions, verb)
     if positional is not None:
-        found[-1] = getattr(found[-1], positional["dest"])
-    return found
+        values[-1] = getattr(values[-1], positional["dest"])
+    return values
 
 
-def given(argv: Sequence[str], kind: type) -> dict[str, Any]:
+def explicit_options(argv: Sequence[str], kind: type) -> dict[str, Any]:
     """What the words say of one dataclass's fields, and nothing of those that they leave out."""
     parser = HfArgumentParser([kind], add_help=False, allow_abbrev=False)
     for action in parser._actions:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from entropyfloor.cli.options import given, parse
+from entropyfloor.cli.options import explicit_options, parse
 from entropyfloor.io import write_atomic, write_pictures
 from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(
                 "--from_rollouts needs no model: give neither CKPT nor --prompts nor --dry_run"
             )
-        report = _report_again(flags.from_rollouts, given(argv, Judging))
+        report = _report_again(flags.from_rollouts, explicit_options(argv, Judging))
     elif checkpoints or options.prompts or options.dry_run or outcomes is None:
         if not (checkpoints and options.prompts):
             raise ValueError("give checkpoints and --prompts, or --from_rollouts DIR; see --help")

@@ -25,7 +25,7 @@ def run(argv: Sequence[str], parse: Parse, train: Train, *, module: str) -> int:
     """
     arguments = parse(argv)
     if words := arguments.launch:
-        return launch(words, arguments.own(argv), module=module)
+        return launch(words, arguments.script_words(argv), module=module)
     return train(arguments)
 
 
@@ -65,8 +65,8 @@ def push(trainer: Any, arguments: Arguments) -> None:
         trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
 
 
-def _resume_flag(given: Any) -> Any:
+def _resume_flag(value: Any) -> Any:
     """--resume_from_checkpoint as ``Trainer.train`` takes it: true and false are no paths."""
-    if isinstance(given, str) and given.lower() in {"true", "false"}:
-        return given.lower() == "true"
-    return given
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    return value

@@ -25,7 +25,7 @@ def model_init_kwargs(training: Any, model: Any) -> dict[str, Any]:
     name = model.model_name_or_path
     if not name:
         raise ValueError("--model_name_or_path is missing: a model directory or a hub id")
-    given = {
+    load_options = {
         "revision": model.model_revision,
         "trust_remote_code": training.trust_remote_code,
         "attn_implementation": model.attn_implementation,
@@ -34,7 +34,7 @@ def model_init_kwargs(training: Any, model: Any) -> dict[str, Any]:
         "use_safetensors": True,
         **(training.model_init_kwargs or {}),
     }
-    if Path(name).is_dir() and given["use_safetensors"]:
+    if Path(name).is_dir() and load_options["use_safetensors"]:
         from entropyfloor.models.checkpoint_sources import check_checkpoint
 
         if check_checkpoint(name).base is not None:
@@ -43,7 +43,7 @@ def model_init_kwargs(training: Any, model: Any) -> dict[str, Any]:
                 "save_pretrained) and train the merged model, or resume its run with "
                 "--resume_from_checkpoint"
             )
-    return given
+    return load_options
 
 
 def load_rows(script: Any, mixture: Any) -> Any:

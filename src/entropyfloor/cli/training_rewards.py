@@ -24,20 +24,20 @@ def chosen_rewards(script: Any) -> list[Any]:
 
     from entropyfloor.rollouts.rewards import reward_by_name
 
-    found = [reward_by_name(name) for name in script.reward or []]
+    rewards = [reward_by_name(name) for name in script.reward or []]
     for name in script.reward_funcs or []:
         if name == "get_soft_overlong_punishment":  # trl grpo's values
-            found.append(
+            rewards.append(
                 of_trl.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
             )
         elif name in {"accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"}:
-            found.append(getattr(of_trl, name))
+            rewards.append(getattr(of_trl, name))
         elif "." in name:
             module, _, function = name.rpartition(".")
             if str(Path.cwd()) not in sys.path:
                 sys.path.append(str(Path.cwd()))
             try:
-                found.append(getattr(import_module(module), function))
+                rewards.append(getattr(import_module(module), function))
             except (ImportError, AttributeError) as error:
                 raise ValueError(f"--reward_funcs {name} cannot be imported: {error}") from error
         else:
@@ -46,13 +46,13 @@ def chosen_rewards(script: Any) -> list[Any]:
                 "exact_match, math or reasoning_gym use --reward"
             )
     if script.reward_model_name_or_path:
-        found.append(script.reward_model_name_or_path)
-    if not found:
+        rewards.append(script.reward_model_name_or_path)
+    if not rewards:
         raise ValueError(
             "no reward: give --reward (exact_match, math, reasoning_gym or module:function), "
             "--reward_funcs or --reward_model_name_or_path"
         )
-    return found
+    return rewards
 
 
 def training_rows(

@@ -118,7 +118,7 @@ def measure_coupling(
             "step_unit": ordered.step_unit,
             "weight": coupling.weight,
             "num_samples": sampling.num_samples,
-            "own_samples": coupling.own_samples,
+            "sft_samples": coupling.sft_samples,
             "gradient_rows": coupling.gradient_rows,
             "rank": coupling.rank,
             "temperature": 1.0,

@@ -126,7 +126,7 @@ def measure(
     """Rollouts and rewards, held-out loss, gradients; with the start as the partner, both KLs."""
     start = _Model(run.sources[0], cache(partial(load, run.sources[0])))
     samples = len(plan.prompts) * plan.sampling.num_samples
-    pair_samples = len(plan.demonstrations) * plan.options.own_samples
+    pair_samples = len(plan.demonstrations) * plan.options.sft_samples
     totals = [samples, *[samples + pair_samples] * (len(run.sources) - 1)]
     measured: list[Measurement] = []
     with quiet_loading(), progress_bars(enabled=progress) as bars:
@@ -184,7 +184,7 @@ def _measure_pair(
 ) -> dict[str, PairSums]:
     """Draw the SFT model's samples and read all texts with both models."""
     prompts = [list(completion.prompt_ids) for completion in plan.demonstrations]
-    samples = [s for s, _ in _draw(sft, prompts, plan.options.own_samples, plan, advance, None)]
+    samples = [s for s, _ in _draw(sft, prompts, plan.options.sft_samples, plan, advance, None)]
 
     def sums() -> dict[str, Any]:
         models = sft.load(), rl.load()

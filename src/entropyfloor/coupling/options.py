@@ -39,7 +39,7 @@ class CouplingOptions:
     """What is measured along the run, beside rewards and losses.
 
     Attributes:
-        own_samples: samples of the SFT model per demonstration's prompt.
+        sft_samples: samples of the SFT model per demonstration's prompt.
         gradient_rows: how many demonstrations and prompts the gradients are of; 0 for none.
         rank: top singular directions for spectral concentration.
         gradient_memory: GiB of host memory for sums of gradients; less means more passes.
@@ -51,7 +51,7 @@ class CouplingOptions:
     """
 
     _argument_group_name: ClassVar[str] = "gradients and durations"
-    own_samples: int = flag(4, "samples of the SFT model per demonstration's prompt")
+    sft_samples: int = flag(4, "samples of the SFT model per demonstration's prompt")
     gradient_rows: int = flag(64, "demonstrations and prompts that gradients are of; 0: none")
     rank: int = flag(8, "top singular directions")
     gradient_memory: float = flag(
@@ -60,7 +60,7 @@ class CouplingOptions:
     weight: float = flag(1.0, "what a nat per token of SFT loss costs in reward")
 
     def __post_init__(self) -> None:
-        for name, least in (("own_samples", 1), ("gradient_rows", 0), ("rank", 1)):
+        for name, least in (("sft_samples", 1), ("gradient_rows", 0), ("rank", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         if not 0.0 < self.gradient_memory < float("inf"):

@@ -40,7 +40,7 @@ def coupling_html(report: CouplingReport) -> str:
         unit=report.step_unit,
         curves=figures.curve_charts(report),
         identity=figures.identity_chart(report),
-        measures=coupling_table(report),
+        metrics=coupling_table(report),
         durations=durations_table(report),
         layers=[(c, figures.layers_chart(c), layers_table(c)) for c in report.aligned],
     )

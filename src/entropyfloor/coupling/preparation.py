@@ -65,12 +65,12 @@ def find_run(
             f"checkpoints and order {order} there are {counts[first]} to start from: give one "
             f"checkpoint (not a folder of several) to --{first}"
         )
-    paths = [source.given for source in (*sides[first], *sides[later])]
+    paths = [source.path for source in (*sides[first], *sides[later])]
     sources = find_checkpoints(paths, trust_remote_code=trust_remote_code)  # names unique together
     for source in sources:
         if source.virtual_tokens:
             raise ValueError(
-                f"{source.given} is a prompt-learning adapter; the coupling is not implemented for "
+                f"{source.path} is a prompt-learning adapter; the coupling is not implemented for "
                 "its virtual tokens: give full models, or adapters such as LoRA"
             )
     numbers, unit = _steps(sources[1:], steps)
@@ -87,7 +87,7 @@ def _steps(
     sources: Sequence[CheckpointSource], steps: Sequence[float] | None
 ) -> tuple[list[float], str]:
     """Of the run's checkpoints, and their unit; read off the folders' names if not listed."""
-    names = [_STEP.search(source.given.rstrip("/")) for source in sources]
+    names = [_STEP.search(source.path.rstrip("/")) for source in sources]
     named = [float(match[1]) for match in names if match is not None]
     if steps is not None and len(steps) != len(sources):
         raise ValueError(
@@ -132,15 +132,15 @@ def encode(
         if source is start:
             vocabulary = tokenizer.get_vocab()
         _check_vocabulary(start, vocabulary, source, tokenizer.get_vocab())
-        asked = encode_prompts(demonstrations, tokenizer, where=source.given)
+        asked = encode_prompts(demonstrations, tokenizer, where=source.path)
         its_tokens = (
-            encode_prompts(prompts, tokenizer, where=source.given),
+            encode_prompts(prompts, tokenizer, where=source.path),
             encode_held_out(demonstrations, asked, tokenizer),
         )
         tokens = tokens or its_tokens
         if its_tokens != tokens:
             raise ValueError(
-                f"the tokenizers of {start.given} and {source.given} have the same vocabulary "
+                f"the tokenizers of {start.path} and {source.path} have the same vocabulary "
                 "but turn these rows into different tokens (another chat template, or other "
                 "merges); losses and KLs compare models on the same tokens: save one tokenizer "
                 "beside both"
@@ -151,14 +151,17 @@ def encode(
         context = context_length(source, trust_remote_code=trust_remote_code)
         for rows in (tokens[0], asked):
             check_lengths(
-                rows, context_length=context, max_new_tokens=max_new_tokens, where=source.given
+                rows,
+                context_length=context,
+                max_new_tokens=max_new_tokens,
+                where=source.path,
             )
         for row, completion in enumerate(tokens[1]):
             length = len(completion.prompt_ids) + len(completion.ids)
             if context is not None and length > context:
                 raise ValueError(
                     f"{demonstrations.source}, row {row}: prompt and completion have {length} "
-                    f"tokens, more than the context of {source.given}, {context}: shorten or drop "
+                    f"tokens, more than the context of {source.path}, {context}: shorten or drop "
                     "the row"
                 )
     assert tokens is not None
@@ -176,7 +179,7 @@ def _check_vocabulary(
     token = next(t for t in {**vocabulary, **other} if vocabulary.get(t) != other.get(t))
     one, two = (f"number {v[token]}" if token in v else "missing" for v in (vocabulary, other))
     raise ValueError(
-        f"{start.given} and {source.given} have different tokenizers ({len(vocabulary)} and "
+        f"{start.path} and {source.path} have different tokenizers ({len(vocabulary)} and "
         f"{len(other)} tokens; {token!r} is {one} in one and {two} in the other); losses and KLs "
         "per token of different tokens cannot be compared: give checkpoints that were trained from "
         "one another"

@@ -67,23 +67,23 @@ def _checkpoint(
 ) -> CheckpointCoupling:
     rewards, losses = curves.rewards, curves.losses
     tokens = curves.tokens.tolist()
-    measures: dict[str, tuple[list[float], list[float] | None]] = {
+    metrics: dict[str, tuple[list[float], list[float] | None]] = {
         "sft_loss": (losses[index].tolist(), tokens),
         "mean_reward": (rewards[index].tolist(), None),
     }
     if measured.pair:
-        measures["loss_rise"] = ((losses[index] - losses[0]).tolist(), tokens)
-        measures["reward_gain"] = ((rewards[index] - rewards[0]).tolist(), None)
+        metrics["loss_rise"] = ((losses[index] - losses[0]).tolist(), tokens)
+        metrics["reward_gain"] = ((rewards[index] - rewards[0]).tolist(), None)
     kls = _kls(measured.pair, len(tokens))
     intervals = {
         name: interval
-        for name, parts in {**measures, **kls}.items()
+        for name, parts in {**metrics, **kls}.items()
         if (interval := bootstrap_interval(*parts, seed=seed)) is not None
     }
-    values = {name: _ratio(*parts) for name, parts in measures.items()}
+    values = {name: _ratio(*parts) for name, parts in metrics.items()}
     return CheckpointCoupling(
         name=run.sources[index].name,
-        path=run.sources[index].given,
+        path=run.sources[index].path,
         step=run.steps[index],
         sft_loss=values["sft_loss"],
         mean_reward=values["mean_reward"],

@@ -1,7 +1,7 @@
 """The answer of an echelon: at most six sentences, made from its numbers and from nothing else."""
 
 from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import Spread, frontier_measures
+from entropyfloor.echelon.ladder import Spread, frontier_metrics
 from entropyfloor.echelon.names import count, outcome_words, title
 from entropyfloor.echelon.rank_inversion import RankInversion
 from entropyfloor.echelon.rungs import epochs
@@ -35,16 +35,18 @@ def _verdict(inversion: RankInversion, scope: str) -> str:
     inverted, seeds = len(inversion.inverted), len(inversion.by_seed)
     where = "" if seeds == 1 else f" in all {seeds} seeds"
     if inverted == seeds:
-        found = f"mostly end worse after it{where}: rank inversion"
+        verdict = f"mostly end worse after it{where}: rank inversion"
     elif inverted:
-        found = f"mostly end worse after it in {inverted} of {seeds} seeds: rank inversion in part"
+        verdict = (
+            f"mostly end worse after it in {inverted} of {seeds} seeds: rank inversion in part"
+        )
     elif 2 * inversion.turned == inversion.pairs:
-        found = "end neither better nor worse after it: no rank inversion"
+        verdict = "end neither better nor worse after it: no rank inversion"
     else:
-        found = "do not mostly end worse after it: no rank inversion"
+        verdict = "do not mostly end worse after it: no rank inversion"
     clear = f", {inversion.clear or 'none'} by more than other prompts could explain"
     return (
-        f"With {scope}, checkpoints that are ahead in pass@1 before RL {found} by "
+        f"With {scope}, checkpoints that are ahead in pass@1 before RL {verdict} by "
         f"{title(inversion.outcome)} (of {count(inversion.pairs, 'pair')} {inversion.turned} "
         f"turned around{clear if inversion.turned else ''})."
     )
@@ -55,14 +57,14 @@ def _along_depth(comparison: EchelonComparison) -> str:
     plan = comparison.plan
     rows = [row for row in comparison.ladder if row.loss == plan.reference]
     through = [row for row in rows if row.outcomes]
-    measures = dict.fromkeys(("pass_at_1", f"pass_at_{plan.outcome_k}", "entropy_nats"))
+    metrics = dict.fromkeys(("pass_at_1", f"pass_at_{plan.outcome_k}", "entropy_nats"))
     if len(through) > 1:
         rows = through
         before, after = rows[0].before.get("pass_at_1"), rows[-1].before.get("pass_at_1")
         ends = (rows[0].outcomes[plan.outcome], rows[-1].outcomes[plan.outcome])
         shown = [("pass@1 before RL", before, after), (outcome_words(plan.outcome), *ends)]
     elif len(rows) > 1:
-        shown = [(title(m), rows[0].before.get(m), rows[-1].before.get(m)) for m in measures]
+        shown = [(title(m), rows[0].before.get(m), rows[-1].before.get(m)) for m in metrics]
     else:
         return ""
     moves = [
@@ -116,9 +118,9 @@ def _regret(comparison: EchelonComparison) -> str:
 
 def frontier_words(comparison: EchelonComparison) -> str:
     """``at least its entropy, pass@1 and pass@8 and at most its degenerate fraction``."""
-    measures = frontier_measures(comparison.ladder, comparison.plan)
-    more = [title(name) for name, sign in measures.items() if sign > 0]
-    less = [title(name) for name, sign in measures.items() if sign < 0]
+    metrics = frontier_metrics(comparison.ladder, comparison.plan)
+    more = [title(name) for name, sign in metrics.items() if sign > 0]
+    less = [title(name) for name, sign in metrics.items() if sign < 0]
     words = " and ".join([", ".join(more[:-1]), more[-1]] if len(more) > 1 else more)
     return f"at least its {words}" + "".join(f" and at most its {name}" for name in less)
 

@@ -18,8 +18,8 @@ from entropyfloor.echelon.ladder import BASE, FrontierRung, LadderRow, Spread, f
 from entropyfloor.echelon.predictors import PredictorRank, predictor_ranks
 from entropyfloor.echelon.rank_inversion import RankInversion, rank_inversions
 from entropyfloor.echelon.rungs import (
-    MEASURES,
-    Measures,
+    METRICS,
+    Metrics,
     Missing,
     Plan,
     Rung,
@@ -54,7 +54,7 @@ class EchelonComparison:
     settings: Mapping[str, Any]
     plan: Plan
     rungs: tuple[Rung, ...]
-    base: Mapping[int, Measures]
+    base: Mapping[int, Metrics]
     missing: tuple[Missing, ...]
     ladder: tuple[LadderRow, ...]
     frontier: tuple[FrontierRung, ...]
@@ -70,8 +70,8 @@ class EchelonComparison:
 
     def inversion(self, outcome: str, scope: str | None) -> RankInversion | None:
         """pass@1 against one outcome, over one loss or all (None)."""
-        found = (i for i in self.inversions if (i.outcome, i.scope) == (outcome, scope))
-        return next(found, None)
+        matching = (i for i in self.inversions if (i.outcome, i.scope) == (outcome, scope))
+        return next(matching, None)
 
     def ranks_of(self, outcome: str, scope: str | None) -> list[PredictorRank]:
         """Every predictor of one outcome, over one loss or all (None)."""
@@ -111,24 +111,24 @@ class EchelonComparison:
         return document
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for seed, measures in sorted(self.base.items()):
-            yield _flat(BASE, seed, 0.0, None, measures)
+        for seed, metrics in sorted(self.base.items()):
+            yield _flat(BASE, seed, 0.0, None, metrics)
         for rung in self.rungs:
             yield _flat(rung.loss, rung.seed, rung.depth, None, rung.before)
-            for step, measures in rung.after.items():
-                yield _flat(rung.loss, rung.seed, rung.depth, step, measures)
+            for step, metrics in rung.after.items():
+                yield _flat(rung.loss, rung.seed, rung.depth, step, metrics)
 
 
 def compare(
     cells: Sequence[Mapping[str, Any]],
-    base: Mapping[int, Measures],
+    base: Mapping[int, Metrics],
     settings: Mapping[str, Any],
 ) -> EchelonComparison:
     """Compare the cells of an echelon.
 
     Args:
-        cells: ``{"loss", "seed", "depth", "before", "after": {step: measures}}`` each, as
-            ``rungs.measures`` gives them; ``failed`` (why) and ``seconds`` (a
+        cells: ``{"loss", "seed", "depth", "before", "after": {step: metrics}}`` each, as
+            ``rungs.metrics`` gives them; ``failed`` (why) and ``seconds`` (a
             number, or one per stage) may be there.
         base: seed -> measures of the model before SFT.
         settings: ``outcome_k`` and ``group_size``; ``tau_h``, ``floor``, ``reference``,
@@ -147,7 +147,7 @@ def compare(
             "to get a report of what is missing"
         )
     rungs, missing = read_rungs(cells, plan)
-    measured = {int(seed): measures for seed, measures in base.items()}
+    measured = {int(seed): metrics for seed, metrics in base.items()}
     rows = ladder_rows(rungs, measured, plan)
     return EchelonComparison(
         settings=dict(settings),
@@ -163,18 +163,17 @@ def compare(
     )
 
 
-def _flat(
-    loss: str, seed: int, depth: float, step: int | None, measures: Measures
-) -> dict[str, Any]:
+def _flat(loss: str, seed: int, depth: float, step: int | None, metrics: Metrics) -> dict[str, Any]:
     row: dict[str, Any] = {"loss": loss, "seed": seed, "depth": depth, "grpo_step": step}
-    row |= {name: measures.get(name) for name in MEASURES}
-    return row | {f"pass_at_{k}": v for k, v in measures.get("pass_at_k", {}).items()}
+    row |= {name: metrics.get(name) for name in METRICS}
+    return row | {f"pass_at_{k}": v for k, v in metrics.get("pass_at_k", {}).items()}
 
 
 def _ladder_document(row: LadderRow) -> dict[str, Any]:
-    def spreads(found: Mapping[str, Spread]) -> dict[str, Any]:
+    def spreads(by_name: Mapping[str, Spread]) -> dict[str, Any]:
         return {
-            n: {"mean": s.mean, "low": s.low, "high": s.high, **asdict(s)} for n, s in found.items()
+            n: {"mean": s.mean, "low": s.low, "high": s.high, **asdict(s)}
+            for n, s in by_name.items()
         }
 
     return {

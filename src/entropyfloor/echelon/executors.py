@@ -118,22 +118,22 @@ class ProcessRunner:
 
     def _new_pool(self) -> Executor:
         context = get_context("spawn")  # torch's threads do not survive a fork
-        places = context.Queue()
+        worker_numbers = context.Queue()
         for index in range(self.slots):
-            places.put(index)
+            worker_numbers.put(index)
         return ProcessPoolExecutor(
             self.slots,
             mp_context=context,
             initializer=_begin_worker,
-            initargs=(places, self._threads, self._gpus, os.getpid()),
+            initargs=(worker_numbers, self._threads, self._gpus, os.getpid()),
         )
 
 
-def _begin_worker(places: Any, threads: int, gpus: int, parent: int) -> None:
+def _begin_worker(worker_numbers: Any, threads: int, gpus: int, parent: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(places.get() % gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(worker_numbers.get() % gpus)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _set_threads(threads)
 
@@ -166,8 +166,8 @@ class RayRunner:
             ) from error
         self._ray, self._threads = ray, threads
         self.slots = workers
-        self._own = not ray.is_initialized()
-        if self._own:
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
             ray.init(
                 num_cpus=None if os.environ.get("RAY_ADDRESS") else workers * threads,
                 log_to_driver=False,
@@ -187,7 +187,7 @@ class RayRunner:
 
     def close(self) -> None:
         """Leave the cluster; a local one ends."""
-        if self._own:
+        if self._started_ray:
             self._ray.shutdown()
 
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import BASE, LadderRow, Spread, frontier_measures
+from entropyfloor.echelon.ladder import BASE, LadderRow, Spread, frontier_metrics
 from entropyfloor.echelon.names import outcome_words, seed_words, title
 from entropyfloor.echelon.rungs import rung_name, value
 from entropyfloor.render.figure import Chart, entropy_axis, name_rows, series
@@ -41,7 +41,7 @@ class Panel:
 def panels(comparison: EchelonComparison) -> list[Panel]:
     """Entropy, pass@1, pass@k, degenerate groups before RL, each with its counterpart after RL."""
     made = []
-    for measure in comparison.plan.measures:
+    for measure in comparison.plan.metrics:
         if measure not in ("unique_fraction", "held_out_loss"):  # these are in the tables
             name = "entropy (nats)" if measure == "entropy_nats" else title(measure)
             made.append(Panel(measure, None, f"{name} before RL"))
@@ -117,9 +117,9 @@ def frontier_charts(comparison: EchelonComparison) -> list[Chart]:
     """Each measure against entropy before RL, joined along depth; none without a frontier."""
     on = {(rung.loss, rung.depth) for rung in comparison.frontier if not rung.beaten_by}
     rows = [row for row in comparison.ladder if row.loss != BASE]
-    measures = frontier_measures(rows, comparison.plan) if comparison.frontier else {}
+    metrics = frontier_metrics(rows, comparison.plan) if comparison.frontier else {}
     charts = []
-    for measure in [name for name in measures if name != "entropy_nats"]:
+    for measure in [name for name in metrics if name != "entropy_nats"]:
         points = []
         for row in rows:
             x, y = row.before["entropy_nats"].mean, row.before[measure].mean

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from entropyfloor import __version__
 from entropyfloor.echelon.recipe import Recipe
-from entropyfloor.echelon.sources import Sources, checkpoint_facts, digest, sources
+from entropyfloor.echelon.sources import Sources, checkpoint_fingerprint, digest, sources
 
 BASE = "base"  # the name of the model that SFT starts from, at depth 0
 GROUPS_FILE = "groups.jsonl"  # inside a folder of response groups
@@ -80,11 +80,11 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a result lies; ``key`` is the hash of the ``facts`` that determine it."""
+class Artifact:
+    """Where a result lies; ``key`` is the hash of the ``inputs`` that determine it."""
 
     path: Path
-    facts: dict[str, Any]
+    inputs: dict[str, Any]
     key: str
 
 
@@ -118,80 +118,80 @@ class EchelonFolder:
 
     # Where a result lies, and what determines it.
 
-    def _place(self, name: str, seed: int, facts: dict[str, Any], suffix: str = "") -> Place:
+    def _artifact(self, name: str, seed: int, inputs: dict[str, Any], suffix: str = "") -> Artifact:
         threads = self.recipe.threads
-        complete = {"entropyfloor": __version__, "seed": seed, "threads": threads, **facts}
+        complete = {"entropyfloor": __version__, "seed": seed, "threads": threads, **inputs}
         key = digest(complete)
-        return Place(self.folder / f"{name}-{key}{suffix}", complete, key)
+        return Artifact(self.folder / f"{name}-{key}{suffix}", complete, key)
 
     def model_folder(self, seed: int) -> Path:
         """Of a model that is built here."""
-        key = digest(self.sources(seed).model_facts)
+        key = digest(self.sources(seed).model_fingerprint)
         return self.folder / BASE / f"{self.recipe.model['name']}-seed-{seed}-{key}"
 
     def rung_weights(self, rung: RungKey) -> Path:
         """The checkpoint of SFT."""
         return self.sft_run(rung.loss, rung.seed).path / f"{rung.loss}-depth-{rung.depth:g}"
 
-    def _sft_run(self, loss: str, seed: int) -> Place:
+    def _sft_run(self, loss: str, seed: int) -> Artifact:
         data: Sources = self.sources(seed)
         options = self.recipe.sft_options(loss)
-        facts: dict[str, Any] = {
-            "model": data.model_facts,
+        inputs: dict[str, Any] = {
+            "model": data.model_fingerprint,
             "rows": digest(list(data.rows)),
             "options": options,
             "peft": self.recipe.peft,
             "depths": list(self.recipe.depths),
         }
         if options.get("entropy_floor") is not None:
-            facts["probe prompts"] = digest(data.probe_prompts)
+            inputs["probe prompts"] = digest(data.probe_prompts)
         if self.recipe.is_gft(loss):
-            facts["groups"] = self.groups(loss, seed).key
-        return self._place(f"sft/{loss}-seed-{seed}", seed, facts)
+            inputs["groups"] = self.groups(loss, seed).key
+        return self._artifact(f"sft/{loss}-seed-{seed}", seed, inputs)
 
-    def _groups(self, loss: str, seed: int) -> Place:
+    def _groups(self, loss: str, seed: int) -> Artifact:
         """Of a GFT loss; those with the same teacher and samples share them."""
         data: Sources = self.sources(seed)
-        facts: dict[str, Any] = {
+        inputs: dict[str, Any] = {
             "rows": digest(list(data.demonstrations)),
             "reward": data.reward,
             "max_new_tokens": data.tokens(after_rl=False),
         }
         if (teacher := self.recipe.teacher(loss)) is not None:
-            facts["samples"] = teacher.num_samples
-            facts["teacher"] = (
+            inputs["samples"] = teacher.num_samples
+            inputs["teacher"] = (
                 self.grpo_run(RungKey(teacher.loss, seed, teacher.depth)).key
                 if teacher.checkpoint is None
-                else checkpoint_facts(teacher.checkpoint)
+                else checkpoint_fingerprint(teacher.checkpoint)
             )
-        return self._place(f"groups/seed-{seed}", seed, facts)
+        return self._artifact(f"groups/seed-{seed}", seed, inputs)
 
-    def _grpo_run(self, rung: RungKey) -> Place:
+    def _grpo_run(self, rung: RungKey) -> Artifact:
         data: Sources = self.sources(rung.seed)
-        facts = {
+        inputs = {
             "start": [self.sft_run(rung.loss, rung.seed).key, rung.depth],
             "grpo": self.recipe.grpo,
             "prompts": digest(list(data.rl)),
             "reward": data.reward,
             "max_new_tokens": data.tokens(after_rl=False),
         }
-        return self._place(f"grpo/{rung}", rung.seed, facts)
+        return self._artifact(f"grpo/{rung}", rung.seed, inputs)
 
-    def _base_screening(self, seed: int) -> Place:
-        facts = self._screening_facts(self.sources(seed).model_facts, seed, after_rl=False)
-        return self._place(f"screening/{BASE}-seed-{seed}", seed, facts, ".json")
+    def _base_screening(self, seed: int) -> Artifact:
+        inputs = self._screening_inputs(self.sources(seed).model_fingerprint, seed, after_rl=False)
+        return self._artifact(f"screening/{BASE}-seed-{seed}", seed, inputs, ".json")
 
-    def _screening(self, rung: RungKey) -> Place:
+    def _screening(self, rung: RungKey) -> Artifact:
         start = [self.sft_run(rung.loss, rung.seed).key, rung.depth]
-        facts = self._screening_facts(start, rung.seed, after_rl=False)
-        return self._place(f"screening/{rung}", rung.seed, facts, ".json")
+        inputs = self._screening_inputs(start, rung.seed, after_rl=False)
+        return self._artifact(f"screening/{rung}", rung.seed, inputs, ".json")
 
-    def _evaluation(self, rung: RungKey, step: int) -> Place:
+    def _evaluation(self, rung: RungKey, step: int) -> Artifact:
         start = [self.grpo_run(rung).key, step]
-        facts = self._screening_facts(start, rung.seed, after_rl=True)
-        return self._place(f"evaluation/{rung}-step-{step}", rung.seed, facts, ".json")
+        inputs = self._screening_inputs(start, rung.seed, after_rl=True)
+        return self._artifact(f"evaluation/{rung}-step-{step}", rung.seed, inputs, ".json")
 
-    def _screening_facts(self, start: Any, seed: int, *, after_rl: bool) -> dict[str, Any]:
+    def _screening_inputs(self, start: Any, seed: int, *, after_rl: bool) -> dict[str, Any]:
         options = self.screen_options(seed, after_rl=after_rl)
         del options["batch_size"]  # changes speed and memory only
         if not options["kl_to_base"]:

@@ -73,7 +73,7 @@ def train_grpo(
     return checkpoints
 
 
-def stage_two(folder: Path) -> dict[str, Any] | None:
+def monitor_decision(folder: Path) -> dict[str, Any] | None:
     """What the run's collapse monitor decided; None without one."""
     if not (folder / MONITOR_LOG).is_file():
         return None

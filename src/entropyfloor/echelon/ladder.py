@@ -9,7 +9,7 @@ itself says how far that is more than noise.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from entropyfloor.echelon.rungs import Measures, Plan, Rung, value
+from entropyfloor.echelon.rungs import Metrics, Plan, Rung, value
 
 BASE = "base"
 
@@ -57,17 +57,17 @@ class LadderRow:
 
 
 def ladder_rows(
-    rungs: Sequence[Rung], base: Mapping[int, Measures], plan: Plan
+    rungs: Sequence[Rung], base: Mapping[int, Metrics], plan: Plan
 ) -> tuple[LadderRow, ...]:
     """One row for the base, if it was measured, and one per loss and depth that has a rung."""
-    rows = [LadderRow(BASE, 0.0, _spreads(base, plan.measures), {}, {})] if base else []
+    rows = [LadderRow(BASE, 0.0, _spreads(base, plan.metrics), {}, {})] if base else []
     for loss in plan.losses:
         for depth in plan.depths:
             here = [r for r in rungs if r.loss == loss and r.depth == depth]
             # Through RL or not at all: a last step that is not the plan's last compares to nothing.
             through = [r for r in here if r.outcomes]
-            before = _spreads({r.seed: r.before for r in here}, plan.measures)
-            after = _spreads({r.seed: r.last or {} for r in through}, plan.measures)
+            before = _spreads({r.seed: r.before for r in here}, plan.metrics)
+            after = _spreads({r.seed: r.last or {} for r in through}, plan.metrics)
             outcomes = {
                 name: Spread({r.seed: r.outcomes[name].value for r in through})
                 for name in (plan.outcomes if through else ())
@@ -77,14 +77,14 @@ def ladder_rows(
     return tuple(rows)
 
 
-def _spreads(measured: Mapping[int, Measures], names: Sequence[str]) -> dict[str, Spread]:
-    found: dict[str, Spread] = {}
+def _spreads(measured: Mapping[int, Metrics], names: Sequence[str]) -> dict[str, Spread]:
+    spreads: dict[str, Spread] = {}
     for name in names:
-        known = {seed: value(measures, name) for seed, measures in sorted(measured.items())}
+        known = {seed: value(metrics, name) for seed, metrics in sorted(measured.items())}
         values = {seed: number for seed, number in known.items() if number is not None}
         if values:
-            found[name] = Spread(values)
-    return found
+            spreads[name] = Spread(values)
+    return spreads
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class FrontierRung:
     beaten_by: tuple[Beater, ...]
 
 
-def frontier_measures(rows: Sequence[LadderRow], plan: Plan) -> dict[str, int]:
+def frontier_metrics(rows: Sequence[LadderRow], plan: Plan) -> dict[str, int]:
     """Measure -> +1 where more is better, -1 where less is; those that every rung has."""
     wanted = dict.fromkeys(("entropy_nats", "pass_at_1", f"pass_at_{plan.outcome_k}"), 1)
     wanted["degenerate_fraction"] = -1
@@ -116,31 +116,31 @@ def frontier_measures(rows: Sequence[LadderRow], plan: Plan) -> dict[str, int]:
 
 def frontier(rows: Sequence[LadderRow], plan: Plan) -> tuple[FrontierRung, ...]:
     """Every rung with what beats it; empty for one loss or fewer than two shared measures."""
-    measures = frontier_measures(rows, plan)
-    if len(plan.losses) < 2 or len(measures) < 2:
+    metrics = frontier_metrics(rows, plan)
+    if len(plan.losses) < 2 or len(metrics) < 2:
         return ()
     rungs = [row for row in rows if row.loss != BASE]
-    return tuple(FrontierRung(r.loss, r.depth, _beaters(r, rungs, measures)) for r in rungs)
+    return tuple(FrontierRung(r.loss, r.depth, _beaters(r, rungs, metrics)) for r in rungs)
 
 
 def _beaters(
-    row: LadderRow, rows: Sequence[LadderRow], measures: Mapping[str, int]
+    row: LadderRow, rows: Sequence[LadderRow], metrics: Mapping[str, int]
 ) -> tuple[Beater, ...]:
     beaters = []
     for other in rows:
-        known = [each.before[name].by_seed.keys() for each in (row, other) for name in measures]
+        known = [each.before[name].by_seed.keys() for each in (row, other) for name in metrics]
         seeds = sorted(set.intersection(*map(set, known)))
-        if _ahead(other, row, seeds, measures):
-            alone = sum(_ahead(other, row, [seed], measures) for seed in seeds)
+        if _ahead(other, row, seeds, metrics):
+            alone = sum(_ahead(other, row, [seed], metrics) for seed in seeds)
             beaters.append(Beater(other.loss, other.depth, alone, len(seeds)))
     return tuple(sorted(beaters, key=lambda beater: -beater.ahead))
 
 
 def _ahead(
-    one: LadderRow, other: LadderRow, seeds: Sequence[int], measures: Mapping[str, int]
+    one: LadderRow, other: LadderRow, seeds: Sequence[int], metrics: Mapping[str, int]
 ) -> bool:
     gains = [
         sign * sum(one.before[name].by_seed[s] - other.before[name].by_seed[s] for s in seeds)
-        for name, sign in measures.items()
+        for name, sign in metrics.items()
     ]
     return bool(seeds) and min(gains) >= 0 and max(gains) > 0

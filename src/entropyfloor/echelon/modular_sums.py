@@ -79,15 +79,15 @@ def modular_sums(
     rng = random.Random(f"{seed}:small task")
     pairs = [(a, b) for a in range(_NUMBERS) for b in range(a, _NUMBERS)]
     rng.shuffle(pairs)
-    taken = sum(counts.values())
+    num_chosen = sum(counts.values())
     # Of the pairs that are left, the base model may read both orders.
-    both = [order for a, b in pairs[taken:] for order in dict.fromkeys([(a, b), (b, a)])]
+    both = [order for a, b in pairs[num_chosen:] for order in dict.fromkeys([(a, b), (b, a)])]
     if pretraining > len(both):
         raise ValueError(
-            f"{taken} problems for test, RL and demonstrations leave {len(both)} of the "
+            f"{num_chosen} problems for test, RL and demonstrations leave {len(both)} of the "
             f"{_NUMBERS**2} sums to pretrain on; {pretraining} were asked for: ask for fewer"
         )
-    chosen = iter(pairs[:taken])
+    chosen = iter(pairs[:num_chosen])
     parts = {
         name: tuple(_row(*rng.sample(next(chosen), 2)) for _ in range(count))
         for name, count in counts.items()

@@ -74,7 +74,7 @@ class PredictorRank:
 
 def predictors(plan: Plan) -> tuple[str, ...]:
     """What may foretell the outcome; all of it is known before RL."""
-    names = list(plan.measures)
+    names = list(plan.metrics)
     names.insert(names.index("degenerate_fraction") + 1, "p_hat_over_p_star")
     return tuple(names)
 

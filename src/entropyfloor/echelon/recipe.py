@@ -160,8 +160,8 @@ class Recipe:
 
     def screening_options(self, *, after_rl: bool) -> dict[str, Any]:
         """Arguments of ``screen``, complete."""
-        own = self.evaluation if after_rl else {}
-        return {**SCREENING, **self.screening, **own}
+        evaluation = self.evaluation if after_rl else {}
+        return {**SCREENING, **self.screening, **evaluation}
 
     def sft_options(self, loss: str) -> dict[str, Any]:
         """Fields of the trainer's configuration for one loss.
@@ -198,22 +198,22 @@ class Recipe:
     def grpo_training(self) -> GRPOTraining:
         """The part of ``grpo`` that every run has."""
         assert self.grpo is not None
-        own = {f.name for f in fields(GRPOTraining)}
-        return GRPOTraining(**{k: v for k, v in self.grpo.items() if k in own})
+        names = {f.name for f in fields(GRPOTraining)}
+        return GRPOTraining(**{k: v for k, v in self.grpo.items() if k in names})
 
     def grpo_options(self) -> dict[str, Any]:
         """The part of ``grpo`` that are further fields of ``trl.GRPOConfig``."""
         assert self.grpo is not None
-        own = {f.name for f in fields(GRPOTraining)}
-        return {k: v for k, v in self.grpo.items() if k not in own}
+        names = {f.name for f in fields(GRPOTraining)}
+        return {k: v for k, v in self.grpo.items() if k not in names}
 
     @property
     def ks(self) -> tuple[int, ...]:
         """The k of pass@k before and after RL."""
         before, after = (self.screening_options(after_rl=rl) for rl in (False, True))
-        given = before["ks"]
+        ks = before["ks"]
         most = min(before["num_samples"], after["num_samples"])
-        wanted = {1, 8, 10, before["group_size"], most} if given is None else set(given)
+        wanted = {1, 8, 10, before["group_size"], most} if ks is None else set(ks)
         return tuple(sorted(k for k in wanted if k <= most))
 
     @property
@@ -223,8 +223,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
 
 def lora_config(recipe: Recipe) -> Any:

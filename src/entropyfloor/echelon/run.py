@@ -297,7 +297,7 @@ def _in_words(cell: Mapping[str, Any], k: int) -> str:
     before = cell["before"]
     words = f"entropy {before['entropy_nats']:.3f} nats, pass@1 {before['pass_at_1']:.3f}"
     if cell["after"]:
-        peak = max(measures["pass_at_k"][str(k)] for measures in cell["after"].values())
+        peak = max(metrics["pass_at_k"][str(k)] for metrics in cell["after"].values())
         words += f", after GRPO pass@{k} {peak:.3f}"
     return words
 

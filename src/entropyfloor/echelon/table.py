@@ -8,7 +8,7 @@ from rich.text import Text
 
 from entropyfloor.echelon.answer import answer, frontier_words
 from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import Beater, LadderRow, Spread, frontier_measures
+from entropyfloor.echelon.ladder import Beater, LadderRow, Spread, frontier_metrics
 from entropyfloor.echelon.names import count, outcome_words, seed_words, title
 from entropyfloor.echelon.predictors import predictors
 from entropyfloor.echelon.rungs import rung_name
@@ -50,13 +50,13 @@ def before_table(comparison: EchelonComparison) -> Table:
     """Measures before RL by loss and depth, and what beats a rung."""
     plan, rows = comparison.plan, comparison.ladder
     beaten = {(rung.loss, rung.depth): _beaten(rung.beaten_by) for rung in comparison.frontier}
-    names = [name for name in plan.measures if any(name in row.before for row in rows)]
+    names = [name for name in plan.metrics if any(name in row.before for row in rows)]
     note = f"Degenerate: groups of {plan.group_size} rollouts whose rewards all agree."
     columns = [*_LADDER, *_columns(names)]
     cells = [[*_rung(row), *_spreads(row.before, names, plan.seeds)] for row in rows]
     if beaten:
         # Beside what is compared: a desk's screen shows it without scrolling.
-        place = len(_LADDER) + len(frontier_measures(rows, plan))
+        place = len(_LADDER) + len(frontier_metrics(rows, plan))
         columns.insert(place, Column("beaten by", importance=3))
         for row, line in zip(rows, cells, strict=True):
             line.insert(place, beaten.get((row.loss, row.depth), ""))  # the base takes no part
@@ -70,7 +70,7 @@ def before_table(comparison: EchelonComparison) -> Table:
 def after_table(comparison: EchelonComparison) -> Table:
     """Outcomes, and measures at the last step, by loss and depth."""
     plan, rows = comparison.plan, [row for row in comparison.ladder if row.outcomes]
-    names = [n for n in plan.measures if any(n in r.after for r in rows) and "pass_at" not in n]
+    names = [n for n in plan.metrics if any(n in r.after for r in rows) and "pass_at" not in n]
     columns = [*_LADDER, *_columns(plan.outcomes), *_columns(names, "last ", least=1)]
     cells = [
         [

@@ -26,7 +26,7 @@ TOKEN_SUMS = (
         for name in ("tokens", "rectified", "entropy", "nll")
         for source in SOURCES
     ),
-    "base_kl",
+    "reference_kl",
 )
 
 
@@ -75,8 +75,10 @@ def token_sums(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: flo
     for values in (mask, rectified, output.entropy, -output.token_log_probs):
         by_row = values.detach().to(wide).sum(-1)
         parts.append(by_row.new_zeros(len(SOURCES)).index_add(0, sources, by_row))
-    base_kl = mask.new_zeros(()) if output.base_kl is None else output.base_kl.detach()
-    return torch.cat([*parts, base_kl.to(wide).sum().reshape(1)])
+    reference_kl = (
+        mask.new_zeros(()) if output.reference_kl is None else output.reference_kl.detach()
+    )
+    return torch.cat([*parts, reference_kl.to(wide).sum().reshape(1)])
 
 
 def entropy_and_tokens(sums: Mapping[str, float]) -> tuple[float, float]:

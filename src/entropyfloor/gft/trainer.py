@@ -293,7 +293,7 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
             ours = ratios(sums)
             if self.floor is not None and mode == "train":
                 if tokens := entropy_and_tokens(sums)[1]:
-                    ours["base_kl"] = sums["base_kl"] / tokens
+                    ours["reference_kl"] = sums["reference_kl"] / tokens
                 ours |= self.floor.logs()
             self._metrics[mode].update({name: [value] for name, value in ours.items()})
         super().log(logs, start_time)

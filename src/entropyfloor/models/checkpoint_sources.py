@@ -30,7 +30,7 @@ class CheckpointSource:
 
     Attributes:
         name: short and unique among the checkpoints it was found with, for tables.
-        given: what the user wrote, or the path that it was expanded to.
+        path: what the user wrote, or the path that it was expanded to.
         directory: where its files are on this machine.
         base: the base model of a PEFT adapter; None for a full model.
         virtual_tokens: positions that a prompt-learning adapter takes from the context.
@@ -38,7 +38,7 @@ class CheckpointSource:
     """
 
     name: str
-    given: str
+    path: str
     directory: Path
     base: "CheckpointSource | None" = None
     virtual_tokens: int = 0
@@ -59,14 +59,14 @@ def find_checkpoints(
     """
     if isinstance(paths_or_ids, str | Path):
         paths_or_ids = [paths_or_ids]
-    given = [part for path in paths_or_ids for part in _expand(path)]
-    if not given:
+    paths = [part for path in paths_or_ids for part in _expand(path)]
+    if not paths:
         raise ValueError(f"no checkpoints were given; give {_KINDS}")
-    twice = sorted({path for path in given if given.count(path) > 1})
+    twice = sorted({path for path in paths if paths.count(path) > 1})
     if twice:
         raise ValueError(f"given more than once: {', '.join(twice)}")
-    sources = [check_checkpoint(path, trust_remote_code=trust_remote_code) for path in given]
-    names = _short_names([source.given for source in sources])
+    sources = [check_checkpoint(path, trust_remote_code=trust_remote_code) for path in paths]
+    names = _short_names([source.path for source in sources])
     return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
 
 
@@ -93,56 +93,56 @@ def check_checkpoint(
         ValueError: weights that are not safetensors, or missing files.
 
     """
-    given, path = str(path_or_id), Path(path_or_id)
-    if path.is_file():
-        raise ValueError(f"{given} is a file; give the directory that it lies in ({_KINDS})")
-    directory = path if path.is_dir() else _from_hub(given, trust_remote_code=trust_remote_code)
+    path, local = str(path_or_id), Path(path_or_id)
+    if local.is_file():
+        raise ValueError(f"{path} is a file; give the directory that it lies in ({_KINDS})")
+    directory = local if local.is_dir() else _from_hub(path, trust_remote_code=trust_remote_code)
     if (directory / "adapter_config.json").is_file():
         config = _read_json(directory / "adapter_config.json")
-        base = _base_of_adapter(given, config, trust_remote_code=trust_remote_code)
-        _check_weights(given, directory, "adapter_model")
+        base = _base_of_adapter(path, config, trust_remote_code=trust_remote_code)
+        _check_weights(path, directory, "adapter_model")
         virtual_tokens = config.get("num_virtual_tokens") or 0
-        return CheckpointSource(path.name, given, directory, base, virtual_tokens)
+        return CheckpointSource(local.name, path, directory, base, virtual_tokens)
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"{given} holds neither config.json nor adapter_config.json nor a checkpoint-*; give "
+            f"{path} holds neither config.json nor adapter_config.json nor a checkpoint-*; give "
             f"{_KINDS}"
         )
-    _check_weights(given, directory, "model")
-    return CheckpointSource(path.name, given, directory)
+    _check_weights(path, directory, "model")
+    return CheckpointSource(local.name, path, directory)
 
 
 def _base_of_adapter(
-    given: str, config: dict[str, Any], *, trust_remote_code: bool
+    path: str, config: dict[str, Any], *, trust_remote_code: bool
 ) -> CheckpointSource:
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(
-            f"the adapter {given} does not name its base model; set base_model_name_or_path in its "
+            f"the adapter {path} does not name its base model; set base_model_name_or_path in its "
             "adapter_config.json"
         )
     try:
         source = check_checkpoint(base, trust_remote_code=trust_remote_code)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"the base model {base!r} of the adapter {given} was not found; put it there, or "
+            f"the base model {base!r} of the adapter {path} was not found; put it there, or "
             "correct base_model_name_or_path in the adapter's adapter_config.json"
         ) from error
     if source.base is not None:
         raise ValueError(
-            f"the base {base!r} of the adapter {given} is an adapter itself; merge it into its "
+            f"the base {base!r} of the adapter {path} is an adapter itself; merge it into its "
             "own base first (peft: merge_and_unload, then save_pretrained)"
         )
     return source
 
 
-def _check_weights(given: str, directory: Path, stem: str) -> None:
+def _check_weights(path: str, directory: Path, stem: str) -> None:
     """Raise unless ``stem``'s weights are complete safetensors files."""
     files = weight_files(directory, stem)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ValueError(
-            f"{given} is incomplete: its index names {', '.join(missing)}; copy it again"
+            f"{path} is incomplete: its index names {', '.join(missing)}; copy it again"
         )
     for file in files:
         _check_whole(file)
@@ -155,11 +155,11 @@ def _check_weights(given: str, directory: Path, stem: str) -> None:
         if file.name not in {"training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
     )
     if not pickles:
-        raise ValueError(f"{given} has no weights: there is no {stem}.safetensors in {directory}")
+        raise ValueError(f"{path} has no weights: there is no {stem}.safetensors in {directory}")
     raise ValueError(
-        f"{given} has its weights as a pickle only ({', '.join(pickles)}), which can run code when "
+        f"{path} has its weights as a pickle only ({', '.join(pickles)}), which can run code when "
         "loaded. If you trust its origin, convert it once and give the converted directory:\n"
-        f"{_conversion(given, stem)}"
+        f"{_conversion(path, stem)}"
     )
 
 
@@ -185,36 +185,36 @@ def _check_whole(file: Path) -> None:
         ) from error
 
 
-def _conversion(given: str, stem: str) -> str:
+def _conversion(path: str, stem: str) -> str:
     if stem == "adapter_model":
         return (
             '  python -c "import torch; from safetensors.torch import save_file; '
-            f"w = torch.load('{given}/adapter_model.bin', map_location='cpu', weights_only=True); "
+            f"w = torch.load('{path}/adapter_model.bin', map_location='cpu', weights_only=True); "
             "save_file({k: v.contiguous().clone() for k, v in w.items()}, "
-            f"'{given}/adapter_model.safetensors', metadata={{'format': 'pt'}})\""
+            f"'{path}/adapter_model.safetensors', metadata={{'format': 'pt'}})\""
         )
-    target = f"{given.rstrip('/')}-safetensors"
+    target = f"{path.rstrip('/')}-safetensors"
     return (
         '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"M.from_pretrained('{given}', use_safetensors=False).save_pretrained('{target}'); "
-        f"T.from_pretrained('{given}').save_pretrained('{target}')\""
+        f"M.from_pretrained('{path}', use_safetensors=False).save_pretrained('{target}'); "
+        f"T.from_pretrained('{path}').save_pretrained('{target}')\""
     )
 
 
-def _from_hub(given: str, *, trust_remote_code: bool) -> Path:
-    if not _HUB_ID.fullmatch(given):
-        raise FileNotFoundError(f"no checkpoint at {given!r}; give {_KINDS}")
+def _from_hub(path: str, *, trust_remote_code: bool) -> Path:
+    if not _HUB_ID.fullmatch(path):
+        raise FileNotFoundError(f"no checkpoint at {path!r}; give {_KINDS}")
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     if trust_remote_code:
         patterns.append("*.py")
     try:
-        return Path(snapshot_download(given, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except (OSError, ValueError) as error:  # not found, gated, offline and not cached, malformed id
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"{given!r} is neither a directory here nor a model that the hub gave us ({reason}); "
+            f"{path!r} is neither a directory here nor a model that the hub gave us ({reason}); "
             f"give {_KINDS}"
         ) from error
 

@@ -109,8 +109,8 @@ class LoadedCheckpoint:
                 config.output_router_logits = False
             yield
         finally:
-            for holder, own in zip(holders, before, strict=True):
-                holder.generation_config = own
+            for holder, original in zip(holders, before, strict=True):
+                holder.generation_config = original
             if router_logits:
                 config.output_router_logits = router_logits
 
@@ -153,7 +153,7 @@ def load_checkpoint(
     if source.base is not None:
         model = _load_adapter(model, source)
     model = model.to(torch_device).eval()
-    return LoadedCheckpoint(source.name, source.given, model, tokenizer)
+    return LoadedCheckpoint(source.name, source.path, model, tokenizer)
 
 
 def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False) -> Any:
@@ -171,7 +171,7 @@ def load_tokenizer(source: CheckpointSource, *, trust_remote_code: bool = False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"{source.given} has no tokenizer that can be loaded ({reason}); save it beside the "
+            f"{source.path} has no tokenizer that can be loaded ({reason}); save it beside the "
             "weights with tokenizer.save_pretrained(directory)"
         ) from error
 
@@ -197,7 +197,7 @@ def context_length(source: CheckpointSource, *, trust_remote_code: bool = False)
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{source.given} has a configuration that cannot be read: {error}"
+            f"{source.path} has a configuration that cannot be read: {error}"
         ) from error
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(length, int) or length <= 0:
@@ -230,7 +230,7 @@ def check_token_ids(encoded: Iterable[Sequence[int]], source: CheckpointSource, 
         largest = max(ids, default=0)
         if rows is not None and largest >= rows:
             raise ValueError(
-                f"{what}, row {index}: the tokenizer of {source.given} gives the token number "
+                f"{what}, row {index}: the tokenizer of {source.path} gives the token number "
                 f"{largest}, and the model has embeddings for {rows} tokens only: the tokenizer is "
                 "larger than the model. Save the tokenizer that the model was trained with beside "
                 "it, or resize the model's embeddings (resize_token_embeddings) and train them"
@@ -280,12 +280,12 @@ def _load_model(
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"{source.given} cannot be loaded as a causal language model: {error}"
+            f"{source.path} cannot be loaded as a causal language model: {error}"
         ) from error
     absent = sorted(info["missing_keys"])
     if absent:  # transformers would go on with random numbers in their place
         raise ValueError(
-            f"{source.given} lacks {len(absent)} of its model's weights, {absent[0]} among them; "
+            f"{source.path} lacks {len(absent)} of its model's weights, {absent[0]} among them; "
             "it is not a complete causal language model"
         )
     return model
@@ -319,7 +319,7 @@ def _check_head_is_there(base: Any, source: CheckpointSource, rows: int) -> None
             ):
                 return
     raise ValueError(
-        f"the adapter {source.given} was trained with {rows} embeddings and its base has "
+        f"the adapter {source.path} was trained with {rows} embeddings and its base has "
         f"{embeddings.num_embeddings}; it holds the new input embeddings but not the rows of "
         f"{name} that belong to them. Give the merged model (in training: merge_and_unload, "
         f"then save_pretrained), or train again with {name} in target_modules or modules_to_save"
@@ -345,6 +345,6 @@ def _load_adapter(base: Any, source: CheckpointSource) -> Any:
         return PeftModel.from_pretrained(base, str(source.directory), is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"the adapter {source.given} does not fit its base "
-            f"{source.base and source.base.given}: {error}"
+            f"the adapter {source.path} does not fit its base "
+            f"{source.base and source.base.path}: {error}"
         ) from error

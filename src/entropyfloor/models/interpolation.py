@@ -33,13 +33,11 @@ def check_same_shapes(checkpoint: CheckpointSource, base: CheckpointSource) -> N
 
     """
     if base.base is not None:
-        raise ValueError(
-            f"{base.given} is an adapter; give the full model that training began with"
-        )
+        raise ValueError(f"{base.path} is an adapter; give the full model that training began with")
     rows, base_rows = vocabulary_size(checkpoint), vocabulary_size(base)
     if rows != base_rows:
         raise ValueError(
-            f"{checkpoint.given} has embeddings for {rows} tokens and {base.given} for "
+            f"{checkpoint.path} has embeddings for {rows} tokens and {base.path} for "
             f"{base_rows}: training resized them, and no line joins the two. Save a base of {rows} "
             "(resize_token_embeddings) and give it with the whole model; of an adapter that is the "
             "merged one (peft: merge_and_unload, then save_pretrained)"
@@ -48,19 +46,19 @@ def check_same_shapes(checkpoint: CheckpointSource, base: CheckpointSource) -> N
         return
     if checkpoint.virtual_tokens:
         raise ValueError(
-            f"{checkpoint.given} is a prompt-learning adapter, which has no weights on a line to "
+            f"{checkpoint.path} is a prompt-learning adapter, which has no weights on a line to "
             "its base; train with LoRA or whole, or screen a shallower checkpoint"
         )
     if checkpoint.base.directory.resolve() != base.directory.resolve():
         raise ValueError(
-            f"{checkpoint.given} is an adapter on {checkpoint.base.given}, not on {base.given}; "
-            f"give --base {checkpoint.base.given}"
+            f"{checkpoint.path} is an adapter on {checkpoint.base.path}, not on {base.path}; "
+            f"give --base {checkpoint.base.path}"
         )
     with safe_open(checkpoint.directory / _ADAPTER_FILE, "pt") as weights:
         others = [name for name in weights.keys() if _is(name, *_OTHER)]  # noqa: SIM118
     if others:
         raise ValueError(
-            f"{checkpoint.given} is no plain LoRA adapter ({others[0]}), and its change is not "
+            f"{checkpoint.path} is no plain LoRA adapter ({others[0]}), and its change is not "
             "scaled by one factor; merge it into its base (peft: merge_and_unload, then "
             "save_pretrained) and rescue the merged model"
         )
@@ -105,30 +103,30 @@ def _write_adapter(
     weights = load_file(checkpoint.directory / _ADAPTER_FILE)
     whole = {n: v for n, v in weights.items() if not _is(n, *_SCALED, *_UNCHANGED)}
     of_base = _base_weights(base, whole) if whole else {}
-    found = {}
+    state = {}
     for name, value in weights.items():
         if name in of_base:
-            found[name] = _mix(value, of_base[name], share, name)
+            state[name] = _mix(value, of_base[name], share, name)
         else:
-            found[name] = (
+            state[name] = (
                 (value.float() * (1 - share)).to(value.dtype) if _is(name, *_SCALED) else value
             )
-    save_file(found, target / _ADAPTER_FILE, metadata={"format": "pt"})
+    save_file(state, target / _ADAPTER_FILE, metadata={"format": "pt"})
 
 
 def _base_weights(base: CheckpointSource, names: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The base's weights under the adapter's names for modules that were trained whole."""
     state = load_checkpoint(base, device="cpu").model.state_dict()
-    found = {}
+    weights = {}
     for name in names:
         plain = name.removeprefix("base_model.model.").replace(".modules_to_save.", ".")
         if plain not in state:
             raise ValueError(
-                f"{name} of the adapter is neither a LoRA factor nor a weight of {base.given}; "
+                f"{name} of the adapter is neither a LoRA factor nor a weight of {base.path}; "
                 "rescue handles LoRA and modules_to_save"
             )
-        found[name] = state[plain]
-    return found
+        weights[name] = state[plain]
+    return weights
 
 
 def _write_model(
@@ -139,7 +137,7 @@ def _write_model(
     if state.keys() != other.keys():
         differing = sorted(state.keys() ^ other.keys())
         raise ValueError(
-            f"{checkpoint.given} and {base.given} have different weights ({differing[0]}, ...): "
+            f"{checkpoint.path} and {base.path} have different weights ({differing[0]}, ...): "
             "they are not the same architecture"
         )
     with torch.no_grad():

@@ -28,10 +28,10 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 from entropyfloor.models.logit_transform import head_options
 from entropyfloor_losses import (
     IGNORE_INDEX,
-    BaseHead,
-    BaseTopK,
     EntropyTerm,
     PenalisedLoss,
+    ReferenceHead,
+    ReferenceTopK,
     TokenStatistics,
     linear_loss,
 )
@@ -47,14 +47,14 @@ class LossHeadOutput(FusedCausalLMOutput):
         token_log_probs: ``[batch, length]`` log-probability of the labels, detached, 0 if ignored.
         top_k_mass: ``[batch, length]`` top-k mass at the loss's k, detached, 0 where ignored.
         selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
-        base_kl: ``[batch, length]`` KL between reference and model, detached, or None.
+        reference_kl: ``[batch, length]`` KL between reference and model, detached, or None.
 
     """
 
     token_log_probs: Tensor | None = None
     top_k_mass: Tensor | None = None
     selected: Tensor | None = None
-    base_kl: Tensor | None = None
+    reference_kl: Tensor | None = None
 
 
 @dataclass
@@ -73,7 +73,7 @@ class LossHead:
     loss: Callable[[TokenStatistics], Tensor]
     term: EntropyTerm | None = None
     weight: float = 0.0
-    reference: Callable[..., BaseHead | BaseTopK] | None = None
+    reference: Callable[..., ReferenceHead | ReferenceTopK] | None = None
 
 
 def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], Tensor]) -> LossHead:
@@ -109,8 +109,10 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         **kwargs: Any,
     ) -> Any:
         if not fused_lm_head:
-            given = {"labels": labels, "shift_labels": shift_labels}
-            kwargs.update({name: value for name, value in given.items() if value is not None})
+            label_arguments = {"labels": labels, "shift_labels": shift_labels}
+            kwargs.update(
+                {name: value for name, value in label_arguments.items() if value is not None}
+            )
             return previous_forward(*args, **kwargs)
         kwargs.pop("num_items_in_batch", None)
         kwargs["use_cache"] = False
@@ -125,16 +127,16 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
         # The weight changes from step to step: evaluations are of the loss alone.
         term = head.term if head.weight > 0 and self.training else None
         objective_of = head.loss if term is None else PenalisedLoss(head.loss, term, head.weight)
-        base = None
-        if term is not None and term.needs_base:
+        reference = None
+        if term is not None and term.needs_reference:
             assert head.reference is not None
-            base = head.reference(targets, *args, **kwargs)
+            reference = head.reference(targets, *args, **kwargs)
         backbone = self.base_model(*args, **kwargs)
         hidden = backbone.last_hidden_state
         if shift_labels is None:
             hidden = hidden[:, :-1]
-            if isinstance(base, BaseHead):
-                base = replace(base, hidden=base.hidden[:, :-1])
+            if isinstance(reference, ReferenceHead):
+                reference = replace(reference, hidden=reference.hidden[:, :-1])
         # Looked up on each call: PEFT and FSDP replace the head after patching.
         lm_head = self.get_output_embeddings()
         weight, bias = _full(lm_head.weight), _full(getattr(lm_head, "bias", None))
@@ -153,7 +155,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
                 objective_of,
                 bias=bias,
                 num_items=1,
-                base=base,
+                reference=reference,
                 advantages=advantages,
                 **options,
             )
@@ -174,7 +176,7 @@ def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], T
             token_log_probs=statistics.log_prob,
             top_k_mass=statistics.top_k_mass,
             selected=_selected(objective_of, statistics),
-            base_kl=statistics.get("base_kl"),
+            reference_kl=statistics.get("reference_kl"),
         )
 
     model.forward = types.MethodType(forward, model)

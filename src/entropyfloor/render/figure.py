@@ -129,11 +129,11 @@ class Chart:
     def panels(self, rows: int, columns: int, *, grid: str = "y", **options: Any) -> list[Axes]:
         """Axes row by row; ``options`` are those of ``Figure.subplots``."""
         with _styled():
-            found = list(self.figure.subplots(rows, columns, squeeze=False, **options).flat)
-            for axes in found:
+            panels = list(self.figure.subplots(rows, columns, squeeze=False, **options).flat)
+            for axes in panels:
                 if grid:
                     axes.grid(axis=grid)
-        return found
+        return panels
 
     def grid(self, titles: Sequence[Sequence[str]], *, below: str = "") -> list[list[Axes]]:
         """Axes in rows and columns, each with a title; a caption below those of the last row."""
@@ -230,14 +230,14 @@ class Chart:
         for side in ("text", "tail"):
             if element.tag != "text" and not (getattr(element, side) or "").strip():
                 setattr(element, side, None)
-        found = element.attrib.pop("id", None)
-        if found in self._tips:
+        key_of = element.attrib.pop("id", None)
+        if key_of in self._tips:
             tip = ElementTree.Element("title")
-            tip.text = visible(self._tips[found])
+            tip.text = visible(self._tips[key_of])
             element.insert(0, tip)
             element.set("class", "tip")  # a group that says something stays
-        elif found is not None and element.tag in ("path", "clipPath"):
-            element.set("id", f"{key}-{found}")
+        elif key_of is not None and element.tag in ("path", "clipPath"):
+            element.set("id", f"{key}-{key_of}")
         for name, value in list(element.attrib.items()):
             if name.startswith("{"):
                 del element.attrib[name]
@@ -318,7 +318,7 @@ def draw_course(
     chart: Chart,
     axes: Axes,
     log: Sequence[Mapping[str, Any]],
-    measures: Mapping[str, tuple[str, str]],
+    metrics: Mapping[str, tuple[str, str]],
     *,
     more: Sequence[tuple[Any, str]] = (),
 ) -> None:
@@ -328,14 +328,14 @@ def draw_course(
         chart: of the axes.
         axes: where to.
         log: records with ``step``; a measure may be missing or None in any.
-        measures: name in the record -> (words in the legend or "", colour of the palette).
+        metrics: name in the record -> (words in the legend or "", colour of the palette).
         more: further entries of the legend.
 
     """
     keys = []
-    for place, (name, (words, colour)) in enumerate(measures.items()):
+    for place, (name, (words, colour)) in enumerate(metrics.items()):
         # Equal values of two measures (the reward is the pass rate, say) can both be seen.
-        under = len(measures) - 1 - place
+        under = len(metrics) - 1 - place
         style: Any = {"linewidth": 1.5 + 1.5 * under, "alpha": 0.5 if under else 1.0}
         points = [(record["step"], record[name]) for record in log if record.get(name) is not None]
         if points:

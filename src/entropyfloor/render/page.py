@@ -27,7 +27,7 @@ def environment() -> Environment:
 
     Whatever a template writes is escaped, and its control characters are made visible.
     """
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("entropyfloor", "."),
         autoescape=True,
         finalize=_written,
@@ -35,8 +35,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["short"] = partial(plain, length=_NAME)
-    return found
+    environment.filters["short"] = partial(plain, length=_NAME)
+    return environment
 
 
 def render_page(template: str, *, settings: Mapping[str, Any], **values: Any) -> str:

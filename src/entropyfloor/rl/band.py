@@ -162,15 +162,15 @@ def calibration_band(
     for block in blocks.draw(progress=output.progress):
         passes += [_passes(rewards, band.success_threshold) for rewards in block.rewards]
     passes = processes.from_main(passes)
-    found = Band(prompts, tuple(passes), sampling.num_samples, low, high, output.folder)
+    result = Band(prompts, tuple(passes), sampling.num_samples, low, high, output.folder)
     if processes.main:
-        _write(found, {**blocks.settings, "success_threshold": band.success_threshold})
-    if not found.kept:
+        _write(result, {**blocks.settings, "success_threshold": band.success_threshold})
+    if not result.kept:
         raise ValueError(
             f"no prompt of {prompts.source} is in the band of {checkpoint}; give easier or "
-            "harder prompts, a longer max_new_tokens, or another band\n" + found.histogram()
+            "harder prompts, a longer max_new_tokens, or another band\n" + result.histogram()
         )
-    return found
+    return result
 
 
 def _passes(rewards: Sequence[float | None], threshold: float) -> int | None:

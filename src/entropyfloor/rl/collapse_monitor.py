@@ -3,8 +3,8 @@
     GRPOTrainer(..., callbacks=[CollapseMonitor()])
 
 It reads the entropy of every optimizer step and the rewards of every group, decides stage 2
-(``stage_two.py``) once, and writes what it saw to the trainer's logs and, in the output folder, to
-``collapse_monitor.jsonl`` and ``collapse_monitor.png``. What it remembers travels in each
+(``collapse_rule.py``) once, and writes what it saw to the trainer's logs and, in the output folder,
+to ``collapse_monitor.jsonl`` and ``collapse_monitor.png``. What it remembers travels in each
 checkpoint's trainer_state.json, so that a run that was killed and resumed decides as if it had not
 been.
 
@@ -30,20 +30,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
+from entropyfloor.rl.collapse_rule import (
+    COLLAPSED,
+    TAU_2,
+    UNKNOWN,
+    WAITING,
+    CollapseRule,
+    Decision,
+    saved_share,
+)
 from entropyfloor.rl.group_counts import GroupCounts
 from entropyfloor.rl.grpo_probe import GRPOProbe, can_probe, find_trainer
 from entropyfloor.rl.monitor_log import FILE_NAME, append_log, begin_log, read_log
 from entropyfloor.rl.monitor_memory import MonitorMemory, number
 from entropyfloor.rl.restore import Restorer
-from entropyfloor.rl.stage_two import (
-    COLLAPSED,
-    TAU_2,
-    UNKNOWN,
-    WAITING,
-    Decision,
-    StageTwo,
-    saved_share,
-)
 from entropyfloor.screening.records import restore
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
 from entropyfloor.stats.groups import check_success_threshold
@@ -102,9 +102,9 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         self.success_threshold = success_threshold
         self.success_reward = success_reward
         # Raises now, not when the model is loaded; of the run's length nothing is known yet.
-        StageTwo(early_step or 1, late_step or 10**9, tau_2, window)
+        CollapseRule(early_step or 1, late_step or 10**9, tau_2, window)
         self.memory = MonitorMemory()
-        self._rule: StageTwo | None = None
+        self._rule: CollapseRule | None = None
         self._restorer = Restorer()
         self._probe: GRPOProbe | None = None
         self._trainer: Any = None
@@ -201,7 +201,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
             for name, value in rates.items():
                 self._probe.log(f"groups/{name}", value)
             if drop is not None:
-                self._probe.log("stage_two/relative_drop", drop)
+                self._probe.log("collapse/relative_drop", drop)
             numbers = {"relative_drop": drop, "groups": counts.groups}
             self._write_step(state, entropy, unscored_groups=counts.unscored, **numbers, **rates)
         self._decide(args, state, control)
@@ -253,8 +253,8 @@ class CollapseMonitor(TrainerCallback, ExportableState):
             self._probe = None
         self._restorer.finish(args)
 
-    def _rule_for(self, max_steps: int) -> StageTwo:
-        return StageTwo.for_run(
+    def _rule_for(self, max_steps: int) -> CollapseRule:
+        return CollapseRule.for_run(
             max_steps,
             tau_2=self.tau_2,
             early_step=self.early_step,

@@ -5,16 +5,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from entropyfloor.rl.group_counts import GroupCounts
-from entropyfloor.rl.stage_two import (
+from entropyfloor.rl.collapse_rule import (
     WAITING,
+    CollapseRule,
     Decision,
     Reading,
-    StageTwo,
     began_collapsed,
     never_scored,
     saved_share,
 )
+from entropyfloor.rl.group_counts import GroupCounts
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class MonitorMemory:
                 temperature,
             )
 
-    def judge(self, rule: StageTwo, step: int, tau_h: float | None) -> bool:
+    def judge(self, rule: CollapseRule, step: int, tau_h: float | None) -> bool:
         """Decide if it is time; whether the decision was made at this very step.
 
         Args:

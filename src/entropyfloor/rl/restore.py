@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from entropyfloor.rl.stage_two import StageTwo
+from entropyfloor.rl.collapse_rule import CollapseRule
 
 
 class Restorer:
@@ -23,7 +23,7 @@ class Restorer:
         self._loaded_best: bool | None = None  # what load_best_model_at_end was
 
     @staticmethod
-    def check(args: TrainingArguments, rule: StageTwo) -> None:
+    def check(args: TrainingArguments, rule: CollapseRule) -> None:
         """Raise ValueError if no checkpoint that can be loaded will be there at the decision."""
         sharded = {DistributedType.FSDP, DistributedType.DEEPSPEED}
         if args.save_only_model and AcceleratorState().distributed_type in sharded:

@@ -171,15 +171,15 @@ def _judge(
             above[rollout.prompt_index] += float(rollout.entropies_nats.sum(dtype=float))
             below[rollout.prompt_index] += len(rollout.token_ids)
     levels = bounds(tuple(len(prompts) / count for prompts in looks), ERROR_RATE)
-    found = look(
+    sequential = look(
         list(above.values()), list(below.values()), drawing.tau_h, bound=levels[number - 1]
     )
     return SequentialRecord(
-        decision=found.decision,
+        decision=sequential.decision,
         looks=number,
         samples_planned=len(drawing.requests(looks[-1])),
         samples_drawn=len(drawing.requests(looks[number - 1])),
-        low=found.low,
-        high=found.high,
+        low=sequential.low,
+        high=sequential.high,
         error_rate=ERROR_RATE,
     )

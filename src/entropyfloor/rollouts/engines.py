@@ -90,7 +90,7 @@ def _against_vllm(
     """Why vLLM cannot do it, and what to do; empty if it can."""
     if importlib.util.find_spec("vllm") is None:
         return "it is not installed; pip install vllm"
-    adapters = [source.given for source in sources if source.base is not None]
+    adapters = [source.path for source in sources if source.base is not None]
     if adapters:
         return (
             f"{adapters[0]} is an adapter; merge it into its base first (peft: merge_and_unload, "

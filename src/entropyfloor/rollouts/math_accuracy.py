@@ -159,14 +159,14 @@ def _parsed(answer: str) -> tuple[Any, ...]:
     if whole is None:
         return ()
     latex = LatexExtractionConfig(boxed_match_priority=0)
-    found = parse(
+    answers = parse(
         f"\\boxed{{{whole}}}",
         extraction_config=[latex],
         fallback_mode="no_fallback",
         extraction_mode="first_match",
         parsing_timeout=_limit(_PARSE_SECONDS),
     )
-    return tuple(found)
+    return tuple(answers)
 
 
 def _whole_latex(answer: str) -> str | None:

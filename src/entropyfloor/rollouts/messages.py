@@ -52,8 +52,8 @@ def template_refusals(row: str, where: str) -> Iterator[None]:
 
 def _checked(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping) or "role" not in message:
-        given = sorted(message) if isinstance(message, Mapping) else type(message).__name__
-        raise ValueError(f"{where}: each message needs 'role' and 'content', got {given}")
+        got = sorted(message) if isinstance(message, Mapping) else type(message).__name__
+        raise ValueError(f"{where}: each message needs 'role' and 'content', got {got}")
     role, content = message["role"], message.get("content")
     if not isinstance(role, str) or not role:
         raise ValueError(f"{where} has the role {role!r}; a role is text, such as 'user'")

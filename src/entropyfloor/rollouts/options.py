@@ -27,12 +27,12 @@ def arranged(flat: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
     ``arranged({"seed": 1, "reward": "math"}, sampling=Sampling)`` gives ``{"sampling":
     Sampling(seed=1), "reward": "math"}``; what no dataclass has stays as it is.
     """
-    rest, found = dict(flat), {}
+    rest, records = dict(flat), {}
     for keyword, kind in kinds.items():
         told = {part.name: rest.pop(part.name) for part in fields(kind) if part.name in rest}
         if told:
-            found[keyword] = kind(**told)
-    return {**rest, **found}
+            records[keyword] = kind(**told)
+    return {**rest, **records}
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,14 @@ class TemplateOptions(ChatOptions):
     )
 
     def __post_init__(self) -> None:
-        given = self.chat_template_kwargs
+        kwargs = self.chat_template_kwargs
         try:
-            read = json.loads(given) if isinstance(given, str) else given
+            read = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
         except json.JSONDecodeError:
-            read = given
+            read = kwargs
         if read is not None and not isinstance(read, dict):
             raise ValueError(
-                f"--chat_template_kwargs is no JSON object: {given}; give one such as "
+                f"--chat_template_kwargs is no JSON object: {kwargs}; give one such as "
                 "'{\"enable_thinking\": false}'"
             )
         self.chat_template_kwargs = read

@@ -86,8 +86,8 @@ def prepare(
         digest = _tokenizer_digest(source)
         if digest not in known:
             tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-            encoded = encode_prompts(prompts, tokenizer, where=source.given)
-            completions = _held_out(held_out, tokenizer, source.given)
+            encoded = encode_prompts(prompts, tokenizer, where=source.path)
+            completions = _held_out(held_out, tokenizer, source.path)
             known[digest] = encoded, completions, rendered_text(encoded[0], tokenizer)
         encoded, completions, example = known[digest]
         check_token_ids(encoded, source, prompts.source)
@@ -96,9 +96,12 @@ def prepare(
             check_token_ids(rows, source, held_out.source)
         context = context_length(source, trust_remote_code=trust_remote_code)
         check_lengths(
-            encoded, context_length=context, max_new_tokens=max_new_tokens, where=source.given
+            encoded,
+            context_length=context,
+            max_new_tokens=max_new_tokens,
+            where=source.path,
         )
-        _check_held_out_lengths(held_out, completions, context, source.given)
+        _check_held_out_lengths(held_out, completions, context, source.path)
         tasks.append(Task(source, encoded, completions, example))
     return tasks
 

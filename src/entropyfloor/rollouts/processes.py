@@ -52,9 +52,9 @@ class Processes:
         """Everyone's value by rank on the main process; nothing on the others."""
         if self.count == 1:
             return [value]
-        found: list[Any] | None = [None] * self.count if self.main else None
-        dist.gather_object(value, found, dst=0, group=self.group)
-        return found or []
+        gathered: list[Any] | None = [None] * self.count if self.main else None
+        dist.gather_object(value, gathered, dst=0, group=self.group)
+        return gathered or []
 
     def from_main(self, value: T) -> T:
         """Return the main process's value on every process."""
@@ -64,7 +64,7 @@ class Processes:
         dist.broadcast_object_list(held, src=0, group=self.group)
         return held[0]
 
-    def own(self, device: torch.device) -> torch.device:
+    def local_device(self, device: torch.device) -> torch.device:
         """One GPU for each process of a machine, where a GPU was not chosen by number."""
         if self.count == 1 or device.type != "cuda" or device.index is not None:
             return device

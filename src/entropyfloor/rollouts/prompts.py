@@ -186,8 +186,8 @@ def row_with_chat_options(
         if system is not None and isinstance(messages, list) and messages[0]["role"] != "system":
             row[name] = [{"role": "system", "content": system}, *messages]
     if chat_template_kwargs:
-        own = row.get("chat_template_kwargs") or {}
-        known = {name: value for name, value in own.items() if value is not None}
+        kwargs = row.get("chat_template_kwargs") or {}
+        known = {name: value for name, value in kwargs.items() if value is not None}
         row["chat_template_kwargs"] = {**chat_template_kwargs, **known}
     return row
 

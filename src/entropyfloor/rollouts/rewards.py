@@ -67,9 +67,9 @@ def exact_match(
 def exact_reference(value: Any, *, where: str) -> frozenset[str | Decimal]:
     """What a reference of :func:`exact_match` is compared by; ``where`` names the row in errors."""
     if isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        found = _compared(str(value))
-        if found:
-            return found
+        answers = _compared(str(value))
+        if answers:
+            return answers
         what = "is empty"
     else:
         what = f"is {value!r}, a {type(value).__name__}"

@@ -109,7 +109,7 @@ class RolloutBlocks:
             check_references(reward, prompts)
         resolve_dtype(loading.dtype)
         self.processes = processes or Processes()
-        resolved = self.processes.own(resolve_device(loading.device))
+        resolved = self.processes.local_device(resolve_device(loading.device))
         self.task = _one(checkpoint, prompts, sampling, loading.trust_remote_code)
         chosen = choose_engine(
             sampling.engine, sources=[self.task.source], device=resolved, processes=self.processes
@@ -117,7 +117,7 @@ class RolloutBlocks:
         self.settings: dict[str, Any] = {
             **asdict(sampling),
             "reward": None if reward is None else reward_name(reward),
-            "checkpoint": self.task.source.given,
+            "checkpoint": self.task.source.path,
             "dtype": dtype_record(loading.dtype, resolved),
             "device": resolved.type,
             "engine": chosen,
@@ -196,11 +196,15 @@ def _one(
 
 
 def _block(number: int, drawing: _Rows, store: RolloutStore) -> RolloutBlock:
-    found: dict[int, list[tuple[int, Rollout, float | None]]] = {row: [] for row in drawing.rows}
+    by_prompt: dict[int, list[tuple[int, Rollout, float | None]]] = {
+        row: [] for row in drawing.rows
+    }
     for index in drawing.chosen(store, None):
         rollout = store.rollouts[index]
-        found[rollout.prompt_index].append((rollout.sample_index, rollout, store.rewards[index]))
-    ordered = [sorted(each, key=lambda one: one[0]) for each in found.values()]
+        by_prompt[rollout.prompt_index].append(
+            (rollout.sample_index, rollout, store.rewards[index])
+        )
+    ordered = [sorted(each, key=lambda one: one[0]) for each in by_prompt.values()]
     return RolloutBlock(
         number=number,
         rows=drawing.rows,

@@ -61,8 +61,8 @@ class RolloutStore:
         if folder is None:
             return
         stem = _file_name(name)
-        own = "" if self._processes.main else f"@{self._processes.rank}"
-        self._file = folder / f"rollouts-{stem}{own}.jsonl"
+        of_rank = "" if self._processes.main else f"@{self._processes.rank}"
+        self._file = folder / f"rollouts-{stem}{of_rank}.jsonl"
         self._sums_file = folder / f"sums-{stem}.json"
         if self._processes.main:
             for file in [self._file, *sorted(folder.glob(f"rollouts-{stem}@*.jsonl"))]:
@@ -104,12 +104,12 @@ class RolloutStore:
         """Sums that :meth:`write_sums` wrote; None if there are none, or of another ``key``."""
         if self._sums_file is None or not self._sums_file.is_file():
             return None
-        found = json.loads(self._sums_file.read_text(encoding="utf-8"))
-        if key is not None and found["of"] != key:
+        document = json.loads(self._sums_file.read_text(encoding="utf-8"))
+        if key is not None and document["of"] != key:
             return None
         return {
             name: TokenSums(tuple(value["sums"]), tuple(value["tokens"]))
-            for name, value in found["sums"].items()
+            for name, value in document["sums"].items()
         }
 
     def write_sums(self, sums: dict[str, TokenSums], key: list[Any]) -> None:
@@ -200,26 +200,26 @@ def read_folder(folder: Path) -> dict[str, Any]:
     """
     target = folder / "rollouts.json"
     try:
-        found = json.loads(target.read_text(encoding="utf-8"))
+        document = json.loads(target.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{folder} holds no rollouts.json; give the --output-dir of an earlier screening"
         ) from error
     except ValueError as error:
         raise ValueError(f"{target} is not JSON ({error})") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"{target} is not of schema {SCHEMA!r}; give a screening's --output-dir")
-    return found
+    return document
 
 
 def checkpoint_digest(source: CheckpointSource) -> str:
     """16 hex digits that change when a checkpoint's files are written again (size and time)."""
     digest = hashlib.sha256()
-    for place in [source, *([source.base] if source.base else [])]:
-        for file in sorted(place.directory.glob("*")):
+    for each in [source, *([source.base] if source.base else [])]:
+        for file in sorted(each.directory.glob("*")):
             if file.suffix in {".safetensors", ".json", ".jinja"}:
-                facts = file.stat()
-                digest.update(f"{file.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+                stat = file.stat()
+                digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

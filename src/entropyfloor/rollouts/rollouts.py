@@ -175,8 +175,8 @@ def _generate_batch(
     for row, (prompt, sample) in enumerate(batch):
         ids, truncated = until_end(generated[row].tolist(), checkpoint.eos_token_ids)
         text = checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True)
-        own = entropies[row, : len(ids)].copy()
-        rollouts.append(Rollout(prompt, sample, ids, own, text, truncated))
+        of_rollout = entropies[row, : len(ids)].copy()
+        rollouts.append(Rollout(prompt, sample, ids, of_rollout, text, truncated))
     return rollouts
 
 

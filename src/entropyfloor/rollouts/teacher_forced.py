@@ -91,7 +91,7 @@ def encode_held_out(
         tokenizer: of the checkpoint.
 
     """
-    found = []
+    completions = []
     for index, (row, prefix) in enumerate(zip(held_out.rows, encoded, strict=True)):
         completion, where = row[COLUMN], f"{held_out.source}, row {index}"
         if not isinstance(completion, str):
@@ -115,8 +115,8 @@ def encode_held_out(
         end = tokenizer.eos_token_id
         if end is not None and end not in ids[-2:]:  # templates may put a newline behind it
             ids.append(end)
-        found.append(Completion(index, tuple(prefix), tuple(ids)))
-    return found
+        completions.append(Completion(index, tuple(prefix), tuple(ids)))
+    return completions
 
 
 def token_entropies(
@@ -130,8 +130,8 @@ def token_entropies(
     def values(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return token_statistics(head_logits(checkpoint, hidden), labels, top_k=1).entropy
 
-    found = dict(values_by_row((checkpoint,), completions, values))
-    return [found[row].float().numpy() for row in range(len(completions))]
+    by_row = dict(values_by_row((checkpoint,), completions, values))
+    return [by_row[row].float().numpy() for row in range(len(completions))]
 
 
 def held_out_loss(
@@ -169,14 +169,15 @@ def kl_to_base(
     def values(
         hidden: torch.Tensor, labels: torch.Tensor, base_hidden: torch.Tensor
     ) -> torch.Tensor:
-        own, other = head_logits(checkpoint, hidden), head_logits(base, base_hidden)
-        if own.shape != other.shape:
+        logits, base_logits = head_logits(checkpoint, hidden), head_logits(base, base_hidden)
+        if logits.shape != base_logits.shape:
             raise ValueError(
-                f"{checkpoint.path} has {own.shape[-1]} tokens in its head and the base "
-                f"{base.path} {other.shape[-1]}; the KL needs the base that it was trained from"
+                f"{checkpoint.path} has {logits.shape[-1]} tokens in its head and the base "
+                f"{base.path} {base_logits.shape[-1]}; the KL needs the base that it was trained "
+                "from"
             )
-        log_p = own.log_softmax(-1)
-        log_q = other.to(log_p.device).log_softmax(-1)
+        log_p = logits.log_softmax(-1)
+        log_q = base_logits.to(log_p.device).log_softmax(-1)
         p = log_p.exp()
         # A token of probability 0 counts nothing, also where the base gives it -inf.
         return (p * (log_p - log_q)).masked_fill_(p == 0.0, 0.0).sum(-1)
@@ -193,13 +194,13 @@ def _sums(
 ) -> TokenSums:
     """Sum ``values(hidden, labels, *hidden of the others)`` of every token, by prompt."""
     processes = processes or Processes()
-    own = [
+    of_process = [
         (row, float(part.sum()), len(part))
         for row, part in values_by_row(checkpoints, completions, values, processes)
     ]
-    found = sorted(row for part in processes.to_main(own) for row in part)
+    of_rows = sorted(row for part in processes.to_main(of_process) for row in part)
     sums, tokens = [0.0] * num_prompts, [0.0] * num_prompts
-    for row, total, count in processes.from_main(found):
+    for row, total, count in processes.from_main(of_rows):
         sums[completions[row].prompt_index] += total
         tokens[completions[row].prompt_index] += count
     seen = [index for index in range(num_prompts) if tokens[index]]

@@ -98,17 +98,19 @@ class VLLMEngine:
             ],
             use_tqdm=False,
         )
-        found = [until_end(list(output.outputs[0].token_ids), ends) for output in outputs]
+        sampled = [until_end(list(output.outputs[0].token_ids), ends) for output in outputs]
         entropies = token_entropies(
             self._checkpoint,
             [
                 Completion(prompt, tuple(encoded[prompt]), ids)
-                for (prompt, _), (ids, _) in zip(batch, found, strict=True)
+                for (prompt, _), (ids, _) in zip(batch, sampled, strict=True)
             ],
         )
         decode = self._checkpoint.tokenizer.decode
         rollouts = []
-        for (prompt, sample), (ids, truncated), values in zip(batch, found, entropies, strict=True):
+        for (prompt, sample), (ids, truncated), values in zip(
+            batch, sampled, entropies, strict=True
+        ):
             text = decode(list(ids), skip_special_tokens=True)
             rollouts.append(Rollout(prompt, sample, ids, values, text, truncated))
         return rollouts

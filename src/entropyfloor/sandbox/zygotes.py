@@ -65,7 +65,7 @@ class Zygote:
             self.close()
             raise ZygoteError(hello["error"])
         self.words: list[str] = hello["words"]
-        self.own_id: int | None = hello["own_id"]
+        self.user_id: int | None = hello["own_id"]
 
     _last_words = ""
 
@@ -91,15 +91,15 @@ class Zygote:
             self._control.settimeout(limits.wall_seconds + _GRACE_SECONDS)
             socket.send_fds(self._control, [_HEADER.pack(len(body))], [code, specification])
             self._control.sendall(body)
-            found = self._receive()
+            reply = self._receive()
         except OSError as error:
             raise ZygoteError(f"its process does not answer: {error}") from error
         finally:
             os.close(code)
             os.close(specification)
-        if found["status"] == "error":
-            raise ZygoteError(found["detail"])
-        return Outcome(**found, seconds=time.perf_counter() - started)
+        if reply["status"] == "error":
+            raise ZygoteError(reply["detail"])
+        return Outcome(**reply, seconds=time.perf_counter() - started)
 
     def close(self) -> None:
         """End it, and with it whatever it runs."""

@@ -103,9 +103,9 @@ def calibrate(
     scores = [numbers["score"] for numbers in used]
     predictors = sorted(set().union(*used) - {"score"})
     correlations = [
-        found
+        correlation
         for predictor in predictors
-        if (found := _correlation(predictor, [n for n in used if predictor in n])) is not None
+        if (correlation := _correlation(predictor, [n for n in used if predictor in n])) is not None
     ]
     words = [f"not screened and without entropy_nats: {', '.join(unknown)}"] if unknown else []
     short = _too_little(scores)

@@ -40,16 +40,16 @@ class Estimates:
 
     def quantile(self, measure: str, groups: Sequence[Sequence[float]], quantile: float) -> float:
         """Quantile over all rollouts."""
-        found, interval = quantile_interval(groups, quantile, seed=self._seed)
+        value, interval = quantile_interval(groups, quantile, seed=self._seed)
         self._keep(measure, interval)
-        return found
+        return value
 
     def _keep(self, measure: str, interval: Interval | None) -> None:
         if interval is not None:
             self.intervals[measure] = interval
 
 
-def scored_measures(
+def scored_metrics(
     rewards: Sequence[Sequence[float]], judging: Judging, estimate: Estimates
 ) -> dict[str, Any]:
     """Compute what needs a reward from the rewards of each prompt."""
@@ -98,7 +98,7 @@ def _predicted(rate: float, size: int, intervals: dict[str, Interval]) -> dict[s
     ``(1-p)^g`` falls with p and ``p^g`` rises; their sum is least at 1/2.
     """
     names = [f"degenerate_predicted{part}" for part in ("", "_all_wrong", "_all_right")]
-    found = degenerate_fraction(rate, size)
+    degenerate = degenerate_fraction(rate, size)
     if (interval := intervals.get("pass_at_1")) is not None:
         low, high = (degenerate_fraction(min(1.0, max(0.0, end)), size) for end in interval)
         totals = [low.total, high.total]
@@ -107,7 +107,9 @@ def _predicted(rate: float, size: int, intervals: dict[str, Interval]) -> dict[s
         intervals[names[0]] = Interval(min(totals), max(totals))
         intervals[names[1]] = Interval(high.all_wrong, low.all_wrong)
         intervals[names[2]] = Interval(low.all_right, high.all_right)
-    return dict(zip(names, (found.total, found.all_wrong, found.all_right), strict=True))
+    return dict(
+        zip(names, (degenerate.total, degenerate.all_wrong, degenerate.all_right), strict=True)
+    )
 
 
 def scored_groups(groups: Sequence[Sequence[float | None]]) -> list[list[float]]:

@@ -108,16 +108,16 @@ def pass_rate_figure(checkpoint: CheckpointScreening, report: ScreeningReport) -
 
 def token_entropy_figure(checkpoint: CheckpointScreening) -> Chart | None:
     """Share of generated tokens by their entropy; the mean marked."""
-    found = checkpoint.token_entropy_histogram
-    if found is None or not sum(found.counts):
+    histogram = checkpoint.token_entropy_histogram
+    if histogram is None or not sum(histogram.counts):
         return None
-    shares = [count / sum(found.counts) for count in found.counts]
+    shares = [count / sum(histogram.counts) for count in histogram.counts]
     mean = checkpoint.entropy_nats
     said = (
         f"{checkpoint.name}: {shares[0]:.0%} of tokens have an entropy of at most "
-        f"{found.edges[1]:.2g} nats; the mean is {mean:.3f}"
+        f"{histogram.edges[1]:.2g} nats; the mean is {mean:.3f}"
     )
-    chart, axes = _histogram(found.edges, shares, "entropy of a token (nats)", "tokens", said)
+    chart, axes = _histogram(histogram.edges, shares, "entropy of a token (nats)", "tokens", said)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     threshold(axes, mean, f"mean {mean:.3f}")

@@ -63,7 +63,7 @@ def screen_from_rollouts(
         settings["group_size"], settings["tau_h"], settings["ks"], settings["success_threshold"]
     )
     screened = []
-    for name, given in context["checkpoints"]:
+    for name, path in context["checkpoints"]:
         store = RolloutStore(Path(folder), name, repair=False)
         sequential, chosen = _choose(store, sampling, settings, context["prompt_texts"])
         if not chosen:
@@ -76,7 +76,7 @@ def screen_from_rollouts(
             sampling,
             judging,
             name=name,
-            path=given,
+            path=path,
             teacher_forced=store.read_sums(),
             sequential=sequential,
         )

@@ -8,7 +8,7 @@ import numpy as np
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.rollouts.teacher_forced import TokenSums
-from entropyfloor.screening.estimates import Estimates, scored_groups, scored_measures
+from entropyfloor.screening.estimates import Estimates, scored_groups, scored_metrics
 from entropyfloor.screening.options import Judging
 from entropyfloor.screening.records import ExampleRollout, Histogram
 from entropyfloor.screening.report import CheckpointScreening
@@ -57,19 +57,19 @@ def measure_checkpoint(
     groups = [[rollouts[index] for index in indices] for indices in by_prompt.values()]
 
     estimate = Estimates(sampling.seed)
-    measures = _unscored_measures(groups, estimate)
+    metrics = _unscored_metrics(groups, estimate)
     for measure, sums in (teacher_forced or {}).items():
-        measures[measure] = estimate.ratio(measure, sums.sums, sums.tokens)
+        metrics[measure] = estimate.ratio(measure, sums.sums, sums.tokens)
     if rewards is not None:
         scored = scored_groups([[rewards[i] for i in indices] for indices in by_prompt.values()])
-        measures.update(scored_measures(scored, judging, estimate))
+        metrics.update(scored_metrics(scored, judging, estimate))
         greedy = [rewards[i] for i in order if rollouts[i].greedy]
         passed = [float(r >= judging.success_threshold) for r in greedy if r is not None]
         if passed:
-            measures["greedy_pass_at_1"] = estimate.share("greedy_pass_at_1", passed)
+            metrics["greedy_pass_at_1"] = estimate.share("greedy_pass_at_1", passed)
 
     judged = judge(
-        measures,
+        metrics,
         estimate.intervals,
         tau_h=judging.tau_h,
         group_size=judging.group_size,
@@ -85,25 +85,25 @@ def measure_checkpoint(
         verdict=judged.verdict,
         flagged=judged.flagged,
         reasons=judged.reasons,
-        notes=(*judged.notes, *_unscored_prompts(len(groups), measures)),
+        notes=(*judged.notes, *_unscored_prompts(len(groups), metrics)),
         temperature=sampling.temperature,
         token_entropy_histogram=_histogram([r for group in groups for r in group]),
         sequential=sequential,
         samples_saved=(
             0 if sequential is None else sequential.samples_planned - sequential.samples_drawn
         ),
-        **measures,
+        **metrics,
     )
 
 
-def _unscored_prompts(prompts: int, measures: Mapping[str, Any]) -> list[str]:
-    scored = measures.get("num_scored_prompts")
+def _unscored_prompts(prompts: int, metrics: Mapping[str, Any]) -> list[str]:
+    scored = metrics.get("num_scored_prompts")
     if scored is None or scored == prompts:
         return []
     return [f"pass rates are over {scored} of {prompts} prompts: the reward is None for the others"]
 
 
-def _unscored_measures(groups: Sequence[Sequence[Rollout]], estimate: Estimates) -> dict[str, Any]:
+def _unscored_metrics(groups: Sequence[Sequence[Rollout]], estimate: Estimates) -> dict[str, Any]:
     tokens = [float(sum(len(rollout.token_ids) for rollout in group)) for group in groups]
     counts = [float(len(group)) for group in groups]
     means = [[float(r.entropies_nats.mean(dtype=float)) for r in group] for group in groups]

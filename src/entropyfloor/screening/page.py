@@ -58,7 +58,7 @@ class _Row:
         return verdict_style(self.record)
 
     @property
-    def facts(self) -> str:
+    def summary(self) -> str:
         entropy = f"entropy {self.record.entropy_nats:.3f}"
         rate = self.record.pass_at_1
         return entropy if rate is None else f"{entropy}, pass@1 {rate:.3f}"
@@ -121,15 +121,15 @@ def screening_html(report: ScreeningReport) -> str:
 
 def _charts(index: int, report: ScreeningReport) -> tuple[Markup, ...]:
     record = report.checkpoints[index]
-    found = (pass_rate_figure(record, report), token_entropy_figure(record))
-    return tuple(c.svg(f"c{index}-{i}") for i, c in enumerate(found) if c is not None)
+    charts = (pass_rate_figure(record, report), token_entropy_figure(record))
+    return tuple(c.svg(f"c{index}-{i}") for i, c in enumerate(charts) if c is not None)
 
 
 def _counts(rows: Iterable[_Row]) -> list[tuple[str, str, int]]:
     """(verdict, style, how many), the good ones first."""
     order = ["ready", "not flagged", "at risk", "collapsed", "flagged", "undecided"]
-    found = Counter((row.word, row.style) for row in rows)
-    return sorted(((w, s, n) for (w, s), n in found.items()), key=lambda c: order.index(c[0]))
+    counts = Counter((row.word, row.style) for row in rows)
+    return sorted(((w, s, n) for (w, s), n in counts.items()), key=lambda c: order.index(c[0]))
 
 
 def _correlations(calibration: Calibration | None) -> Markup | None:
@@ -180,12 +180,12 @@ def _examples(rows: list[_Row]) -> list[dict[str, Any]]:
 
 
 def _shown(example: ExampleRollout) -> dict[str, str]:
-    facts = [f"{example.num_tokens} tokens", f"{example.entropy_nats:.3f} nats"]
+    shown = [f"{example.num_tokens} tokens", f"{example.entropy_nats:.3f} nats"]
     if example.reward is not None:
-        facts.insert(0, f"reward {example.reward:g}")
+        shown.insert(0, f"reward {example.reward:g}")
     if example.truncated:
-        facts.append("truncated")
-    return {"facts": " · ".join(facts), "text": _cut(example.text) or "(empty)"}
+        shown.append("truncated")
+    return {"facts": " · ".join(shown), "text": _cut(example.text) or "(empty)"}
 
 
 def _cut(text: str) -> str:

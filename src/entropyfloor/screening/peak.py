@@ -58,8 +58,8 @@ def find_peaks(checkpoints: Sequence[Any]) -> tuple[Peak, ...]:
         if (match := _STEP.fullmatch(path.name)) and checkpoint.has_reward:
             runs.setdefault(str(path.parent), []).append((int(match[1]), checkpoint))
     peaks = []
-    for run, found in runs.items():
-        steps = sorted(found, key=lambda pair: pair[0])
+    for run, checkpoints in runs.items():
+        steps = sorted(checkpoints, key=lambda pair: pair[0])
         if len(steps) < 2:
             continue
         ks = sorted(set.intersection(*(set(c.pass_at_k) for _, c in steps)))
@@ -71,14 +71,14 @@ def peak_words(peaks: Sequence[Peak]) -> list[str]:
     """One sentence per run."""
     sentences = []
     for run in dict.fromkeys(peak.run for peak in peaks):
-        own = [peak for peak in peaks if peak.run == run]
-        shown = own if len(own) < 3 else [own[0], own[-1]]
+        of_run = [peak for peak in peaks if peak.run == run]
+        shown = of_run if len(of_run) < 3 else [of_run[0], of_run[-1]]
         parts = [
             f"{peak.measure.replace('pass_at_', 'pass@')} {peak.value:.3f} at step {peak.step}"
             + ("" if peak.step == peak.last_step else f" ({peak.last_value:.3f} at the last)")
             for peak in shown
         ]
-        first = own[0]
+        first = of_run[0]
         sentences.append(
             f"Peak of {run} over {first.num_checkpoints} checkpoints up to step "
             f"{first.last_step}: {', '.join(parts)}"

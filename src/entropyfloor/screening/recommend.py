@@ -20,7 +20,7 @@ from entropyfloor.screening.verdict import READY, UNDECIDED
 
 def predictor_values(checkpoint: CheckpointScreening) -> dict[str, float]:
     """Every predictor of the outcome of RL that is known, oriented so that more is better."""
-    found = {
+    scores = {
         "entropy_nats": checkpoint.entropy_nats,
         "pass_at_1": checkpoint.pass_at_1,
         "greedy_pass_at_1": checkpoint.greedy_pass_at_1,
@@ -32,8 +32,8 @@ def predictor_values(checkpoint: CheckpointScreening) -> dict[str, float]:
     if checkpoint.pass_at_k:
         largest = max(checkpoint.pass_at_k)
         if largest > 1:
-            found[f"pass_at_{largest}"] = checkpoint.pass_at_k[largest]
-    return {name: value for name, value in found.items() if value is not None}
+            scores[f"pass_at_{largest}"] = checkpoint.pass_at_k[largest]
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def recommend(checkpoints: Sequence[CheckpointScreening]) -> Recommendation:

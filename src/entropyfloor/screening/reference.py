@@ -51,43 +51,43 @@ class Reference:
         if self.held_out is None and self.base is None:
             return {}
         processes = self.processes
-        own = [
+        completions = [
             Completion(r.prompt_index, tuple(task.encoded[r.prompt_index]), r.token_ids)
             for r in sorted(rollouts, key=lambda r: (r.prompt_index, r.sample_index))
             if not r.greedy
         ]
-        key = self._key(len(own))
+        key = self._key(len(completions))
         known = processes.from_main(store.read_sums(key) if processes.main else None)
         if known is not None:
             return known
         loaded = checkpoint()
-        found: dict[str, TokenSums] = {}
+        sums: dict[str, TokenSums] = {}
         prompts = 0 if self.held_out is None else len(self.held_out)
         if self.held_out is not None:
-            found["held_out_loss"] = held_out_loss(
+            sums["held_out_loss"] = held_out_loss(
                 loaded, task.held_out, num_prompts=prompts, processes=processes
             )
         if self.base is not None:
             self._base = self._base or self.load(self.base)
-            found["kl_to_base"] = kl_to_base(
+            sums["kl_to_base"] = kl_to_base(
                 loaded,
                 self._base,
-                processes.from_main(own),
+                processes.from_main(completions),
                 num_prompts=len(task.encoded),
                 processes=processes,
             )
             if self.held_out is not None:
-                found["held_out_kl_to_base"] = kl_to_base(
+                sums["held_out_kl_to_base"] = kl_to_base(
                     loaded, self._base, task.held_out, num_prompts=prompts, processes=processes
                 )
-        store.write_sums(found, key)
-        return found
+        store.write_sums(sums, key)
+        return sums
 
     def describe(self) -> dict[str, Any]:
         """What the report's settings say about it."""
         rows = self.held_out
         return {
-            "base": None if self.base is None else self.base.given,
+            "base": None if self.base is None else self.base.path,
             "held_out": None
             if rows is None
             else {"source": rows.source, "count": len(rows), "digest": rows.full_digest},

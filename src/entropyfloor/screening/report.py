@@ -210,11 +210,11 @@ class ScreeningReport:
             ValueError: a document of another schema or of a later version.
 
         """
-        found = (document.get("schema"), document.get("schema_version"))
-        if found[0] != SCHEMA or found[1] not in range(1, SCHEMA_VERSION + 1):
+        schema = (document.get("schema"), document.get("schema_version"))
+        if schema[0] != SCHEMA or schema[1] not in range(1, SCHEMA_VERSION + 1):
             raise ValueError(
                 f"expected a document of schema {SCHEMA!r}, version 1 to {SCHEMA_VERSION}; got "
-                f"{found[0]!r}, version {found[1]!r}"
+                f"{schema[0]!r}, version {schema[1]!r}"
             )
         return cls(
             tuple(map(CheckpointScreening.from_dict, document["checkpoints"])),

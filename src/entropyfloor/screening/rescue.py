@@ -119,11 +119,11 @@ def rescue(
             return points[share]
         name = f"share-{share:.4f}"
         target = folder / "points" / name
-        given: str | Path = checkpoint if share == 0 else base if share == 1 else target
-        if given is target and not target.is_dir():
+        model: str | Path = checkpoint if share == 0 else base if share == 1 else target
+        if model is target and not target.is_dir():
             write_interpolated(source, origin, share, target)
         report = screen(
-            [given],
+            [model],
             prompts,
             reward,
             sampling=sampling,

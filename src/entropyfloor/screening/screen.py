@@ -97,7 +97,7 @@ def screen(
         check_references(function, prompts)
     resolve_dtype(loading.dtype)
     processes = processes or Processes()
-    resolved_device = processes.own(resolve_device(loading.device))
+    resolved_device = processes.local_device(resolve_device(loading.device))
     trust_remote_code = loading.trust_remote_code
     held_out = find_held_out(prompts, judging.held_out)
     if held_out is not None:
@@ -164,7 +164,7 @@ def screen(
             context={
                 "settings": settings,
                 "prompt_texts": texts,
-                "checkpoints": [[t.source.name, t.source.given] for t in tasks],
+                "checkpoints": [[t.source.name, t.source.path] for t in tasks],
             },
         )
 
@@ -215,7 +215,7 @@ def screen(
                 sampling,
                 judging,
                 name=task.source.name,
-                path=task.source.given,
+                path=task.source.path,
                 teacher_forced=sums,
                 sequential=sequential,
             )

@@ -22,7 +22,7 @@ _STYLES: dict[str, Style] = {
 
 
 @dataclass(frozen=True)
-class _Measure:
+class _Metric:
     """A column: how a checkpoint's value is written, and the key of its interval, if shown."""
 
     header: str
@@ -43,7 +43,7 @@ def screening_table(report: ScreeningReport) -> Table:
     verdict = Column("verdict", "left")
     verdicts = [Cell(verdict_word(c), style=verdict_style(c)) for c in report.checkpoints]
     return _table(
-        "Screening before RL", report, _measures(report), [(verdict, verdicts)], caption(report)
+        "Screening before RL", report, _metrics(report), [(verdict, verdicts)], caption(report)
     )
 
 
@@ -98,7 +98,7 @@ def remarks(report: ScreeningReport) -> list[str]:
     for checkpoint in report.checkpoints:
         for words in (*checkpoint.reasons, *checkpoint.notes):
             names.setdefault(words, []).append(checkpoint.name)
-    said = [f"{_some(found)}: {words}" for words, found in names.items()]
+    said = [f"{_some(checkpoints)}: {words}" for words, checkpoints in names.items()]
     return [*said, *peak_words(report.peaks)]
 
 
@@ -129,11 +129,11 @@ def interval_words(interval: Interval | None) -> str:
 def _table(
     title: str,
     report: ScreeningReport,
-    measures: Sequence[_Measure],
+    metrics: Sequence[_Metric],
     before: Sequence[tuple[Column, Sequence[Cell]]],
     note: str,
 ) -> Table:
-    shown = [measure for measure in measures if measure.present(report)]
+    shown = [measure for measure in metrics if measure.present(report)]
     columns = [Column(m.header, "right", importance=m.importance) for m in shown]
     rows: list[tuple[Cell | str, ...]] = [
         (c.name, *(cells[i] for _, cells in before), *(measure.cell(c) for measure in shown))
@@ -143,13 +143,13 @@ def _table(
     return Table(title, (first, *(column for column, _ in before), *columns), tuple(rows), note)
 
 
-def _measures(report: ScreeningReport) -> list[_Measure]:
+def _metrics(report: ScreeningReport) -> list[_Metric]:
     """In reading order."""
-    found = [_attribute("entropy (nats)", "entropy_nats", importance=0)]
+    columns = [_attribute("entropy (nats)", "entropy_nats", importance=0)]
     if report.has_reward:
         size = report.settings["group_size"]
         ks = [k for k in report.settings["ks"] if k > 1]
-        found += [
+        columns += [
             _attribute("pass@1", "pass_at_1", importance=1),
             _attribute("greedy", "greedy_pass_at_1"),
             *(
@@ -161,15 +161,15 @@ def _measures(report: ScreeningReport) -> list[_Measure]:
             _attribute(f"p̂/p*({size})", "p_hat_over_p_star", 2, importance=2, interval=False),
         ]
     return [
-        *found,
+        *columns,
         _attribute("unique", "unique_fraction", 2, importance=4, interval=False),
         _attribute("tokens", "mean_tokens", 1, importance=5, interval=False),
         _attribute("truncated", "truncated_fraction", 2, importance=4, interval=False),
     ]
 
 
-def _further(report: ScreeningReport) -> list[_Measure]:
-    above = {measure.header for measure in _measures(report)}
+def _further(report: ScreeningReport) -> list[_Metric]:
+    above = {measure.header for measure in _metrics(report)}
     ks = [k for k in report.settings.get("ks", ()) if k > 1 and f"pass@{k}" not in above]
     wrong, right = "degenerate_predicted_all_wrong", "degenerate_predicted_all_right"
     return [
@@ -186,30 +186,30 @@ def _further(report: ScreeningReport) -> list[_Measure]:
         _attribute("held-out loss", "held_out_loss"),
         _attribute("KL to base", "kl_to_base"),
         _attribute("held-out KL", "held_out_kl_to_base"),
-        _Measure("rollouts", lambda c: f"{c.num_rollouts}"),
-        _Measure("saved", lambda c: f"{c.samples_saved}" if c.sequential else "–"),
-        _Measure("seconds", lambda c: f"{c.runtime_s:.1f}"),
+        _Metric("rollouts", lambda c: f"{c.num_rollouts}"),
+        _Metric("saved", lambda c: f"{c.samples_saved}" if c.sequential else "–"),
+        _Metric("seconds", lambda c: f"{c.runtime_s:.1f}"),
     ]
 
 
 def _attribute(
     header: str, name: str, digits: int = 3, *, importance: int = 3, interval: bool = True
-) -> _Measure:
-    return _Measure(
+) -> _Metric:
+    return _Metric(
         header, lambda c: _number(getattr(c, name), digits), name if interval else "", importance
     )
 
 
-def _pair(header: str, first: str, second: str, importance: int = 3) -> _Measure:
-    return _Measure(
+def _pair(header: str, first: str, second: str, importance: int = 3) -> _Metric:
+    return _Metric(
         header,
         lambda c: f"{_number(getattr(c, first))} / {_number(getattr(c, second))}",
         importance=importance,
     )
 
 
-def _pass_at(k: int, importance: int = 3) -> _Measure:
-    return _Measure(f"pass@{k}", lambda c: _number(c.pass_at_k.get(k)), f"pass_at_{k}", importance)
+def _pass_at(k: int, importance: int = 3) -> _Metric:
+    return _Metric(f"pass@{k}", lambda c: _number(c.pass_at_k.get(k)), f"pass_at_{k}", importance)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -57,7 +57,7 @@ class Verdict:
 
 
 def judge(
-    measures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     intervals: Mapping[str, Interval],
     *,
     tau_h: float = TAU_H,
@@ -68,7 +68,7 @@ def judge(
     """Judge one checkpoint.
 
     Args:
-        measures: by name; ``entropy_nats`` at least. ``degenerate_fraction`` and
+        metrics: by name; ``entropy_nats`` at least. ``degenerate_fraction`` and
             ``p_hat_over_p_star`` are there if rollouts were scored.
         intervals: 95 % intervals by the same names, where there are any.
         tau_h: nats.
@@ -78,7 +78,7 @@ def judge(
 
     """
     check_tau_h(tau_h)
-    entropy = measures["entropy_nats"]
+    entropy = metrics["entropy_nats"]
     side = _side(entropy, intervals.get("entropy_nats"), tau_h)
     if sequential is not None:
         side = {"above": 1, "below": -1}.get(sequential.decision, 0)
@@ -91,8 +91,8 @@ def judge(
         f"{words}: its interval{_ends(intervals.get('entropy_nats'))} contains tau_H = {tau_h:g}; "
         "more prompts or samples could turn the verdict"
     )
-    notes = _notes(measures, tau_h, temperature)
-    ratio = measures.get("p_hat_over_p_star")
+    notes = _notes(metrics, tau_h, temperature)
+    ratio = metrics.get("p_hat_over_p_star")
     if ratio is None:
         notes.append("no reward: the verdict rests on entropy against tau_H alone")
         deep = _side(entropy, intervals.get("entropy_nats"), COLLAPSED_SHARE * tau_h) < 0
@@ -102,16 +102,16 @@ def judge(
             return Verdict(UNDECIDED, (unsure,), tuple(notes))
         return Verdict(READY, (f"{words} is above tau_H = {tau_h:g}",), tuple(notes))
 
-    degenerate = measures.get("degenerate_fraction")
+    degenerate = metrics.get("degenerate_fraction")
     agree = _side(degenerate, intervals.get("degenerate_fraction"), MAJORITY)
     passing = _side(ratio, intervals.get("p_hat_over_p_star"), 1.0)
     against, open_ = [], []
     if degenerate is not None and agree >= 0:
         split = (
             f"{degenerate:.0%} of groups of {group_size} agree on their reward and teach nothing "
-            f"({measures['degenerate_all_wrong']:.0%} all wrong, "
-            f"{measures['degenerate_all_right']:.0%} all right; "
-            f"pass@{group_size} {1.0 - measures['degenerate_all_wrong']:.2f})"
+            f"({metrics['degenerate_all_wrong']:.0%} all wrong, "
+            f"{metrics['degenerate_all_right']:.0%} all right; "
+            f"pass@{group_size} {1.0 - metrics['degenerate_all_wrong']:.2f})"
         )
         if agree > 0:
             against.append(split)
@@ -161,14 +161,14 @@ def _ends(interval: Interval | None) -> str:
     return "" if interval is None else f", {interval.low:.3f} to {interval.high:.3f},"
 
 
-def _notes(measures: Mapping[str, Any], tau_h: float, temperature: float) -> list[str]:
+def _notes(metrics: Mapping[str, Any], tau_h: float, temperature: float) -> list[str]:
     notes = []
-    if (truncated := measures.get("truncated_fraction", 0.0)) > TRUNCATED_SHARE:
+    if (truncated := metrics.get("truncated_fraction", 0.0)) > TRUNCATED_SHARE:
         notes.append(
             f"{truncated:.0%} of rollouts hit the length limit: raise max_new_tokens, or "
             "read entropy and pass rates as those of cut-off answers"
         )
-    if (repeated := measures.get("repetition", 0.0)) > REPETITION_SHARE:
+    if (repeated := metrics.get("repetition", 0.0)) > REPETITION_SHARE:
         notes.append(
             f"{repeated:.0%} of 4-grams repeat an earlier one of their rollout: read some rollouts "
             "before trusting the entropy"

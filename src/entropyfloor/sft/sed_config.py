@@ -93,10 +93,10 @@ class SEDConfig(FloorOptions, SFTConfig):
         super().__post_init__()
         if not isinstance(self.loss, str):
             self.loss, options = loss_name_and_options(self.loss)
-            given = [name for name in LOSS_OPTIONS if getattr(self, name) is not None]
-            if given:
+            options = [name for name in LOSS_OPTIONS if getattr(self, name) is not None]
+            if options:
                 raise ValueError(
-                    f"loss is an object and {', '.join(given)} set beside it; "
+                    f"loss is an object and {', '.join(options)} set beside it; "
                     "put every option into the object"
                 )
             for name, value in options.items():
@@ -143,11 +143,11 @@ class SEDConfig(FloorOptions, SFTConfig):
             ValueError: a subclass with fields of its own, which an SEDConfig cannot hold.
 
         """
-        own = {f.name for f in fields(args)} - {f.name for f in fields(cls)}
-        if own:
+        names = {f.name for f in fields(args)} - {f.name for f in fields(cls)}
+        if names:
             raise ValueError(
                 f"{type(args).__name__} has fields that SEDConfig does not have: "
-                f"{', '.join(sorted(own))}; derive {type(args).__name__} from SEDConfig"
+                f"{', '.join(sorted(names))}; derive {type(args).__name__} from SEDConfig"
             )
         # Not args.to_dict(): it masks every field that ends in `_token`, eos_token among them.
         return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})

@@ -221,7 +221,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
             metrics["selected_fraction"] = [sums["selected"] / tokens]
             metrics["top_k_mass"] = [sums["top_k_mass"] / tokens]
             if self.floor is not None and mode == "train":
-                metrics["base_kl"] = [sums["base_kl"] / tokens]
+                metrics["reference_kl"] = [sums["reference_kl"] / tokens]
                 for name, value in self.floor.logs().items():
                     metrics[name] = [value]
         if mode == "eval" and (name := self._eval_prefix.removeprefix("eval")).startswith("_"):
@@ -248,7 +248,9 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
             assert output.entropy is not None
             local["entropy"] = output.entropy.sum()
             nothing = torch.zeros_like(local["tokens"])
-            local["base_kl"] = nothing if output.base_kl is None else output.base_kl.sum()
+            local["reference_kl"] = (
+                nothing if output.reference_kl is None else output.reference_kl.sum()
+            )
         # Sums over long runs between two logs need fp64, which MPS does not have.
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64
         stacked = torch.stack([value.to(wide) for value in local.values()])

@@ -135,19 +135,19 @@ def _columns(row: Mapping[str, Any], name: str, text_field: str) -> list[str]:
 
 
 def _checked(row: Mapping[str, Any], columns: list[str], where: str) -> dict[str, Any]:
-    found = dict(row)
+    normalised = dict(row)
     for column in columns:
         value = row.get(column)
         if isinstance(value, list):
-            found[column] = text_messages(value, f"{where}, {column}")
+            normalised[column] = text_messages(value, f"{where}, {column}")
         elif not isinstance(value, str) or column == "messages":
             raise ValueError(
                 f"{where} has {value!r:.40} ({type(value).__name__}) as {column!r}; it must be "
                 f"{'a list of messages' if column == 'messages' else 'text or a list of messages'}"
             )
-    if len({isinstance(found[column], list) for column in columns}) > 1:
+    if len({isinstance(normalised[column], list) for column in columns}) > 1:
         raise ValueError(f"{where}: prompt and completion must both be text, or both messages")
-    return found
+    return normalised
 
 
 def row_ids(row: Mapping[str, Any], tokenizer: Any, text_field: str) -> list[int]:
@@ -169,7 +169,7 @@ def _try_template(row: Mapping[str, Any], columns: list[str], where: str, tokeni
     messages = _conversation(row, columns)
     if not messages:
         return
-    name = getattr(tokenizer, "name_or_path", "") or "the model"
+    name = getattr(tokenizer, "path", "") or "the model"
     if not tokenizer.chat_template:
         raise ValueError(
             f"{where} is a conversation but the tokenizer of {name} has no chat template; give "

@@ -53,9 +53,9 @@ def self_bleu(rollouts: Sequence[Sequence[Hashable]]) -> float:
     for index, length in enumerate(lengths):
         logs = []
         for order in range(1, min(MAX_ORDER, length) + 1):
-            own = grams[order - 1][index]
+            counts = grams[order - 1][index]
             top = greatest[order - 1]
-            matches = sum(min(count, _among_others(top[g], count)) for g, count in own.items())
+            matches = sum(min(count, _among_others(top[g], count)) for g, count in counts.items())
             smooth = 0 if order == 1 else 1
             precision = (matches + smooth) / (length - order + 1 + smooth)
             logs.append(math.log(precision) if precision > 0 else -math.inf)
@@ -89,6 +89,6 @@ def _two_greatest(counts: Sequence[Counter[_Gram]]) -> dict[_Gram, tuple[int, in
     return top
 
 
-def _among_others(top: tuple[int, int], own: int) -> int:
+def _among_others(top: tuple[int, int], count: int) -> int:
     """The greatest count among the others: the second greatest for whoever holds the first."""
-    return top[1] if own == top[0] else top[0]
+    return top[1] if count == top[0] else top[0]

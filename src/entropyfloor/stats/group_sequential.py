@@ -92,7 +92,7 @@ def bounds(fractions: tuple[float, ...], alpha: float) -> tuple[float, ...]:
         )
     ):
         raise ValueError(f"looks are increasing fractions in (0, 1]; got {fractions}")
-    found: list[float] = []
+    bounds: list[float] = []
     grid = density = None
     before_t = before_spent = 0.0
     for t in fractions:
@@ -110,8 +110,8 @@ def bounds(fractions: tuple[float, ...], alpha: float) -> tuple[float, ...]:
             kernel = stats.norm.pdf(new_grid[:, None] - grid[None, :], scale=step)
             density = np.trapezoid(kernel * density[None, :], grid, axis=1)
         grid, before_t, before_spent = new_grid, t, spent(t, alpha)
-        found.append(c)
-    return tuple(found)
+        bounds.append(c)
+    return tuple(bounds)
 
 
 def _solve(

@@ -146,10 +146,10 @@ def quantile_interval(
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"a quantile lies in (0, 1); got {quantile!r}")
     values = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
-    found = float(np.quantile(values, quantile))
-    below = [float(np.sum(np.asarray(group) <= found)) for group in groups]
+    value = float(np.quantile(values, quantile))
+    below = [float(np.sum(np.asarray(group) <= value)) for group in groups]
     shares = bootstrap_interval(below, [float(len(group)) for group in groups], seed=seed)
     if shares is None:
-        return found, None
+        return value, None
     low, high = np.quantile(values, np.clip(shares, 0.0, 1.0))
-    return found, Interval(min(float(low), found), max(float(high), found))
+    return value, Interval(min(float(low), value), max(float(high), value))

@@ -15,7 +15,7 @@ def arguments(sft, rl, files, *more):
     return [
         *("--sft", str(sft), "--rl", str(rl), "--demos", files, "--prompts", files),
         *("--reward", "exact_match", "--max-new-tokens", "3", "--num_samples", "2"),
-        *("--own-samples", "2", "--no-progress", *more),
+        *("--sft-samples", "2", "--no-progress", *more),
     ]
 
 

@@ -61,7 +61,7 @@ VERBS = {
     "band": f"band model {DRAWS} --num_samples 2 --lowest 0 --highest 2 --reward {{reward}}",
     "gft-groups": f"gft-groups model {DRAWS} --num_samples 1 --reward {{reward}}",
     "coupling": f"coupling --sft model --rl other --demos demos.jsonl {DRAWS} --num_samples 2 "
-    "--own-samples 2 --gradient-rows 0 --reward {reward}",
+    "--sft-samples 2 --gradient-rows 0 --reward {reward}",
     "grpo": f"{GRPO} --prompts rows.jsonl --reward {{rewards}}",
     "grpo --dataset_name": f"{GRPO} --dataset_name rows.jsonl --reward {{rewards}}",
     "grpo --screen_prompts": f"{GRPO} --prompts other.jsonl --screen_prompts rows.jsonl "

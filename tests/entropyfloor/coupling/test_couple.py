@@ -23,7 +23,7 @@ DEMOS = PromptSet(
     tuple({"prompt": f"{a}+1=", "completion": str(a + 1)} for a in range(7)), "demonstrations"
 )
 PROMPTS = PromptSet(tuple({"prompt": f"{a}+2="} for a in range(6)), "prompts")
-SMALL = {"max_new_tokens": 3, "num_samples": 4, "own_samples": 3, "rank": 2, "progress": False}
+SMALL = {"max_new_tokens": 3, "num_samples": 4, "sft_samples": 3, "rank": 2, "progress": False}
 
 
 def even_bytes(completions, **_):

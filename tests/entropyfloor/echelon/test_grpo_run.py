@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from entropyfloor.echelon import grpo_run
-from entropyfloor.echelon.grpo_run import stage_two, train_grpo
+from entropyfloor.echelon.grpo_run import monitor_decision, train_grpo
 from entropyfloor.echelon.recipe import GRPOTraining, load_recipe
 from entropyfloor.echelon.sources import sources
 
@@ -93,9 +93,9 @@ def test_a_run_that_a_callback_stops_is_finished(data, start, tmp_path):
 
 
 def test_what_the_recipes_monitor_decided_is_kept(whole, data, start, tmp_path):
-    assert stage_two(whole[2].parent) is None
+    assert monitor_decision(whole[2].parent) is None
     watched = train_grpo(start, data(monitor="warn"), tmp_path, progress=False)
-    assert stage_two(tmp_path)["verdict"]
+    assert monitor_decision(tmp_path)["verdict"]
     assert same(watched[4], whole[4])  # it only watches
 
 

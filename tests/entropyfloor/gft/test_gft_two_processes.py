@@ -76,4 +76,4 @@ def test_one_process_writes_checkpoint_and_rewards(results):
 def test_the_floor_acted(results):
     steps = results[2, 0]["floor"]["steps"]
     assert steps[-1]["floor_weight"] > 0.05
-    assert steps[-1]["base_kl"] > 0
+    assert steps[-1]["reference_kl"] > 0

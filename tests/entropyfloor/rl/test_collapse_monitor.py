@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from trl import GRPOTrainer
 
 from entropyfloor.rl.collapse_monitor import CollapseMonitor
+from entropyfloor.rl.collapse_rule import CollapseRule
 from entropyfloor.rl.group_counts import GroupCounts
 from entropyfloor.rl.restore import Restorer
-from entropyfloor.rl.stage_two import StageTwo
 from tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -135,7 +135,7 @@ def test_it_changes_nothing_and_leaves_no_trace(tmp_path):
         assert torch.equal(mine, other)
     for name in ("_calculate_rewards", "compute_loss"):
         assert name not in vars(watched)
-    own = {"groups/pass_rate", "groups/degenerate_all_wrong", "stage_two/relative_drop"}
+    own = {"groups/pass_rate", "groups/degenerate_all_wrong", "collapse/relative_drop"}
     logged = set().union(*watched.state.log_history)
     assert own <= logged
     assert not own & set().union(*plain.state.log_history)
@@ -342,7 +342,7 @@ def test_restore_refuses_sharded_runs_without_what_their_loader_needs(tmp_path, 
     trainer, _ = run(tmp_path, FALLING, "stop-and-restore", **saving)
     fsdp = property(lambda self: DistributedType.FSDP)
     monkeypatch.setattr(AcceleratorState, "distributed_type", fsdp, raising=False)
-    rule, args = StageTwo.for_run(10, **WATCH), trainer.args
+    rule, args = CollapseRule.for_run(10, **WATCH), trainer.args
     with pytest.raises(ValueError, match="save_only_model=True leaves nothing"):
         Restorer.check(args, rule)
     args.save_only_model = False

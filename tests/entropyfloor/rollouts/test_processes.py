@@ -174,9 +174,9 @@ def test_shares_cover_everything_once():
 def test_each_process_has_its_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     second = Processes(rank=5, count=6, local_rank=1)
-    assert second.own(torch.device("cuda")) == torch.device("cuda:1")
-    assert second.own(torch.device("cuda:0")) == torch.device("cuda:0")
-    assert second.own(torch.device("cpu")) == torch.device("cpu")
-    assert Processes().own(torch.device("cuda")) == torch.device("cuda")
+    assert second.local_device(torch.device("cuda")) == torch.device("cuda:1")
+    assert second.local_device(torch.device("cuda:0")) == torch.device("cuda:0")
+    assert second.local_device(torch.device("cpu")) == torch.device("cpu")
+    assert Processes().local_device(torch.device("cuda")) == torch.device("cuda")
     with pytest.raises(ValueError, match="process 2 of this machine has no GPU of its own"):
-        Processes(rank=2, count=3, local_rank=2).own(torch.device("cuda"))
+        Processes(rank=2, count=3, local_rank=2).local_device(torch.device("cuda"))

@@ -179,7 +179,7 @@ def test_coverage_of_the_intervals(enumerated, prompts=48):
 
 def _intervals(rollouts, rewards, *, seed):
     """measure_checkpoint's intervals, without the measures that take long (self-BLEU)."""
-    from entropyfloor.screening.estimates import Estimates, scored_measures
+    from entropyfloor.screening.estimates import Estimates, scored_metrics
 
     estimate = Estimates(seed)
     groups = [rollouts[i : i + SAMPLES] for i in range(0, len(rollouts), SAMPLES)]
@@ -188,5 +188,5 @@ def _intervals(rollouts, rewards, *, seed):
     estimate.ratio("entropy_nats", sums, tokens)
     estimate.ratio("mean_tokens", tokens, [float(SAMPLES)] * len(groups))
     scored = [rewards[i : i + SAMPLES] for i in range(0, len(rewards), SAMPLES)]
-    scored_measures(scored, JUDGING, estimate)
+    scored_metrics(scored, JUDGING, estimate)
     return estimate.intervals

@@ -12,7 +12,7 @@ from sft_runs import Run, prompt_completion_rows, sed_trainer, text_rows
 from entropyfloor.sft.floor.options import PLACES
 from entropyfloor.sft.floor.probe import best_above, last_above, measured, prompts_of
 from entropyfloor.sft.run_record import read_record
-from entropyfloor_losses import IGNORE_INDEX, BaseHead, token_statistics
+from entropyfloor_losses import IGNORE_INDEX, ReferenceHead, token_statistics
 from tiny_models import tiny_model
 
 FLOOR = {
@@ -92,12 +92,12 @@ def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
         now, then = (m(**inputs).logits[:, :-1] for m in (trainer.model, base))
     labels = batch["labels"][:, 1:]
     request = head.term.extend(head.loss.request)
-    wanted = token_statistics(now, labels, request=request, base_logits=then).base_kl
+    wanted = token_statistics(now, labels, request=request, reference_logits=then).reference_kl
     assert wanted.sum() > 0.1
-    torch.testing.assert_close(output.base_kl, wanted, rtol=1e-4, atol=1e-5)
-    assert (output.base_kl[labels == IGNORE_INDEX] == 0).all()
+    torch.testing.assert_close(output.reference_kl, wanted, rtol=1e-4, atol=1e-5)
+    assert (output.reference_kl[labels == IGNORE_INDEX] == 0).all()
     assert not any(module.training for module in inner.children())
-    assert isinstance(trainer._head.reference(labels, **inputs), BaseHead)
+    assert isinstance(trainer._head.reference(labels, **inputs), ReferenceHead)
 
 
 def test_an_onset_anchor_is_the_model_that_came_near_the_floor(tmp_path):
@@ -391,8 +391,8 @@ def test_a_cache_of_the_whole_vocabulary_is_the_frozen_copy(tmp_path, config):
             **settings,
         )
     )
-    assert max(copied.series("base_kl")) > 0.01
-    for name in ("loss", "base_kl", "floor_weight"):
+    assert max(copied.series("reference_kl")) > 0.01
+    for name in ("loss", "reference_kl", "floor_weight"):
         assert cached.series(name) == pytest.approx(copied.series(name), rel=1e-4, abs=1e-5)
 
 
@@ -409,7 +409,7 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
             floor_reference_top_k=64,
         )
     )
-    pairs = list(zip(few.series("base_kl")[1:], whole.series("base_kl")[1:], strict=True))
+    pairs = list(zip(few.series("reference_kl")[1:], whole.series("reference_kl")[1:], strict=True))
     assert all(0 < low <= high * 1.01 for low, high in pairs)
 
     def computed(*_, **__):
@@ -452,8 +452,8 @@ def test_a_cache_of_the_whole_vocabulary_is_the_model_of_the_onset(tmp_path, lor
     held = run("held")
     cached = run("cached", floor_reference_cache=str(tmp_path / "base"), floor_reference_top_k=261)
     assert held.series("floor_weight")[0] == 0 < held.series("floor_weight")[-1]
-    assert max(held.series("base_kl")) > 0.01
-    for name in ("loss", "base_kl", "floor_weight"):
+    assert max(held.series("reference_kl")) > 0.01
+    for name in ("loss", "reference_kl", "floor_weight"):
         assert cached.series(name) == pytest.approx(held.series(name), rel=1e-3, abs=1e-4)
 
 

@@ -44,7 +44,7 @@ def test_losses_and_metrics(results, case):
 @pytest.mark.parametrize("case", ["floor", "floor-onset"])
 def test_floor(results, case):
     """Weight, target and probes: one value on both ranks, and that of one process."""
-    names = ("floor_weight", "floor_target", "floor_entropy", "base_kl")
+    names = ("floor_weight", "floor_target", "floor_entropy", "reference_kl")
     one, first, second = (results[key][case]["steps"] for key in ((1, 0), (2, 0), (2, 1)))
     rounding = 1e-12 if case == "floor" else 1e-7  # a KL of the model to itself, at the onset
     for alone, mine, other in zip(one, first, second, strict=True):
@@ -52,7 +52,7 @@ def test_floor(results, case):
             assert mine[name] == other[name], name
             assert mine[name] == pytest.approx(alone[name], rel=1e-5, abs=rounding), name
     assert first[-1]["floor_weight"] > 0.05
-    assert first[-1]["base_kl"] > 1e-5
+    assert first[-1]["reference_kl"] > 1e-5
     assert first[1]["probe_entropy"] == second[1]["probe_entropy"]
     assert first[1]["probe_entropy"] == pytest.approx(one[1]["probe_entropy"], rel=1e-5)
 

@@ -45,8 +45,8 @@ class Confinement:
 
     def words(self) -> list[str]:
         """What is active, for a person."""
-        own = self.level == NAMESPACES
-        network = "its own empty network namespace, and " if own else ""
+        namespaces = self.level == NAMESPACES
+        network = "its own empty network namespace, and " if namespaces else ""
         files = {
             NAMESPACES: "own root: the interpreter, read-only, and a folder in memory",
             LANDLOCK: "Landlock: the interpreter to read, one temporary folder to write",
@@ -57,7 +57,7 @@ class Confinement:
             f"network: {network}seccomp denies every socket",
             f"files: {files}",
             "processes: "
-            + ("own process ids, dead with the first of them; " if own else "")
+            + ("own process ids, dead with the first of them; " if namespaces else "")
             + "seccomp denies children, leaving the group and signals to others",
             "user: "
             + (f"own id {self.user_id}" if self.user_id is not None else "ours")
@@ -78,7 +78,7 @@ def enclose(level: str, folder: str) -> Confinement:
         interpreter_paths()  # found once, here; every program's process inherits the answer
         needed = (os.__file__, sys.executable, folder)
         drops = user == 0 and all(_others_may_read(path) for path in needed)
-        return Confinement(level, False, _own_id() if drops else None)
+        return Confinement(level, False, _unprivileged_id() if drops else None)
     flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
     in_user_namespace = user != 0
     try:
@@ -93,10 +93,10 @@ def enclose(level: str, folder: str) -> Confinement:
         _write("/proc/self/uid_map", f"{user} {user} 1")
         _write("/proc/self/gid_map", f"{group} {group} 1")
     _build_root()
-    return Confinement(level, in_user_namespace, None if in_user_namespace else _own_id())
+    return Confinement(level, in_user_namespace, None if in_user_namespace else _unprivileged_id())
 
 
-def _own_id() -> int:
+def _unprivileged_id() -> int:
     return _FIRST_ID + os.getpid() % _IDS
 
 
@@ -188,11 +188,11 @@ def lock_down(confinement: Confinement, folder: str, limits: dict[str, Any]) -> 
         )
     elif confinement.level == READ_ONLY:
         sys.addaudithook(_proc_hook())
-    own = confinement.level == NAMESPACES
+    namespaces = confinement.level == NAMESPACES
     install_filter(
         may_fork=limits["processes"] > 1,
-        may_signal=own,
-        metadata=own,
+        may_signal=namespaces,
+        metadata=namespaces,
         writes=confinement.level != READ_ONLY,
     )
 

@@ -14,8 +14,8 @@ def bytes_below(folder: str) -> int:
     total, entries, waiting = 0, 0, [(folder, 0)]
     while waiting:
         path, depth = waiting.pop()
-        with suppress(OSError), os.scandir(path) as found:  # or removed meanwhile
-            for entry in found:
+        with suppress(OSError), os.scandir(path) as scanned:  # or removed meanwhile
+            for entry in scanned:
                 entries += 1
                 if entries > _MOST_ENTRIES or depth > _DEEPEST:
                     return _BEYOND_COUNTING
@@ -49,8 +49,8 @@ def _remove_files(folder: str) -> list[str]:
     """Remove all but the folders in it; those, made accessible."""
     os.chmod(folder, 0o700)
     folders = []
-    with os.scandir(folder) as found:
-        for entry in list(found):
+    with os.scandir(folder) as entries:
+        for entry in list(entries):
             if entry.is_dir(follow_symlinks=False):
                 os.chmod(entry.path, 0o700)
                 folders.append(entry.path)

@@ -62,10 +62,10 @@ def _run(peer: Peer, tests: str, prelude: str, entry_point: str | None) -> None:
     touched = _bind(peer, scope, tree, entry_point)
     before = dict(scope)
     exec(compile(tree, _FILE, "exec"), scope)
-    own = {name: value for name, value in scope.items() if before.get(name) is not value}
-    if entry_point is not None and isinstance(own.get("check"), types.FunctionType):
-        own["check"](scope["candidate"])
-    for name, value in own.items():
+    defined = {name: value for name, value in scope.items() if before.get(name) is not value}
+    if entry_point is not None and isinstance(defined.get("check"), types.FunctionType):
+        defined["check"](scope["candidate"])
+    for name, value in defined.items():
         if name.startswith("test_") and isinstance(value, types.FunctionType):
             value()
         elif isinstance(value, type) and issubclass(value, unittest.TestCase):
@@ -84,17 +84,17 @@ def _bind(peer: Peer, scope: dict[str, Any], tree: ast.Module, entry_point: str 
     entry_names = (
         set() if entry is None else {n.id for n in ast.walk(entry) if isinstance(n, ast.Name)}
     )
-    found = peer.request("names", sorted(wanted | entry_names))
-    scope.update(found)
+    names = peer.request("names", sorted(wanted | entry_names))
+    scope.update(names)
     if entry is not None:
-        for name in sorted(entry_names - found.keys()):
+        for name in sorted(entry_names - names.keys()):
             raise NameError(f"the program does not define {name}")
         scope["candidate"] = eval(compile(entry, "entry_point", "eval"), scope)
         peer.calls = 0  # making an object to test is no test
     solution = types.ModuleType("solution")
-    solution.__dict__.update(found)
+    solution.__dict__.update(names)
     sys.modules["solution"] = solution  # `from solution import f` in the tests
-    return any(not isinstance(value, Remote | type) for value in found.values())
+    return any(not isinstance(value, Remote | type) for value in names.values())
 
 
 def _names(tree: ast.Module) -> tuple[set[str], set[str]]:

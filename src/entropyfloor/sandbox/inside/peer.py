@@ -136,7 +136,7 @@ class Peer:
     def __init__(self, channel: socket.socket, *, guarded: bool) -> None:
         self._channel = channel
         self._guarded = guarded
-        self._own: dict[int, Any] = {}
+        self._objects: dict[int, Any] = {}
         self._numbers: dict[int, int] = {}  # id of an own object -> its number
         self._remotes: dict[int, Remote] = {}
         self._exceptions: dict[tuple[str, str], type[BaseException]] = {}
@@ -153,11 +153,11 @@ class Peer:
     def call(self, remote: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a remote object; what it did to mutable arguments is done to ours."""
         self.calls += 1
-        given = [list(args), kwargs]
-        self._send(["ask", "call", [encode(x, self._refer) for x in (remote, *given)]])
+        arguments = [list(args), kwargs]
+        self._send(["ask", "call", [encode(x, self._refer) for x in (remote, *arguments)]])
         result, after = self._reply(passes_stop=False)
         if after is not None:
-            update_in_place(given, after)
+            update_in_place(arguments, after)
         return result
 
     def serve(self) -> None:
@@ -254,15 +254,15 @@ class Peer:
                 return ["library", module, value.__qualname__]
         number = self._numbers.get(id(value))
         if number is None:
-            number = len(self._own) + 1
-            self._own[number] = value  # kept alive, so that its id stays its own
+            number = len(self._objects) + 1
+            self._objects[number] = value  # kept alive, so that its id stays its own
             self._numbers[id(value)] = number
         return ["mine", number]
 
     def _resolve(self, form: Any) -> Any:
         tag = form[0]
         if tag == "yours":
-            return self._own[form[1]]
+            return self._objects[form[1]]
         if tag == "mine":
             number = form[1]
             if number not in self._remotes:
@@ -271,10 +271,10 @@ class Peer:
         if tag == "exception":
             return self._exception_class(str(form[1]), str(form[2]))
         if tag == "library" and not self._guarded:
-            found: Any = importlib.import_module(form[1])
+            target: Any = importlib.import_module(form[1])
             for part in form[2].split("."):
-                found = getattr(found, part)
-            return found
+                target = getattr(target, part)
+            return target
         raise ValueError(f"no such form: {tag!r}")
 
     # -- the wire -------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def _filter(
     deny = (_RETURN, 0, 0, _DENY | errno.EPERM)
     allow = (_RETURN, 0, 0, _ALLOW)
     missing = (_RETURN, 0, 0, _DENY | errno.ENOSYS)
-    own = os.getpid()
+    pid = os.getpid()
 
     rules: list[_Instruction] = [
         (_LOAD, 0, 0, 4),
@@ -134,9 +134,9 @@ def _filter(
     else:
         when("clone", _load(0), (_ANY_BIT, 1, 0, _CLONE_THREAD), deny, allow)
     if not may_signal:
-        when("kill", *only(0, own))
-        when("tgkill", *only(0, own))
-    when("prlimit64", *only(0, 0, own))
+        when("kill", *only(0, pid))
+        when("tgkill", *only(0, pid))
+    when("prlimit64", *only(0, 0, pid))
     when("prctl", *unless(0, *_PRCTL))
     when("fcntl", *unless(1, *_FCNTL))
     when("ioctl", *unless(1, *_IOCTL))

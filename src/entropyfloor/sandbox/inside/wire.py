@@ -123,10 +123,10 @@ def decode(form: Encoded, resolve: Callable[[Encoded], Any]) -> Any:
             raise ValueError(f"array of {kind}")
         return numpy.frombuffer(bytearray.fromhex(form[3]), dtype=kind).reshape(form[2])
     if tag == "builtin":
-        found = getattr(builtins, form[1])
-        if type(found) is not type:
+        kind = getattr(builtins, form[1])
+        if type(kind) is not type:
             raise ValueError(f"{form[1]} is not a built-in class")
-        return found
+        return kind
     return resolve(form)
 
 

@@ -190,10 +190,10 @@ class _Run:
         os.close(code)
         specification = json.loads(_read_file(tests))
         lock_down(self._confinement, self._folder, self._limits)
-        found = judge(mine, **specification)
-        if found["status"] == "exited":
-            found = _how_it_ended(child, found)
-        give_verdict(verdict, json.dumps(found).encode())
+        outcome = judge(mine, **specification)
+        if outcome["status"] == "exited":
+            outcome = _how_it_ended(child, outcome)
+        give_verdict(verdict, json.dumps(outcome).encode())
 
     def _solve(self, channel: socket.socket, code: int) -> None:
         _die_with_parent()
@@ -221,7 +221,7 @@ class _UserGone(Exception):
 _EXITED = {"status": "exited", "detail": "the tests' process was killed before its verdict"}
 
 
-def _how_it_ended(child: int, found: dict[str, str]) -> dict[str, str]:
+def _how_it_ended(child: int, outcome: dict[str, str]) -> dict[str, str]:
     for _ in range(50):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

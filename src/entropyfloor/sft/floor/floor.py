@@ -344,7 +344,7 @@ class FlooredTrainer:
         """The reference model of an anchor; None without one."""
         args: FloorOptions = self.args
         constrained = args.entropy_floor is not None and args.on_violation == "constrain"
-        if not constrained or not args.build_term().needs_base:
+        if not constrained or not args.build_term().needs_reference:
             return None
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # type: ignore[attr-defined]
             raise ValueError(

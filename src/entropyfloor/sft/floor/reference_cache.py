@@ -2,8 +2,8 @@
 
 Computed once, while the model in training still is the reference (before the first step, or at the
 onset): afterwards an anchor costs neither a second model nor a second forward pass. The k tokens
-are exact, the rest of the vocabulary is one event (`entropyfloor_losses.BaseTopK`), so the KL is a
-little low.
+are exact, the rest of the vocabulary is one event (`entropyfloor_losses.ReferenceTopK`), so
+the KL is a little low.
 
     meta.json           k, fingerprint of the reference, number of parts; written last
     documents-R.jsonl   of process R: what the part is of, then a document a line
@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from entropyfloor.io import append_jsonl, read_jsonl, save_json
 from entropyfloor.models.logit_transform import final_logits
 from entropyfloor.sft.floor.reference_model import OnsetModel, ReferenceModel, cannot_resume
-from entropyfloor_losses import IGNORE_INDEX, BaseTopK
+from entropyfloor_losses import IGNORE_INDEX, ReferenceTopK
 
 logger = get_logger(__name__)
 
@@ -69,31 +69,31 @@ class ReferenceCache:
                 )
         self._folder, self._k = folder, k
         self._entries: list[np.ndarray] = []
-        self._places: dict[str, tuple[int, slice]] = {}
+        self._locations: dict[str, tuple[int, slice]] = {}
         for rank in range(meta["parts"]):
             part = _Part(folder, rank, reference=reference, k=k)
             self._entries.append(part.entries())
-            self._places.update({key: (rank, rows) for key, rows in part.rows.items()})
+            self._locations.update({key: (rank, rows) for key, rows in part.rows.items()})
 
     @staticmethod
     def complete(folder: Path) -> bool:
         """Whether a cache was finished in ``folder``."""
         return (folder / _META).is_file()
 
-    def __call__(self, targets: Tensor, **inputs: Any) -> BaseTopK:
+    def __call__(self, targets: Tensor, **inputs: Any) -> ReferenceTopK:
         """The reference at ``targets`` ``[batch, length]``; ignored positions hold anything."""
         entries = np.zeros((*targets.shape, self._k), dtype=_ENTRY)
         for document in _documents(targets, inputs):
-            if document.key not in self._places:
+            if document.key not in self._locations:
                 raise ValueError(
                     f"a row of the training set is not in {self._folder}: was the data or its "
                     "preparation changed? Remove the cache, or give another floor_reference_cache"
                 )
-            rank, rows = self._places[document.key]
+            rank, rows = self._locations[document.key]
             entries[document.row, document.scored] = self._entries[rank][rows]
         tokens = torch.from_numpy(entries["token"].astype(np.int64)).to(targets.device)
         log_probs = torch.from_numpy(entries["log_prob"].copy()).to(targets.device)
-        return BaseTopK(tokens, log_probs)
+        return ReferenceTopK(tokens, log_probs)
 
 
 class CachedOnset(OnsetModel):
@@ -147,7 +147,7 @@ class CachedOnset(OnsetModel):
         self._cache = ReferenceCache(self._folder, reference=reference, k=k)
         self._fingerprint = reference
 
-    def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> BaseTopK:  # type: ignore[override]
+    def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> ReferenceTopK:  # type: ignore[override]
         """The reference at ``targets`` ``[batch, length]``."""
         assert self._cache is not None
         return self._cache(targets, **kwargs)

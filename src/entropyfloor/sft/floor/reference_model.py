@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from entropyfloor.models.evaluation_mode import evaluating
-from entropyfloor_losses import BaseHead
+from entropyfloor_losses import ReferenceHead
 
 FILE_NAME = "floor_reference.safetensors"
 
@@ -53,7 +53,7 @@ class ReferenceModel:
         """While this lasts `model` is the reference."""
         yield
 
-    def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> BaseHead:
+    def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> ReferenceHead:
         """Hidden states ``[batch, length, H]`` and head for a forward's arguments."""
         with self._in_place(), evaluating(self.model):
             with torch.no_grad():
@@ -62,7 +62,7 @@ class ReferenceModel:
             weight, bias = head.weight.detach(), getattr(head, "bias", None)
         if not torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(hidden.dtype)
-        return BaseHead(hidden, weight, None if bias is None else bias.detach())
+        return ReferenceHead(hidden, weight, None if bias is None else bias.detach())
 
 
 def starting_model(trained: Any, *, copied: bool) -> ReferenceModel:

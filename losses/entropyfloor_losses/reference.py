@@ -1,4 +1,4 @@
-"""The base model of ``base_kl``, in two forms: its states and head, or its most likely tokens."""
+"""The reference model of ``reference_kl``: its states and head, or its most likely tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .inputs import MASKED_LOGIT, statistics_dtype
 
 
 @dataclass(frozen=True)
-class BaseHead:
-    """The base model of ``base_kl`` at the positions of a call.
+class ReferenceHead:
+    """The reference model of ``reference_kl`` at the positions of a call.
 
     Scale, soft cap and temperature are those of the call.
 
@@ -28,22 +28,22 @@ class BaseHead:
     bias: Tensor | None = None
 
     def check(self, labels: Tensor, vocabulary: int) -> None:
-        """Refuse a base that does not fit the labels and the vocabulary."""
+        """Refuse a reference that does not fit the labels and the vocabulary."""
         if self.weight.ndim != 2 or self.weight.shape[0] != vocabulary:
             raise ValueError(
-                f"the base head has shape {tuple(self.weight.shape)} and the model has "
+                f"the reference head has shape {tuple(self.weight.shape)} and the model has "
                 f"{vocabulary} tokens; the KL needs the same vocabulary"
             )
         expected = (*labels.shape, self.weight.shape[-1])
         if self.hidden.shape != expected:
             raise ValueError(
-                f"the base's hidden states have shape {tuple(self.hidden.shape)}; they must be "
-                f"{expected}, one per label"
+                f"the reference's hidden states have shape {tuple(self.hidden.shape)}; they must "
+                f"be {expected}, one per label"
             )
 
-    def at(self, scored: Tensor, compute_dtype: torch.dtype) -> BaseHead:
-        """The base at scored tokens, without gradient, in the dtypes of the computation."""
-        return BaseHead(
+    def at(self, scored: Tensor, compute_dtype: torch.dtype) -> ReferenceHead:
+        """The reference at scored tokens, without gradient, in the dtypes of the computation."""
+        return ReferenceHead(
             self.hidden.detach()[scored].to(compute_dtype),
             self.weight.detach().to(compute_dtype),
             finite_bias(self.bias, statistics_dtype(compute_dtype)),
@@ -51,15 +51,15 @@ class BaseHead:
 
 
 @dataclass(frozen=True)
-class BaseTopK:
-    """What is left of the base model where its head is not at hand: its k most likely tokens.
+class ReferenceTopK:
+    """What is left of the reference model where its head is not at hand: its k most likely tokens.
 
     The KL is then that of k + 1 events, the last being "any other token": never more than the KL
-    over the vocabulary, and equal to it where the model spreads the rest as the base does.
+    over the vocabulary, and equal to it where the model spreads the rest as the reference does.
 
     Args:
         indices: ``[..., k]`` int64 token ids, the leading dimensions of the labels.
-        log_probs: ``[..., k]`` their log-probabilities under the base, floating.
+        log_probs: ``[..., k]`` their log-probabilities under the reference, floating.
 
     """
 
@@ -67,26 +67,26 @@ class BaseTopK:
     log_probs: Tensor
 
     def check(self, labels: Tensor, vocabulary: int) -> None:
-        """Refuse a base that does not fit the labels and the vocabulary."""
+        """Refuse a reference that does not fit the labels and the vocabulary."""
         if self.indices.shape != self.log_probs.shape or self.indices.shape[:-1] != labels.shape:
             raise ValueError(
-                f"the base's indices have shape {tuple(self.indices.shape)} and its log_probs "
+                f"the reference's indices have shape {tuple(self.indices.shape)} and its log_probs "
                 f"{tuple(self.log_probs.shape)}; both must be {(*labels.shape, 'k')}, k per label"
             )
         if self.indices.shape[-1] > vocabulary:
             raise ValueError(
-                f"the base has {self.indices.shape[-1]} tokens per label, more than the vocabulary "
-                f"of {vocabulary}"
+                f"the reference has {self.indices.shape[-1]} tokens per label, more than the "
+                f"vocabulary of {vocabulary}"
             )
 
-    def at(self, scored: Tensor, compute_dtype: torch.dtype) -> BaseTopK:
-        """The base at scored tokens, without gradient, in the dtype of the statistics."""
+    def at(self, scored: Tensor, compute_dtype: torch.dtype) -> ReferenceTopK:
+        """The reference at scored tokens, without gradient, in the dtype of the statistics."""
         log_probs = self.log_probs.detach()[scored].to(statistics_dtype(compute_dtype))
-        return BaseTopK(self.indices[scored], log_probs)
+        return ReferenceTopK(self.indices[scored], log_probs)
 
-    def rows(self, span: slice) -> BaseTopK:
-        """The base at some of its tokens, ``[n, k]``."""
-        return BaseTopK(self.indices[span], self.log_probs[span])
+    def rows(self, span: slice) -> ReferenceTopK:
+        """The reference at some of its tokens, ``[n, k]``."""
+        return ReferenceTopK(self.indices[span], self.log_probs[span])
 
     def rest(self) -> Tensor:
         """``[..., 1]`` probability of every other token."""

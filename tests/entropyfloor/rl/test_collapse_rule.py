@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from entropyfloor.rl.stage_two import (
+from entropyfloor.rl.collapse_rule import (
     COLLAPSED,
     HEALTHY,
     UNKNOWN,
     WAITING,
-    StageTwo,
+    CollapseRule,
     never_scored,
     saved_share,
     scaled,
@@ -22,7 +22,7 @@ def curve(drop, start=0.42, steps=400, early=10, late=150):
     return [(s, start * math.exp(rate * (s - early))) for s in range(1, steps + 1)]
 
 
-RULE = StageTwo.for_run(400)
+RULE = CollapseRule.for_run(400)
 
 
 def test_the_papers_steps():
@@ -125,7 +125,7 @@ def test_logged_every_tenth_and_every_twenty_fifth_step():
 
 
 def test_window_averages_finite_readings_up_to_the_step():
-    rule = StageTwo.for_run(400, window=3)
+    rule = CollapseRule.for_run(400, window=3)
     readings = [(8, 1.0), (9, None), (10, 2.0), (148, 0.3), (149, 0.6), (150, 0.9), (151, 9.0)]
     found = rule.judge(readings, 151)
     assert found.early == (10, 1.5)
@@ -138,7 +138,7 @@ def test_window_averages_finite_readings_up_to_the_step():
     [(400, 10, 150), (800, 20, 300), (150, 4, 56), (100, 3, 38), (40, 1, 15), (3, 1, 2), (1, 1, 2)],
 )
 def test_steps_are_scaled_to_the_run(steps, early, late):
-    rule = StageTwo.for_run(steps)
+    rule = CollapseRule.for_run(steps)
     assert (rule.early_step, rule.late_step) == (early, late)
     assert scaled(10, steps) == early
 
@@ -163,6 +163,6 @@ def test_drop_on_the_way():
 )
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=words):
-        StageTwo.for_run(400, **options)
+        CollapseRule.for_run(400, **options)
     with pytest.raises(ValueError, match="max_steps = 0"):
-        StageTwo.for_run(0)
+        CollapseRule.for_run(0)

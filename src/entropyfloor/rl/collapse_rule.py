@@ -54,7 +54,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class StageTwo:
+class CollapseRule:
     """The rule for one run; build it with :meth:`for_run`.
 
     Attributes:
@@ -97,15 +97,15 @@ class StageTwo:
         early_step: int | None = None,
         late_step: int | None = None,
         window: int = 1,
-    ) -> "StageTwo":
+    ) -> "CollapseRule":
         """The paper's steps scaled to a run of ``max_steps`` optimizer steps; 10 and 150 of 400.
 
         Args:
             max_steps: length of the run.
-            tau_2: see :class:`StageTwo`.
+            tau_2: see :class:`CollapseRule`.
             early_step: a step of this run to use instead of the scaled one.
             late_step: the same.
-            window: see :class:`StageTwo`.
+            window: see :class:`CollapseRule`.
 
         """
         if max_steps < 1:
