@@ -15,24 +15,14 @@ from entropyfloor.cli.options import refuse
 
 @dataclass
 class Arguments:
-    """What a training verb was asked for.
+    """What a training verb was asked for."""
 
-    Attributes:
-        script: trl's script arguments: which rows, and what the verb adds.
-        training: the trainer's configuration.
-        model: trl's ``ModelConfig``.
-        mixture: trl's ``DatasetMixtureConfig``: ``datasets:`` of a YAML file.
-        launch_in_file: words of the launcher in the YAML file.
-        launch_in_command: words of the launcher on the command line.
-
-    """
-
-    script: Any
-    training: Any
-    model: Any
-    mixture: Any
-    launch_in_file: list[str]
-    launch_in_command: list[str]
+    script: Any  # trl's script arguments: which rows, and what the verb adds
+    training: Any  # the trainer's configuration
+    model: Any  # trl's ModelConfig
+    mixture: Any  # trl's DatasetMixtureConfig: datasets: of a YAML file
+    launch_in_file: list[str]  # words of the launcher in the YAML file
+    launch_in_command: list[str]  # words of the launcher on the command line
 
     @property
     def launch(self) -> list[str]:

@@ -47,88 +47,54 @@ from entropyfloor.stats.intervals import Interval
 
 @dataclass(frozen=True)
 class GradientAgreement:
-    """SFT gradient against RL gradient; both are directions to descend against.
+    """SFT gradient against RL gradient; both are directions to descend against."""
 
-    Attributes:
-        cosine: positive: a step for the reward lowers the SFT loss too, to first order; None if a
-            gradient vanishes.
-        interval: 95 %.
-        cosine_without_noise: None where a squared norm is not positive, that is lost in noise.
-        sft_squared_norm: unbiased, (nats per token per parameter)^2.
-        rl_squared_norm: unbiased, (reward per parameter)^2.
-        sft_signal: share of the sampled SFT gradient's squared norm that is not noise.
-        rl_signal: the same of the RL gradient.
-
-    """
-
+    # Positive: a step for the reward lowers the SFT loss too, to first order; None if a gradient
+    # vanishes
     cosine: float | None
-    interval: Interval | None
+    interval: Interval | None  # 95 %
+    # None where a squared norm is not positive, that is lost in noise
     cosine_without_noise: float | None
-    sft_squared_norm: float
-    rl_squared_norm: float
-    sft_signal: float | None
-    rl_signal: float | None
+    sft_squared_norm: float  # unbiased, (nats per token per parameter)^2
+    rl_squared_norm: float  # unbiased, (reward per parameter)^2
+    sft_signal: float | None  # share of the sampled SFT gradient's squared norm that is not noise
+    rl_signal: float | None  # the same of the RL gradient
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the top ``r`` singular directions say about two gradients ``[m, n]``.
+    """What the top ``r`` singular directions say about two gradients ``[m, n]``."""
 
-    Attributes:
-        share: energy of the first gradient in its own top r directions, in [0, 1].
-        other_share: the same of the second.
-        cosine_bound: ``|cos|`` is at most this, by the measured overlaps.
-        cosine_bound_if_unrelated: the same for singular vectors oriented at random.
-
-    """
-
-    share: float
-    other_share: float
-    cosine_bound: float
-    cosine_bound_if_unrelated: float
+    share: float  # energy of the first gradient in its own top r directions, in [0, 1]
+    other_share: float  # the same of the second
+    cosine_bound: float  # |cos| is at most this, by the measured overlaps
+    cosine_bound_if_unrelated: float  # the same for singular vectors oriented at random
 
 
 @dataclass(frozen=True)
 class LayerAlignment:
-    """One layer, or all of them.
+    """One layer, or all of them."""
 
-    Attributes:
-        name: of the layer; ``all``.
-        num_parameters: how many numbers.
-        agreement: cosine, norms, noise.
-        sft_share: energy of the SFT gradient in the top r singular directions of its matrices;
-            None without matrices, or for a gradient that vanishes.
-        rl_share: the same of the RL gradient.
-        cosine_bound: ``|cosine|`` is at most this, by the measured overlap of those directions.
-        cosine_bound_if_unrelated: the same for directions oriented at random.
-
-    """
-
-    name: str
-    num_parameters: int
-    agreement: GradientAgreement
+    name: str  # of the layer; all
+    num_parameters: int  # how many numbers
+    agreement: GradientAgreement  # cosine, norms, noise
+    # Energy of the SFT gradient in the top r singular directions of its matrices; None without
+    # matrices, or for a gradient that vanishes
     sft_share: float | None
-    rl_share: float | None
+    rl_share: float | None  # the same of the RL gradient
+    # |cosine| is at most this, by the measured overlap of those directions
     cosine_bound: float | None
-    cosine_bound_if_unrelated: float | None
+    cosine_bound_if_unrelated: float | None  # the same for directions oriented at random
 
 
 @dataclass(frozen=True)
 class GradientAlignment:
-    """Alignment at one checkpoint.
+    """Alignment at one checkpoint."""
 
-    Attributes:
-        parameters: ``adapter`` or ``all``.
-        rank: top singular directions.
-        whole: all parameters together.
-        layers: in the model's order.
-
-    """
-
-    parameters: str
-    rank: int
-    whole: LayerAlignment
-    layers: tuple[LayerAlignment, ...]
+    parameters: str  # adapter or all
+    rank: int  # top singular directions
+    whole: LayerAlignment  # all parameters together
+    layers: tuple[LayerAlignment, ...]  # in the model's order
 
 
 def align(

@@ -69,27 +69,17 @@ class PairSums:
 
 @dataclass(frozen=True)
 class Identity:
-    """Nats per answer; intervals by name (``rise``, ``kl``, ``gap``, ``tokens``, ``contexts``).
+    """Nats per answer; intervals by name (``rise``, ``kl``, ``gap``, ``tokens``, ``contexts``)."""
 
-    Attributes:
-        rise: of the SFT loss on the demonstrations.
-        kl: ``KL(p_sft || p_rl)`` on the SFT model's own samples for the same prompts.
-        kl_sampled: the same from sampled log ratios instead of exact KLs at every token: agrees
-            with ``kl`` up to sampling noise, which is a check of the instrument.
-        gap: ``rise - kl``.
-        tokens: part of the gap.
-        contexts: part of the gap.
-        intervals: 95 %, resampling prompts.
-
-    """
-
-    rise: float
-    kl: float
+    rise: float  # of the SFT loss on the demonstrations
+    kl: float  # KL(p_sft || p_rl) on the SFT model's own samples for the same prompts
+    # The same from sampled log ratios instead of exact KLs at every token: agrees with kl up to
+    # sampling noise, which is a check of the instrument
     kl_sampled: float
-    gap: float
-    tokens: float
-    contexts: float
-    intervals: dict[str, Interval]
+    gap: float  # rise - kl
+    tokens: float  # part of the gap
+    contexts: float  # part of the gap
+    intervals: dict[str, Interval]  # 95 %, resampling prompts
 
 
 def pair_sums(

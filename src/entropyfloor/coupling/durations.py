@@ -65,21 +65,15 @@ _TAILS = (0.025, 0.975)
 class PromptCurves:
     """What was measured at ``T`` steps, one number per prompt or demonstration.
 
-    Attributes:
-        steps: ``[T]``, rising; the first is where the run started.
-        rewards: ``[T, P]`` mean reward of each prompt's rollouts.
-        losses: ``[T, D]`` summed loss of each demonstration, nats.
-        tokens: ``[D]`` its tokens.
-
     Raises:
         ValueError: fewer than two steps, steps that do not rise, shapes that do not fit.
 
     """
 
-    steps: np.ndarray
-    rewards: np.ndarray
-    losses: np.ndarray
-    tokens: np.ndarray
+    steps: np.ndarray  # [T], rising; the first is where the run started
+    rewards: np.ndarray  # [T, P] mean reward of each prompt's rollouts
+    losses: np.ndarray  # [T, D] summed loss of each demonstration, nats
+    tokens: np.ndarray  # [D] its tokens
 
     def __post_init__(self) -> None:
         count = len(self.steps)
@@ -114,20 +108,13 @@ class PromptCurves:
 
 @dataclass(frozen=True)
 class Duration:
-    """A step to stop at.
+    """A step to stop at."""
 
-    Attributes:
-        step: None where the answer lies beyond what was measured, or cannot be had.
-        interval: 95 %; an end that lies beyond the run is the last step (see ``share_beyond``).
-        share_beyond: share of resamples that want to go on after the last step.
-        words: what to know about it; empty if nothing.
-
-    """
-
-    step: float | None
+    step: float | None  # None where the answer lies beyond what was measured, or cannot be had
+    # 95 %; an end that lies beyond the run is the last step (see share_beyond)
     interval: Interval | None = None
-    share_beyond: float = 0.0
-    words: str = ""
+    share_beyond: float = 0.0  # share of resamples that want to go on after the last step
+    words: str = ""  # what to know about it; empty if nothing
 
 
 def best_index(rewards: np.ndarray, rises: np.ndarray, weight: float) -> np.ndarray:
@@ -157,26 +144,16 @@ def measured_duration(
 
 @dataclass(frozen=True)
 class ModelFit:
-    """The model's constants for one run.
+    """The model's constants for one run."""
 
-    Attributes:
-        rate: ``rho``, per step.
-        reward_room: ``D``, reward that the model says can be won in all.
-        loss_slope: ``b``, nats per token.
-        loss_curvature: ``c``, nats per token.
-        reward_residual: root mean square of what the fit leaves of the rewards.
-        loss_residual: the same of the SFT loss rise, nats per token.
-        saturates: False where the rate is at an end of what was searched, so that the reward has
-            not begun to level off (or jumped at once) and ``D`` and ``rho`` mean nothing apart.
-
-    """
-
-    rate: float
-    reward_room: float
-    loss_slope: float
-    loss_curvature: float
-    reward_residual: float
-    loss_residual: float
+    rate: float  # rho, per step
+    reward_room: float  # D, reward that the model says can be won in all
+    loss_slope: float  # b, nats per token
+    loss_curvature: float  # c, nats per token
+    reward_residual: float  # root mean square of what the fit leaves of the rewards
+    loss_residual: float  # the same of the SFT loss rise, nats per token
+    # False where the rate is at an end of what was searched, so that the reward has not begun to
+    # level off (or jumped at once) and D and rho mean nothing apart
     saturates: bool
 
 
@@ -285,18 +262,11 @@ def pl_duration(rate: float, mu_loss: float, mu_reward: float, weight: float) ->
 
 @dataclass(frozen=True)
 class PLEstimate:
-    """The estimate and where it comes from.
+    """The estimate and where it comes from."""
 
-    Attributes:
-        mu: the estimate; None where no visited point says anything.
-        at: index of the point that gives it.
-        points: how many points could be used.
-
-    """
-
-    mu: float | None
-    at: int | None
-    points: int
+    mu: float | None  # the estimate; None where no visited point says anything
+    at: int | None  # index of the point that gives it
+    points: int  # how many points could be used
 
 
 def estimate_pl(losses: Sequence[float], squared_norms: Sequence[float | None]) -> PLEstimate:

@@ -112,20 +112,12 @@ def leave_one_out(rewards: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class ParameterGradients:
-    """One parameter's gradients.
+    """One parameter's gradients."""
 
-    Attributes:
-        name: of the parameter.
-        layer: ``layer 3``, ``embeddings``, or ``rest`` (final norm, head).
-        sft: ``[K, ...]`` of the SFT blocks, fp32 (fp64 of an fp64 model), on the host.
-        rl: ``[K, ...]`` of the RL blocks.
-
-    """
-
-    name: str
-    layer: str
-    sft: Tensor
-    rl: Tensor
+    name: str  # of the parameter
+    layer: str  # layer 3, embeddings, or rest (final norm, head)
+    sft: Tensor  # [K, ...] of the SFT blocks, fp32 (fp64 of an fp64 model), on the host
+    rl: Tensor  # [K, ...] of the RL blocks
 
     @property
     def gram(self) -> np.ndarray:

@@ -49,52 +49,32 @@ Scored = tuple[Rollout, float | None]  # None: the reward does not apply
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, the same for every checkpoint.
+    """What to measure, the same for every checkpoint."""
 
-    Attributes:
-        prompts: of the reward.
-        reward: scores rollouts.
-        encoded: token ids per prompt.
-        demonstrations: with their prompts, in tokens.
-        sampling: how rollouts are drawn; at temperature 1, without top-p and top-k.
-        options: of everything else.
-        folder: keeps what was measured; None for nowhere.
-
-    """
-
-    prompts: PromptSet
-    reward: RewardFunction
-    encoded: Sequence[Sequence[int]]
-    demonstrations: Sequence[Completion]
-    sampling: Sampling
-    options: CouplingOptions
-    folder: Path | None
+    prompts: PromptSet  # of the reward
+    reward: RewardFunction  # scores rollouts
+    encoded: Sequence[Sequence[int]]  # token ids per prompt
+    demonstrations: Sequence[Completion]  # with their prompts, in tokens
+    sampling: Sampling  # how rollouts are drawn; at temperature 1, without top-p and top-k
+    options: CouplingOptions  # of everything else
+    folder: Path | None  # keeps what was measured; None for nowhere
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One checkpoint.
+    """One checkpoint."""
 
-    Attributes:
-        losses: summed loss of each demonstration, nats.
-        rewards: rewards of each prompt's rollouts; prompts that the reward applies to.
-        rollouts: all rollouts, prompt by prompt.
-        alignment: None without gradients.
-        notes: what else to know.
-        pair: it and the start, as SFT and RL model, on the same tokens: along ``own`` (samples of
-            the SFT model for the demonstrations' prompts), ``demonstrations``, and ``rollouts``
-            (those of the RL model for the prompts). Empty for the start.
-        runtime_s: seconds.
-
-    """
-
-    losses: Sequence[float]
+    losses: Sequence[float]  # summed loss of each demonstration, nats
+    # Rewards of each prompt's rollouts; prompts that the reward applies to
     rewards: Sequence[Sequence[float]]
-    rollouts: Sequence[Rollout]
-    alignment: GradientAlignment | None
-    notes: tuple[str, ...]
+    rollouts: Sequence[Rollout]  # all rollouts, prompt by prompt
+    alignment: GradientAlignment | None  # None without gradients
+    notes: tuple[str, ...]  # what else to know
+    # It and the start, as SFT and RL model, on the same tokens: along own (samples of the SFT model
+    # for the demonstrations' prompts), demonstrations, and rollouts (those of the RL model for the
+    # prompts). Empty for the start.
     pair: dict[str, PairSums] = field(default_factory=dict)
-    runtime_s: float = 0.0
+    runtime_s: float = 0.0  # seconds
 
 
 class _Model(NamedTuple):

@@ -18,20 +18,12 @@ _STEP = re.compile(r"checkpoint-(\d+)$")
 
 @dataclass(frozen=True)
 class Run:
-    """One run and what it started from.
+    """One run and what it started from."""
 
-    Attributes:
-        order: ``sft-rl`` or ``rl-sft``.
-        sources: the start, then the run's checkpoints by step.
-        steps: of each; the start is 0.
-        step_unit: ``step``, or ``checkpoint`` where names hold no steps.
-
-    """
-
-    order: str
-    sources: tuple[CheckpointSource, ...]
-    steps: tuple[float, ...]
-    step_unit: str
+    order: str  # sft-rl or rl-sft
+    sources: tuple[CheckpointSource, ...]  # the start, then the run's checkpoints by step
+    steps: tuple[float, ...]  # of each; the start is 0
+    step_unit: str  # step, or checkpoint where names hold no steps
 
 
 def find_run(

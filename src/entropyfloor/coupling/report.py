@@ -56,24 +56,15 @@ class CheckpointCoupling:
 
 @dataclass(frozen=True)
 class DurationAnswer:
-    """One question about the run's length, answered by measurement, by the model and by PL.
+    """One question about the run's length, answered by measurement, by the model and by PL."""
 
-    Attributes:
-        question: ``best`` (greatest reward - weight * loss rise) or ``threshold`` (weight 1).
-        weight: reward per nat per token.
-        measured: among the steps that were measured.
-        modelled: by the model fitted to the curves; None where it does not apply.
-        by_pl: step by the PL constants; None where they are not known, or beyond the run.
-        words: how the answers compare.
-
-    """
-
-    question: str
-    weight: float
-    measured: Duration
-    modelled: Duration | None
+    question: str  # best (greatest reward - weight * loss rise) or threshold (weight 1)
+    weight: float  # reward per nat per token
+    measured: Duration  # among the steps that were measured
+    modelled: Duration | None  # by the model fitted to the curves; None where it does not apply
+    # Step by the PL constants; None where they are not known, or beyond the run
     by_pl: float | None
-    words: str
+    words: str  # how the answers compare
 
 
 @dataclass(frozen=True)

@@ -35,32 +35,19 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class EchelonComparison:
-    """What an echelon found.
+    """What an echelon found."""
 
-    Attributes:
-        settings: as handed in.
-        plan: the settings, completed by what the cells show.
-        rungs: cells that were at least screened, by loss, depth and seed.
-        base: seed -> measures of the model before SFT; empty if it was not screened.
-        missing: cells of the plan without an outcome, and why.
-        ladder: measures against depth.
-        frontier: what beats each rung before RL; empty without two losses.
-        ranks: predictors against outcomes; empty without outcomes.
-        inversions: pass@1 against outcomes; empty without outcomes.
-        rules: selection rules; empty without outcomes.
-
-    """
-
-    settings: Mapping[str, Any]
-    plan: Plan
-    rungs: tuple[Rung, ...]
+    settings: Mapping[str, Any]  # as handed in
+    plan: Plan  # the settings, completed by what the cells show
+    rungs: tuple[Rung, ...]  # cells that were at least screened, by loss, depth and seed
+    # Seed -> measures of the model before SFT; empty if it was not screened
     base: Mapping[int, Metrics]
-    missing: tuple[Missing, ...]
-    ladder: tuple[LadderRow, ...]
-    frontier: tuple[FrontierRung, ...]
-    ranks: tuple[PredictorRank, ...]
-    inversions: tuple[RankInversion, ...]
-    rules: tuple[RuleResult, ...]
+    missing: tuple[Missing, ...]  # cells of the plan without an outcome, and why
+    ladder: tuple[LadderRow, ...]  # measures against depth
+    frontier: tuple[FrontierRung, ...]  # what beats each rung before RL; empty without two losses
+    ranks: tuple[PredictorRank, ...]  # predictors against outcomes; empty without outcomes
+    inversions: tuple[RankInversion, ...]  # pass@1 against outcomes; empty without outcomes
+    rules: tuple[RuleResult, ...]  # selection rules; empty without outcomes
 
     @property
     def seconds(self) -> float | None:

@@ -51,20 +51,12 @@ class RungKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """One unit of work.
+    """One unit of work."""
 
-    Attributes:
-        kind: base, sft or rung.
-        seed: of the cell.
-        loss: empty for the base.
-        depth: 0 but for a rung.
-
-    """
-
-    kind: str
-    seed: int
-    loss: str = ""
-    depth: float = 0
+    kind: str  # base, sft or rung
+    seed: int  # of the cell
+    loss: str = ""  # empty for the base
+    depth: float = 0  # 0 but for a rung
 
     @property
     def rung(self) -> RungKey:

@@ -38,22 +38,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class LadderRow:
-    """A loss at a depth over all seeds.
+    """A loss at a depth over all seeds."""
 
-    Attributes:
-        loss: the arm; ``base`` for the model before SFT.
-        depth: epochs; 0 for the base.
-        before: measure -> spread, before RL.
-        after: the same at the last GRPO step.
-        outcomes: outcome -> spread.
-
-    """
-
-    loss: str
-    depth: float
-    before: Mapping[str, Spread]
-    after: Mapping[str, Spread]
-    outcomes: Mapping[str, Spread]
+    loss: str  # the arm; base for the model before SFT
+    depth: float  # epochs; 0 for the base
+    before: Mapping[str, Spread]  # measure -> spread, before RL
+    after: Mapping[str, Spread]  # the same at the last GRPO step
+    outcomes: Mapping[str, Spread]  # outcome -> spread
 
 
 def ladder_rows(

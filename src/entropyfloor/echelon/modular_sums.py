@@ -28,20 +28,12 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class ModularSums:
-    """Four disjoint sets of rows with ``prompt``, ``completion`` and ``answer``.
+    """Four disjoint sets of rows with ``prompt``, ``completion`` and ``answer``."""
 
-    Attributes:
-        pretraining: the column ``completion`` is random in most rows.
-        demonstrations: the column ``completion`` is the answer, as in the next two.
-        rl_prompts: GRPO's prompts.
-        test: held out from all training.
-
-    """
-
-    pretraining: tuple[Row, ...]
-    demonstrations: tuple[Row, ...]
-    rl_prompts: tuple[Row, ...]
-    test: tuple[Row, ...]
+    pretraining: tuple[Row, ...]  # the column completion is random in most rows
+    demonstrations: tuple[Row, ...]  # the column completion is the answer, as in the next two
+    rl_prompts: tuple[Row, ...]  # GRPO's prompts
+    test: tuple[Row, ...]  # held out from all training
 
 
 def modular_sums(

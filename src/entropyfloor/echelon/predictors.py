@@ -36,33 +36,20 @@ LESS_IS_BETTER = ("degenerate_fraction", "held_out_loss")
 
 @dataclass(frozen=True)
 class PredictorRank:
-    """One predictor against one outcome over some rungs.
+    """One predictor against one outcome over some rungs."""
 
-    Attributes:
-        predictor: measure before RL.
-        outcome: measure after it.
-        scope: a loss, or None for the rungs of all losses.
-        by_seed: seed -> rho; seeds with fewer than three rungs or a side that does not vary have
-            none.
-        mean: of ``by_seed``; None without any.
-        interval: 95 %, of the mean over seeds like these; None for fewer than two.
-        pooled: rho over all points; None for fewer than three or a side that does not vary.
-        p_value: of the mean; None without it.
-        method: of the p-value: ``exact`` or ``permutation``.
-        points: rungs, counted in every seed.
-
-    """
-
-    predictor: str
-    outcome: str
-    scope: str | None
+    predictor: str  # measure before RL
+    outcome: str  # measure after it
+    scope: str | None  # a loss, or None for the rungs of all losses
+    # Seed -> rho; seeds with fewer than three rungs or a side that does not vary have none
     by_seed: Mapping[int, float]
-    mean: float | None
-    interval: Interval | None
+    mean: float | None  # of by_seed; None without any
+    interval: Interval | None  # 95 %, of the mean over seeds like these; None for fewer than two
+    # Rho over all points; None for fewer than three or a side that does not vary
     pooled: float | None
-    p_value: float | None
-    method: str | None
-    points: int
+    p_value: float | None  # of the mean; None without it
+    method: str | None  # of the p-value: exact or permutation
+    points: int  # rungs, counted in every seed
 
     @property
     def aim(self) -> float | None:

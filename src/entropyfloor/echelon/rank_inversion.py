@@ -16,32 +16,19 @@ from entropyfloor.stats.intervals import Interval
 
 @dataclass(frozen=True)
 class SeedOrder:
-    """pass@1 against the outcome in one seed.
+    """pass@1 against the outcome in one seed."""
 
-    Attributes:
-        rungs: how many were compared.
-        kept: pairs that pass@1 orders as the outcome does.
-        turned: pairs that it orders the other way.
-        clear: turned pairs whose intervals are apart in both.
-        picked: the rung of the highest pass@1, ``(loss, depth)``; the shallowest of equals.
-        picked_outcome: what it got.
-        picked_place: its place by outcome, 1 is best; equals share the better place.
-        best: the rung of the best outcome.
-        best_outcome: what that got.
-        apart: whether the outcomes of the two have intervals that are apart.
-
-    """
-
-    rungs: int
-    kept: int
-    turned: int
-    clear: int
+    rungs: int  # how many were compared
+    kept: int  # pairs that pass@1 orders as the outcome does
+    turned: int  # pairs that it orders the other way
+    clear: int  # turned pairs whose intervals are apart in both
+    # The rung of the highest pass@1, (loss, depth); the shallowest of equals
     picked: tuple[str, float]
-    picked_outcome: float
-    picked_place: int
-    best: tuple[str, float]
-    best_outcome: float
-    apart: bool
+    picked_outcome: float  # what it got
+    picked_place: int  # its place by outcome, 1 is best; equals share the better place
+    best: tuple[str, float]  # the rung of the best outcome
+    best_outcome: float  # what that got
+    apart: bool  # whether the outcomes of the two have intervals that are apart
 
     @property
     def inverted(self) -> bool:

@@ -58,24 +58,14 @@ _FLOOR_PROBE_STEPS = 20
 
 @dataclass(frozen=True)
 class GRPOTraining:
-    """How every rung is trained with GRPO: in its DAPO variant, on policy, without KL.
+    """How every rung is trained with GRPO: in its DAPO variant, on policy, without KL."""
 
-    Attributes:
-        steps: optimizer steps; each has rollouts of its own.
-        save_every: steps between checkpoints.
-        group_size: rollouts per prompt, g.
-        prompts_per_step: prompts whose groups make up a step.
-        learning_rate: constant, of AdamW.
-        monitor: policy of a ``CollapseMonitor``, ``warn`` or ``stop``; None for none.
-
-    """
-
-    steps: int = 150
-    save_every: int = 50
-    group_size: int = 8
-    prompts_per_step: int = 32
-    learning_rate: float = 2e-4
-    monitor: str | None = None
+    steps: int = 150  # optimizer steps; each has rollouts of its own
+    save_every: int = 50  # steps between checkpoints
+    group_size: int = 8  # rollouts per prompt, g
+    prompts_per_step: int = 32  # prompts whose groups make up a step
+    learning_rate: float = 2e-4  # constant, of AdamW
+    monitor: str | None = None  # policy of a CollapseMonitor, warn or stop; None for none
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "prompts_per_step"):
@@ -94,20 +84,13 @@ class GRPOTraining:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a GFT loss's response groups are drawn from.
+    """What a GFT loss's response groups are drawn from."""
 
-    Attributes:
-        checkpoint: a directory or hub id; None if it is a rung of the same recipe and seed.
-        loss: of that rung, whose last GRPO checkpoint is the teacher.
-        depth: of that rung.
-        num_samples: drawn per prompt, before duplicates are left out.
-
-    """
-
+    # A directory or hub id; None if it is a rung of the same recipe and seed
     checkpoint: str | None
-    loss: str
-    depth: float
-    num_samples: int
+    loss: str  # of that rung, whose last GRPO checkpoint is the teacher
+    depth: float  # of that rung
+    num_samples: int  # drawn per prompt, before duplicates are left out
 
 
 @dataclass(frozen=True)

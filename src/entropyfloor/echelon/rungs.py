@@ -62,26 +62,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rung:
-    """One finished or half finished cell.
+    """One finished or half finished cell."""
 
-    Attributes:
-        loss: the arm's name in the recipe.
-        seed: of the run.
-        depth: epochs of SFT.
-        before: measures before RL.
-        after: GRPO step -> measures, by ascending step.
-        outcomes: ``peak_pass_at_K`` and the like; empty while steps are missing.
-        seconds: that it took; None where it was not recorded.
-
-    """
-
-    loss: str
-    seed: int
-    depth: float
-    before: Metrics
+    loss: str  # the arm's name in the recipe
+    seed: int  # of the run
+    depth: float  # epochs of SFT
+    before: Metrics  # measures before RL
+    # GRPO step -> measures, by ascending step
     after: Mapping[int, Metrics] = field(default_factory=dict)
+    # peak_pass_at_K and the like; empty while steps are missing
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-    seconds: float | None = None
+    seconds: float | None = None  # that it took; None where it was not recorded
 
     @property
     def name(self) -> str:
@@ -106,32 +97,19 @@ class Missing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the cells are compared under.
+    """What the cells are compared under."""
 
-    Attributes:
-        outcome_k: k of the pass@k after RL that counts as the outcome.
-        group_size: rollouts per prompt in RL.
-        tau_h: nats; a rung below it is flagged by its entropy.
-        floor: nats; what "deepest above the floor" asks for. ``tau_h`` when left out.
-        reference: the arm that the others are compared with. ``ce`` if there, else the first.
-        losses: arms in the recipe's order; those of the cells when left out.
-        depths: epochs, ascending; those of the cells when left out.
-        seeds: ascending; those of the cells when left out.
-        grpo_steps: steps after which RL is evaluated; those of the cells when left out.
-        complete: losses, depths and seeds were all named, so every combination is expected.
-
-    """
-
-    outcome_k: int
-    group_size: int
-    tau_h: float
-    floor: float
-    reference: str
-    losses: tuple[str, ...]
-    depths: tuple[float, ...]
-    seeds: tuple[int, ...]
+    outcome_k: int  # k of the pass@k after RL that counts as the outcome
+    group_size: int  # rollouts per prompt in RL
+    tau_h: float  # nats; a rung below it is flagged by its entropy
+    floor: float  # nats; what "deepest above the floor" asks for. tau_h when left out.
+    reference: str  # the arm that the others are compared with. ce if there, else the first.
+    losses: tuple[str, ...]  # arms in the recipe's order; those of the cells when left out
+    depths: tuple[float, ...]  # epochs, ascending; those of the cells when left out
+    seeds: tuple[int, ...]  # ascending; those of the cells when left out
+    # Steps after which RL is evaluated; those of the cells when left out
     grpo_steps: tuple[int, ...]
-    complete: bool
+    complete: bool  # losses, depths and seeds were all named, so every combination is expected
 
     @property
     def outcome(self) -> str:

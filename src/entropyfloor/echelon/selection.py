@@ -21,22 +21,13 @@ RECOMMENDED = "our recommendation"
 
 @dataclass(frozen=True)
 class Pick:
-    """What a rule chose in one seed.
+    """What a rule chose in one seed."""
 
-    Attributes:
-        loss: None where it chose no single rung.
-        depth: epochs.
-        reason: in words, where the rule gives any.
-        outcomes: what it got; empty where the rule advises against every rung.
-        best: the best there was, by outcome.
-
-    """
-
-    loss: str | None
-    depth: float | None
-    reason: str
-    outcomes: Mapping[str, float]
-    best: Mapping[str, float]
+    loss: str | None  # None where it chose no single rung
+    depth: float | None  # epochs
+    reason: str  # in words, where the rule gives any
+    outcomes: Mapping[str, float]  # what it got; empty where the rule advises against every rung
+    best: Mapping[str, float]  # the best there was, by outcome
 
     def regret(self, outcome: str) -> float | None:
         """The best less what it got."""

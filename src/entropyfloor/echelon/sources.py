@@ -67,29 +67,18 @@ _BUILT = {"small": ("small_sums", 325), "small_chat": ("worked_sums", 240)}
 
 @dataclass(frozen=True)
 class Sources:
-    """Of one seed.
+    """Of one seed."""
 
-    Attributes:
-        recipe: checked.
-        seed: of the built tasks and models.
-        rows: for SFT: prompt and completion, or any format of trl's.
-        demonstrations: the same with the reward's columns, for response groups.
-        test: prompts of screening and evaluation.
-        rl: rows of prompts for GRPO; empty without.
-        reward: a name that ``screen`` and ``reward_by_name`` know.
-        max_new_tokens: default length limit of a rollout.
-        pretraining: what a model that is built here learns from; empty for any other.
-
-    """
-
-    recipe: Recipe
-    seed: int
-    rows: tuple[Mapping[str, Any], ...]
+    recipe: Recipe  # checked
+    seed: int  # of the built tasks and models
+    rows: tuple[Mapping[str, Any], ...]  # for SFT: prompt and completion, or any format of trl's
+    # The same with the reward's columns, for response groups
     demonstrations: tuple[Mapping[str, Any], ...]
-    test: PromptSet
-    rl: tuple[Mapping[str, Any], ...]
-    reward: str
-    max_new_tokens: int
+    test: PromptSet  # prompts of screening and evaluation
+    rl: tuple[Mapping[str, Any], ...]  # rows of prompts for GRPO; empty without
+    reward: str  # a name that screen and reward_by_name know
+    max_new_tokens: int  # default length limit of a rollout
+    # What a model that is built here learns from; empty for any other
     pretraining: tuple[Any, ...] = ()
 
     def prompts(self, *, after_rl: bool) -> PromptSet:

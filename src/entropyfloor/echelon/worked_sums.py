@@ -21,16 +21,10 @@ _FRUITLESS_DRAWS = 1000
 
 @dataclass(frozen=True)
 class SumProblem:
-    """One three-term sum.
+    """One three-term sum."""
 
-    Attributes:
-        terms: the three terms with their signs; the first is never negative.
-        entry: reasoning-gym's entry (question, answer, metadata), for its verifier.
-
-    """
-
-    terms: tuple[int, int, int]
-    entry: dict[str, Any]
+    terms: tuple[int, int, int]  # the three terms with their signs; the first is never negative
+    entry: dict[str, Any]  # reasoning-gym's entry (question, answer, metadata), for its verifier
 
     @property
     def expression(self) -> str:

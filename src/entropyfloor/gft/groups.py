@@ -26,16 +26,10 @@ AddUp = Callable[[Tensor], Tensor]  # fp64 vector -> its sum over processes
 
 @dataclass
 class Group:
-    """The responses to one prompt.
+    """The responses to one prompt."""
 
-    Attributes:
-        row: number of the dataset's row.
-        responses: of all sources.
-
-    """
-
-    row: int
-    responses: list[Response]
+    row: int  # number of the dataset's row
+    responses: list[Response]  # of all sources
 
     @property
     def rewards(self) -> list[float]:

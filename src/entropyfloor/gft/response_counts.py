@@ -11,31 +11,19 @@ from entropyfloor.gft.responses import DATASET_SOURCES, Response
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """Responses of one source.
+    """Responses of one source."""
 
-    Attributes:
-        responses: how many there were.
-        duplicates: left out, as the prompt's group held the same already.
-        truncated: left out, as they hit the length limit.
-        empty: left out, as nothing but white space was in them.
-        kept: the rest.
-        kept_passed: of these, how many reached the threshold.
-        scored: of all responses, how many the reward applied to.
-        passed: of these, how many reached the threshold: the source's own pass rate, which that of
-            what is kept is not, as right answers are more often alike.
-        reward_sum: of the scored.
-
-    """
-
-    responses: int = 0
-    duplicates: int = 0
-    truncated: int = 0
-    empty: int = 0
-    kept: int = 0
-    kept_passed: int = 0
-    scored: int = 0
+    responses: int = 0  # how many there were
+    duplicates: int = 0  # left out, as the prompt's group held the same already
+    truncated: int = 0  # left out, as they hit the length limit
+    empty: int = 0  # left out, as nothing but white space was in them
+    kept: int = 0  # the rest
+    kept_passed: int = 0  # of these, how many reached the threshold
+    scored: int = 0  # of all responses, how many the reward applied to
+    # Of these, how many reached the threshold: the source's own pass rate, which that of what is
+    # kept is not, as right answers are more often alike
     passed: int = 0
-    reward_sum: float = 0.0
+    reward_sum: float = 0.0  # of the scored
 
     @property
     def pass_rate(self) -> float | None:
@@ -54,24 +42,16 @@ class SourceCounts:
 
 @dataclass(frozen=True)
 class ResponseCounts:
-    """Counts by source, and over groups.
+    """Counts by source, and over groups."""
 
-    Attributes:
-        by_source: one of each source, in the order of `DATASET_SOURCES`.
-        without_response: groups that nothing is in.
-        all_passed: groups whose scored responses all pass.
-        none_passed: groups whose scored responses all fail.
-        mixed: groups with both.
-
-    """
-
+    # One of each source, in the order of `DATASET_SOURCES`
     by_source: dict[str, SourceCounts] = field(
         default_factory=lambda: {source: SourceCounts() for source in DATASET_SOURCES}
     )
-    without_response: int = 0
-    all_passed: int = 0
-    none_passed: int = 0
-    mixed: int = 0
+    without_response: int = 0  # groups that nothing is in
+    all_passed: int = 0  # groups whose scored responses all pass
+    none_passed: int = 0  # groups whose scored responses all fail
+    mixed: int = 0  # groups with both
 
     def __add__(self, other: ResponseCounts) -> ResponseCounts:
         return ResponseCounts(

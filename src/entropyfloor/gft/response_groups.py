@@ -48,20 +48,12 @@ NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
 
 @dataclass(frozen=True)
 class ResponseGroups:
-    """What was built.
+    """What was built."""
 
-    Attributes:
-        folder: see the module's docstring.
-        num_prompts: groups, one per prompt.
-        counts: what became of the responses, in all and by source.
-        settings: plain data for JSON.
-
-    """
-
-    folder: Path
-    num_prompts: int
-    counts: ResponseCounts
-    settings: dict[str, Any]
+    folder: Path  # see the module's docstring
+    num_prompts: int  # groups, one per prompt
+    counts: ResponseCounts  # what became of the responses, in all and by source
+    settings: dict[str, Any]  # plain data for JSON
 
     @property
     def path(self) -> Path:

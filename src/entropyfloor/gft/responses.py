@@ -33,29 +33,17 @@ Completion = str | list[dict[str, Any]]
 
 @dataclass
 class Response:
-    """One response of a prompt's group. What follows the reward is known in training only.
+    """One response of a prompt's group. What follows the reward is known in training only."""
 
-    Attributes:
-        source: one of `SOURCES`.
-        completion: text, or messages for a conversation; None for a policy sample, which trl
-            hands over as tokens.
-        reward: None if it is not scored.
-        prompt_ids: tokens it follows.
-        ids: its tokens.
-        scored: per token, whether the loss counts it; None: all of them.
-        advantage: without the source's weight; set by `set_advantages`.
-        in_loss: whether it takes part in the loss; set by `set_advantages`.
-
-    """
-
-    source: str
+    source: str  # one of `SOURCES`
+    # Text, or messages for a conversation; None for a policy sample, which trl hands over as tokens
     completion: Completion | None
-    reward: float | None = None
-    prompt_ids: Sequence[int] = ()
-    ids: Sequence[int] = ()
-    scored: Sequence[bool] | None = None
-    advantage: float = 0.0
-    in_loss: bool = True
+    reward: float | None = None  # None if it is not scored
+    prompt_ids: Sequence[int] = ()  # tokens it follows
+    ids: Sequence[int] = ()  # its tokens
+    scored: Sequence[bool] | None = None  # per token, whether the loss counts it; None: all of them
+    advantage: float = 0.0  # without the source's weight; set by `set_advantages`
+    in_loss: bool = True  # whether it takes part in the loss; set by `set_advantages`
 
     @property
     def key(self) -> str:

@@ -31,24 +31,15 @@ _PAPER = (1, 14)  # passes of 16
 
 @dataclass(frozen=True)
 class Band:
-    """Passes of every prompt, and which prompts are kept.
+    """Passes of every prompt, and which prompts are kept."""
 
-    Attributes:
-        prompts: all of them.
-        passes: how many rollouts of each passed; None where the reward did not apply.
-        num_samples: rollouts per prompt.
-        lowest: fewest passes that are kept.
-        highest: most passes that are kept.
-        folder: where it was written.
-
-    """
-
-    prompts: PromptSet
+    prompts: PromptSet  # all of them
+    # How many rollouts of each passed; None where the reward did not apply
     passes: tuple[int | None, ...]
-    num_samples: int
-    lowest: int
-    highest: int
-    folder: Path
+    num_samples: int  # rollouts per prompt
+    lowest: int  # fewest passes that are kept
+    highest: int  # most passes that are kept
+    folder: Path  # where it was written
 
     @property
     def kept(self) -> list[int]:

@@ -27,34 +27,20 @@ from entropyfloor.stats.groups import (
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """Sums over groups; add them up over batches with ``+``.
+    """Sums over groups; add them up over batches with ``+``."""
 
-    Attributes:
-        groups: groups with at least one scored rollout.
-        all_wrong: degenerate, and no rollout passed.
-        all_right: degenerate, and every rollout passed.
-        other_degenerate: degenerate otherwise (some passed, but penalties even it out).
-        unscored: groups without any scored rollout; in none of the other counts.
-        rollouts: rollouts of which is known whether they passed.
-        passed: how many of them did.
-        rewarded: rollouts with a reward.
-        reward_sum: sum of their weighted rewards.
-        variance_sum: sum over ``variance_groups`` of the unbiased p(1-p)(g-1)/g of each group.
-        variance_groups: groups with two or more rollouts of which it is known.
-
-    """
-
-    groups: int = 0
-    all_wrong: int = 0
-    all_right: int = 0
-    other_degenerate: int = 0
-    unscored: int = 0
-    rollouts: int = 0
-    passed: int = 0
-    rewarded: int = 0
-    reward_sum: float = 0.0
+    groups: int = 0  # groups with at least one scored rollout
+    all_wrong: int = 0  # degenerate, and no rollout passed
+    all_right: int = 0  # degenerate, and every rollout passed
+    other_degenerate: int = 0  # degenerate otherwise (some passed, but penalties even it out)
+    unscored: int = 0  # groups without any scored rollout; in none of the other counts
+    rollouts: int = 0  # rollouts of which is known whether they passed
+    passed: int = 0  # how many of them did
+    rewarded: int = 0  # rollouts with a reward
+    reward_sum: float = 0.0  # sum of their weighted rewards
+    # Sum over variance_groups of the unbiased p(1-p)(g-1)/g of each group
     variance_sum: float = 0.0
-    variance_groups: int = 0
+    variance_groups: int = 0  # groups with two or more rollouts of which it is known
 
     def __add__(self, other: "GroupCounts") -> "GroupCounts":
         return GroupCounts(

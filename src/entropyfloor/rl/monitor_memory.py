@@ -21,29 +21,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class MonitorMemory:
-    """The state of one run.
+    """The state of one run."""
 
-    Attributes:
-        decision: what stage 2 says; its verdict is ``waiting`` until the late step.
-        counts: groups seen so far, over all ranks.
-        readings: (step, entropy in nats or None) of every step until the decision.
-        temperature: what the run samples at, and so what its entropies are of; None if the trainer
-            does not say.
-        message: one sentence on what was decided and done; empty until then.
-        stopped_at: step at which the monitor ended the run; None if it did not.
-        healthy_step: step of the last checkpoint from before a collapse; None if there is none.
-        restored: path of the checkpoint whose weights were restored; None without.
-
-    """
-
+    # What stage 2 says; its verdict is waiting until the late step
     decision: Decision = Decision(WAITING, None, None, None, "training has not begun")  # noqa: RUF009
+    # Groups seen so far, over all ranks
     counts: GroupCounts = GroupCounts()  # noqa: RUF009
+    # (step, entropy in nats or None) of every step until the decision
     readings: list[Reading] = field(default_factory=list)
+    # What the run samples at, and so what its entropies are of; None if the trainer does not say
     temperature: float | None = None
-    message: str = ""
-    stopped_at: int | None = None
+    message: str = ""  # one sentence on what was decided and done; empty until then
+    stopped_at: int | None = None  # step at which the monitor ended the run; None if it did not
+    # Step of the last checkpoint from before a collapse; None if there is none
     healthy_step: int | None = None
-    restored: str | None = None
+    restored: str | None = None  # path of the checkpoint whose weights were restored; None without
 
     def read(self, step: int, entropy: float | None) -> None:
         """Add a reading; nothing is kept once the decision is made."""
