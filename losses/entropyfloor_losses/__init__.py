@@ -30,6 +30,8 @@ from .registry import (
 from .request import StatisticsRequest, TokenStatistics
 from .selective_entropy import SelectiveEntropyLoss
 
+__version__ = "0.1.0"
+
 __all__ = [
     "IGNORE_INDEX",
     "LOSS_NAMES",

@@ -24,7 +24,7 @@ from torch import Tensor
 from .request import StatisticsRequest, TokenStatistics
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 def calibrate_tau(top_k_mass: Tensor, quantile: float) -> float:

@@ -1,4 +1,4 @@
-"""Which exceptions are a user's data or files, and what is said of them: the one place.
+"""Which exceptions are a user's data, files or missing extras, and what is said: the one place.
 
 A command turns them into exit code 2 and one message; every other exception is a fault of ours and
 keeps its traceback.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from entropyfloor import how_to_install
 from entropyfloor.render.text import visible
 
 USAGE_ERROR = 2
@@ -31,6 +32,8 @@ _OF_LIBRARIES = (
 
 def describe(error: BaseException) -> str | None:
     """What to tell the user, or None if this is not about data, files or usage."""
+    if isinstance(error, ModuleNotFoundError):
+        return how_to_install(error)
     if isinstance(error, UnicodeError):
         return f"a file is not UTF-8 text ({error}); save it as UTF-8"
     for module, name, meaning in _OF_LIBRARIES:

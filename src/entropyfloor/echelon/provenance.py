@@ -15,7 +15,7 @@ _PACKAGES = ("entropyfloor", "torch", "transformers", "trl", "peft", "accelerate
 
 def provenance(config: Mapping[str, Any], *, seed: int, seconds: float) -> dict[str, Any]:
     """Versions, commit, hardware, seed, resolved configuration and time, as plain data."""
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     return {
         "config": dict(config),
         "seed": seed,

@@ -7,8 +7,6 @@ is set, whatever the model is wrapped in (PEFT, FSDP, DeepSpeed), and never lets
 
 from pathlib import Path
 
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
@@ -25,6 +23,9 @@ class Restorer:
     @staticmethod
     def check(args: TrainingArguments, rule: CollapseRule) -> None:
         """Raise ValueError if no checkpoint that can be loaded will be there at the decision."""
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedType
+
         sharded = {DistributedType.FSDP, DistributedType.DEEPSPEED}
         if args.save_only_model and AcceleratorState().distributed_type in sharded:
             raise ValueError(

@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -208,6 +207,8 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         self._decide(state, control)
 
     def _probe(self, state: TrainerState, **others: Any) -> None:
+        from accelerate.utils import broadcast_object_list
+
         model = others["model"]
         tokenizer = others["processing_class"]
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)

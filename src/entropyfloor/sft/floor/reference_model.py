@@ -10,13 +10,13 @@ is called with the next-token targets and the arguments of a forward, as `LossHe
 """
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class ReferenceModel:
     """
 
     def __init__(self, trained: Any) -> None:
-        adapted = isinstance(trained, PeftModel)
+        adapted = _has_adapters(trained)
         if adapted and trained.active_peft_config.is_prompt_learning:
             raise ValueError(
                 "an anchor needs adapters that can be switched off or put back; this one learns "
@@ -73,7 +73,7 @@ def starting_model(trained: Any, *, copied: bool) -> ReferenceModel:
         copied: without adapters, hold a frozen copy; otherwise it is good until the first step.
 
     """
-    if isinstance(trained, PeftModel):
+    if _has_adapters(trained):
         return AdapterFreeModel(trained)
     return ReferenceModel(copy.deepcopy(trained).requires_grad_(False) if copied else trained)
 
@@ -140,6 +140,12 @@ class OnsetModel(ReferenceModel):
             for name, value in trainable.items():
                 value.data = current[name]
             torch.clear_autocast_cache()
+
+
+def _has_adapters(model: Any) -> bool:
+    """Whether PEFT wraps the model; peft, which may not be installed, is loaded if it does."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def cannot_resume(path: Path, reason: str) -> ValueError:
