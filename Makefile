@@ -32,6 +32,7 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python tests/bench/head.py $(ARGS)
+	$(BIN)/python tests/bench/losses.py
 	$(BIN)/python tests/bench/training_step.py
 	$(BIN)/python tests/bench/generation.py
 	$(BIN)/python tests/bench/sandbox.py

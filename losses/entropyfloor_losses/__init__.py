@@ -9,15 +9,23 @@ Every loss maps `TokenStatistics` to one value per token and runs on every engin
 `linear_token_statistics` where per-token gradients are needed).
 """
 
+from .anchored import AnchoredLoss
 from .bounded_probability import BoundedProbabilityLoss
+from .coverage import CoverageLoss
 from .cross_entropy import CrossEntropyLoss
+from .dynamic_entropy import DynamicEntropyLoss
+from .entropy_adaptive import EntropyAdaptiveLoss
 from .entropy_bonus import EntropyBonusLoss
 from .entropy_terms import PLACES, EntropyTerm, PenalisedLoss
 from .gem import GEMLoss
+from .gibbs import GibbsLoss
 from .group import GroupAdvantages, GroupFineTuningLoss, group_advantages
 from .head import linear_loss, linear_token_statistics
 from .inputs import IGNORE_INDEX
+from .pear import PearLoss
 from .plain import token_statistics
+from .power import PowerLoss
+from .proximal import ProximalLoss
 from .reduction import reduce_tokens, token_mean
 from .reference import ReferenceHead, ReferenceTopK
 from .registry import (
@@ -29,6 +37,8 @@ from .registry import (
 )
 from .request import StatisticsRequest, TokenStatistics
 from .selective_entropy import SelectiveEntropyLoss
+from .sequences import sequence_weights
+from .tail import TailLoss
 
 __version__ = "0.1.0"
 
@@ -36,18 +46,27 @@ __all__ = [
     "IGNORE_INDEX",
     "LOSS_NAMES",
     "PLACES",
+    "AnchoredLoss",
     "BoundedProbabilityLoss",
+    "CoverageLoss",
     "CrossEntropyLoss",
+    "DynamicEntropyLoss",
+    "EntropyAdaptiveLoss",
     "EntropyBonusLoss",
     "EntropyTerm",
     "GEMLoss",
+    "GibbsLoss",
     "GroupAdvantages",
     "GroupFineTuningLoss",
+    "PearLoss",
     "PenalisedLoss",
+    "PowerLoss",
+    "ProximalLoss",
     "ReferenceHead",
     "ReferenceTopK",
     "SelectiveEntropyLoss",
     "StatisticsRequest",
+    "TailLoss",
     "TokenStatistics",
     "group_advantages",
     "linear_loss",
@@ -57,6 +76,7 @@ __all__ = [
     "loss_options",
     "needs_calibration",
     "reduce_tokens",
+    "sequence_weights",
     "token_mean",
     "token_statistics",
 ]

@@ -90,9 +90,10 @@ def linear_loss(
         softcap: ``c * tanh(logits / c)``, or None.
         logit_scale: factor on the raw products, before the cap.
         reference: hidden states and head of a reference model at the same positions, for losses
-            that ask for ``reference_kl``: one more matrix product and one more chunk of logits, no
-            gradient. Or its most likely tokens: no product.
-        advantages: ``[...]``, the labels' shape, for losses that weight tokens by them.
+            that ask for ``reference_kl`` or ``reference_log_prob``: one more matrix product and one
+            more chunk of logits, no gradient. Or its most likely tokens: no product.
+        advantages: ``[...]``, the labels' shape, for losses that weight tokens by them; see
+            `group_advantages` and `sequence_weights`.
         chunk_size: tokens per chunk; default: even chunks of at most 320 MiB of logits (512 MiB on
             accelerators).
 
@@ -207,7 +208,7 @@ class _Call:
         """`linear_loss` documents the arguments and what is refused."""
         vocabulary, device_type = weight.shape[0], hidden.device.type
         check_labels(labels, vocabulary)
-        request.check(vocabulary, reference is not None)
+        request.check(vocabulary, reference)
         check_advantages(advantages, labels)
         if reference is not None:
             reference.check(labels, vocabulary)

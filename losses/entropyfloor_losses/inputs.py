@@ -45,12 +45,17 @@ def check_advantages(advantages: Tensor | None, labels: Tensor) -> None:
         raise ValueError("advantages hold NaN or infinite values; were all rewards numbers?")
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float, allowed: str = "a finite number > 0") -> None:
     """Refuse a hyper-parameter that is not a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} is {value!r}; it must be a number > 0")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number > 0")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse a hyper-parameter that is not a finite number of at least 0."""
+    if value != 0:
+        check_positive(name, value, "a finite number >= 0")
 
 
 def check_count(name: str, value: int, least: int) -> None:

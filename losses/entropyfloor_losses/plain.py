@@ -46,7 +46,8 @@ def token_statistics(
             already capped and scaled: leave the defaults for them.
         logit_scale: factor on the raw logits, before the cap (Cohere; Granite: 1 / logits_scaling).
         reference_logits: ``[..., V]`` of the reference model, raw like ``logits`` and turned into
-            final ones the same way; needed for ``reference_kl``, without gradient.
+            final ones the same way; needed for ``reference_kl`` and ``reference_log_prob``, without
+            gradient.
         advantages: ``[...]``, the labels' shape: handed on to the loss as ``advantage``.
 
     Raises:
@@ -61,7 +62,7 @@ def token_statistics(
             "they must be [..., V] and [...] with the same leading dimensions"
         )
     check_labels(labels, logits.shape[-1])
-    request.check(logits.shape[-1], reference_logits is not None)
+    request.check(logits.shape[-1], reference_logits)
     check_advantages(advantages, labels)
     scored = labels != IGNORE_INDEX
     z = transform.logits(logits.to(statistics_dtype(logits.dtype)))

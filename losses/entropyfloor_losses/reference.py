@@ -60,11 +60,14 @@ class ReferenceTopK:
     Args:
         indices: ``[..., k]`` int64 token ids, the leading dimensions of the labels.
         log_probs: ``[..., k]`` their log-probabilities under the reference, floating.
+        label_log_probs: ``[...]`` those of the labels, for ``reference_log_prob``, or None. With
+            them k may be 0: ``reference_kl`` cannot be asked for then.
 
     """
 
     indices: Tensor
     log_probs: Tensor
+    label_log_probs: Tensor | None = None
 
     def check(self, labels: Tensor, vocabulary: int) -> None:
         """Refuse a reference that does not fit the labels and the vocabulary."""
@@ -72,6 +75,12 @@ class ReferenceTopK:
             raise ValueError(
                 f"the reference's indices have shape {tuple(self.indices.shape)} and its log_probs "
                 f"{tuple(self.log_probs.shape)}; both must be {(*labels.shape, 'k')}, k per label"
+            )
+        of_labels = self.label_log_probs
+        if of_labels is not None and of_labels.shape != labels.shape:
+            raise ValueError(
+                f"the reference's label_log_probs have shape {tuple(of_labels.shape)}; they must "
+                f"be {tuple(labels.shape)}, one per label"
             )
         if self.indices.shape[-1] > vocabulary:
             raise ValueError(
@@ -81,12 +90,21 @@ class ReferenceTopK:
 
     def at(self, scored: Tensor, compute_dtype: torch.dtype) -> ReferenceTopK:
         """The reference at scored tokens, without gradient, in the dtype of the statistics."""
-        log_probs = self.log_probs.detach()[scored].to(statistics_dtype(compute_dtype))
-        return ReferenceTopK(self.indices[scored], log_probs)
+        dtype, of_labels = statistics_dtype(compute_dtype), self.label_log_probs
+        return ReferenceTopK(
+            self.indices[scored],
+            self.log_probs.detach()[scored].to(dtype),
+            None if of_labels is None else of_labels.detach()[scored].to(dtype),
+        )
 
     def rows(self, span: slice) -> ReferenceTopK:
         """The reference at some of its tokens, ``[n, k]``."""
-        return ReferenceTopK(self.indices[span], self.log_probs[span])
+        of_labels = self.label_log_probs
+        return ReferenceTopK(
+            self.indices[span],
+            self.log_probs[span],
+            None if of_labels is None else of_labels[span],
+        )
 
     def rest(self) -> Tensor:
         """``[..., 1]`` probability of every other token."""

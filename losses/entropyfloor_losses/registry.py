@@ -6,11 +6,20 @@ from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from typing import Any
 
+from .anchored import AnchoredLoss
 from .bounded_probability import BoundedProbabilityLoss
+from .coverage import CoverageLoss
 from .cross_entropy import CrossEntropyLoss
+from .dynamic_entropy import DynamicEntropyLoss
+from .entropy_adaptive import EntropyAdaptiveLoss
 from .entropy_bonus import EntropyBonusLoss
 from .gem import GEMLoss
+from .gibbs import GibbsLoss
+from .pear import PearLoss
+from .power import PowerLoss
+from .proximal import ProximalLoss
 from .selective_entropy import SelectiveEntropyLoss
+from .tail import TailLoss
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,15 @@ _LOSSES: dict[str, _Entry] = {
     "gem": _Entry(GEMLoss, {}),
     "entropy_bonus": _Entry(EntropyBonusLoss, {"selective": False}),
     "selective_entropy_bonus": _Entry(EntropyBonusLoss, {"selective": True}),
+    "eaft": _Entry(EntropyAdaptiveLoss, {}),
+    "power": _Entry(PowerLoss, {}),
+    "deft": _Entry(DynamicEntropyLoss, {}),
+    "gift": _Entry(GibbsLoss, {}),
+    "asft": _Entry(AnchoredLoss, {}),
+    "psft": _Entry(ProximalLoss, {}),
+    "dco": _Entry(CoverageLoss, {}),
+    "tail": _Entry(TailLoss, {}),
+    "pear": _Entry(PearLoss, {}),
 }
 
 LOSS_NAMES = tuple(_LOSSES)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .reference import ReferenceTopK
 from .statistics import STATISTICS
 
 
@@ -15,8 +16,8 @@ class StatisticsRequest:
 
     Args:
         options: ``top_k``, k of ``top_k_mass`` (2); ``mean_log_prob=True``; ``gem_beta``, beta > 0
-            of ``tempered_log_prob``; ``top_k_entropy``, its k >= 2; ``reference_kl=True``. None
-            leaves a statistic out.
+            of ``tempered_log_prob``; ``top_k_entropy``, its k >= 2; ``collision_prob=True``;
+            ``reference_log_prob=True``; ``reference_kl=True``. None leaves a statistic out.
 
     Attributes:
         options: by the statistic's name, in the order of `STATISTICS`.
@@ -57,23 +58,35 @@ class StatisticsRequest:
         mine = {STATISTICS[name].option: value for name, value in self.options.items()}
         return StatisticsRequest(**{**mine, **options})
 
-    def check(self, vocabulary: int, has_reference: bool) -> None:
-        """Refuse k above the vocabulary, a KL without a reference, a reference without a KL."""
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference model has to be given."""
+        return any(STATISTICS[name].of_reference for name in self.options)
+
+    def check(self, vocabulary: int, reference: Any) -> None:
+        """Refuse k above the vocabulary, and a reference that is missing, unused or too small."""
         for name, value in self.options.items():
             if STATISTICS[name].likeliest(value) > vocabulary:
                 raise ValueError(
                     f"{STATISTICS[name].option} is {value}, more than the vocabulary of "
                     f"{vocabulary} tokens"
                 )
-        if has_reference != ("reference_kl" in self.options):
+        asked = " and ".join(name for name in self.options if STATISTICS[name].of_reference)
+        if (reference is not None) != bool(asked):
             raise ValueError(
-                "a reference model was given but nothing would use it: the request has no "
-                "reference_kl=True"
-                if has_reference
-                else "reference_kl was asked for and no reference model was given: pass "
+                f"{asked} was asked for and no reference model was given: pass "
                 "reference=ReferenceHead(...) or ReferenceTopK(...) to the fused engines, "
                 "reference_logits=... to token_statistics"
+                if asked
+                else "a reference was given but nothing would use it: the request has neither "
+                "reference_kl=True nor reference_log_prob=True"
             )
+        if not isinstance(reference, ReferenceTopK):
+            return
+        if "reference_log_prob" in self.options and reference.label_log_probs is None:
+            raise ValueError("reference_log_prob needs ReferenceTopK's label_log_probs: give them")
+        if "reference_kl" in self.options and not reference.indices.shape[-1]:
+            raise ValueError("reference_kl was asked for and no likely token was given (k is 0)")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StatisticsRequest) and self.options == other.options
@@ -98,12 +111,16 @@ class TokenStatistics:
         mean_log_prob: mean of log p over the vocabulary, on request.
         tempered_log_prob: GEM's sum_v q_v log p_v with q detached, on request.
         top_k_entropy: entropy within the k most likely tokens, nats, in [0, log k], on request.
+        collision_prob: sum of p_v^2, in [1/V, 1], on request. Not differentiable.
+        reference_log_prob: log-probability of the label under the reference model, nats, on
+            request, a constant.
         reference_kl: KL divergence from the reference model to the model, nats, >= 0, on request.
-        advantage: what the caller gave for each token, a constant.
+        advantage: what the caller gave for each token, a constant: of its response, or a weight
+            of its sequence.
 
-    All floating ones except ``top_k_mass`` carry gradients when they come from `token_statistics`
-    or `linear_token_statistics`; those returned by `linear_loss` are detached, because its
-    gradient has been taken already.
+    All other floating ones except ``top_k_mass`` carry gradients when they come from
+    `token_statistics` or `linear_token_statistics`; those returned by `linear_loss` are detached,
+    because its gradient has been taken already.
 
     Raises:
         ValueError: reading a statistic that was not asked for; `get` returns None instead.
@@ -118,6 +135,8 @@ class TokenStatistics:
     mean_log_prob: Tensor
     tempered_log_prob: Tensor
     top_k_entropy: Tensor
+    collision_prob: Tensor
+    reference_log_prob: Tensor
     reference_kl: Tensor
     advantage: Tensor
 
@@ -134,8 +153,8 @@ class TokenStatistics:
         """Reached for what is not there."""
         if name == "advantage":
             raise ValueError(
-                "this loss needs advantages: pass advantages=..., one per label, to linear_loss or "
-                "token_statistics (see group_advantages)"
+                "this loss weights tokens by advantages: pass advantages=..., one per label, to "
+                "linear_loss or token_statistics (see group_advantages, sequence_weights)"
             )
         if name not in STATISTICS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -7,7 +7,9 @@
     mean_log_prob      (1/V) sum_v log p_v             (label smoothing)
     tempered_log_prob  sum_v q_v log p_v, q = softmax(z / beta) without gradient   (GEM)
     top_k_entropy      entropy of p renormalised on its k most likely tokens (which: no gradient)
-    reference_kl            KL(b || p), b a reference model's distribution
+    collision_prob     sum_v p_v^2                     (no gradient)
+    reference_log_prob log b_y, b a reference model's distribution          (no gradient)
+    reference_kl       KL(b || p)
 
 with z the final logits of one position, p = softmax(z), y its label.
 
@@ -68,6 +70,7 @@ class Statistic:
         check: refuses a bad option, given its name and value.
         likeliest: how many of the most likely tokens ``fold`` reads.
         dtype: of the values; None: that of the computation.
+        of_reference: whether it needs a reference model.
 
     """
 
@@ -80,6 +83,7 @@ class Statistic:
     check: Callable[[str, Any], None] = check_switch
     likeliest: Callable[[Any], int] = lambda option: 1
     dtype: torch.dtype | None = None
+    of_reference: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "option", self.option or self.name)
@@ -129,6 +133,20 @@ def _top_k_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, k: An
     log_r = terms.block.likeliest[:, :k].log_softmax(-1)
     slope = log_r.exp() * (log_r + value.unsqueeze(1))
     terms.add_columns(terms.block.likeliest_columns[:, :k], slope.mul_(-upstream.unsqueeze(1)))
+
+
+def _collision(block: Block, option: Any) -> Tensor:
+    squares = torch.mul(block.shifted, 2.0, out=block.scratch).exp_()
+    return squares.sum(-1) / block.total.square()
+
+
+def _reference_log_prob(block: Block, option: Any) -> Tensor:
+    if block.reference_top_k is not None:
+        assert block.reference_top_k.label_log_probs is not None
+        return block.reference_top_k.label_log_probs
+    assert block.reference_logits is not None
+    of_label = block.reference_logits.gather(1, block.labels.unsqueeze(1)).squeeze(1)
+    return of_label - block.reference_logits.logsumexp(-1)
 
 
 def _reference_kl(block: Block, option: Any) -> Tensor:
@@ -235,7 +253,20 @@ STATISTICS: dict[str, Statistic] = {
             add_gradient=_top_k_gradient,
         ),
         Statistic(
+            "collision_prob",
+            plain=lambda of, _: of.log_p.exp().square().sum(-1),
+            fold=_collision,
+        ),
+        Statistic(
+            "reference_log_prob",
+            of_reference=True,
+            plain=lambda of, _: _reference_of(of).gather(-1, of.labels.unsqueeze(-1)).squeeze(-1),
+            fold=_reference_log_prob,
+        ),
+        # Last of the reference's: it uses up the block's reference logits.
+        Statistic(
             "reference_kl",
+            of_reference=True,
             plain=lambda of, _: (_reference_of(of).exp() * (_reference_of(of) - of.log_p)).sum(-1),
             fold=_reference_kl,
             add_gradient=_reference_kl_gradient,

@@ -117,4 +117,5 @@ def test_the_table_of_losses_is_the_registry():
         assert set(options) == set(defaults)
         for option, shown in options.items():
             value = shown.strip().strip('"')
-            assert defaults[option] == (value if value == "auto" else float(value))
+            expected = {"auto": "auto", "none": None}.get(value, value)
+            assert defaults[option] == (float(value) if expected == value != "auto" else expected)

@@ -4,13 +4,16 @@ from functools import partial
 
 import numpy as np
 import torch
-from reference import Head, ce, dcr, dft, entropy_bonus, gem, sed
+from reference import Head, ce, dcr, deft, dft, eaft, entropy_bonus, gem, power, sed
 
 from entropyfloor_losses import (
     BoundedProbabilityLoss,
     CrossEntropyLoss,
+    DynamicEntropyLoss,
+    EntropyAdaptiveLoss,
     EntropyBonusLoss,
     GEMLoss,
+    PowerLoss,
     SelectiveEntropyLoss,
 )
 
@@ -31,6 +34,14 @@ LOSSES = {
         EntropyBonusLoss(lam=0.3, selective=True, top_k=3, tau=0.7),
         partial(entropy_bonus, lam=0.3, k=3, tau=0.7),
     ),
+    "eaft": (EntropyAdaptiveLoss(), eaft),
+    "eaft_release": (
+        EntropyAdaptiveLoss(alpha=2.0, top_k=5, normaliser=3.0),
+        partial(eaft, alpha=2.0, k=5, normaliser=3.0),
+    ),
+    "power": (PowerLoss(), partial(power, alpha=1.0)),
+    "power_steep": (PowerLoss(alpha=10.0), partial(power, alpha=10.0)),
+    "deft": (DynamicEntropyLoss(), deft),
 }
 HEADS = {
     "plain": Head(),

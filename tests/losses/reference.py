@@ -94,6 +94,78 @@ def entropy_bonus(z, y, lam, k=None, tau=None):
     return -lp - lam * mask * h, p - e + slope
 
 
+def top_k_entropy(z, k):
+    """Value and gradient of the entropy of p renormalised on exactly k most likely tokens."""
+    # Exactly k: a saturated soft cap makes ties, between which neither value nor gradient differ.
+    inside = np.zeros(z.shape, dtype=bool)
+    np.put_along_axis(inside, np.argsort(z, axis=-1)[:, -k:], True, axis=-1)
+    log_r = np.where(inside, log_softmax(np.where(inside, z, -np.inf)), 0.0)
+    r = np.where(inside, np.exp(log_r), 0.0)
+    value = -(r * log_r).sum(-1)
+    return value, np.where(inside, -r * (log_r + value[:, None]), 0.0)
+
+
+def eaft(z, y, alpha=1.0, k=20, normaliser=None):
+    _, p, lp, e = _parts(z, y)
+    w = (np.maximum(top_k_entropy(z, k)[0], 0) / (normaliser or np.log(k))) ** alpha
+    return -w * lp, w[:, None] * (p - e)
+
+
+def power(z, y, alpha):
+    _, p, lp, e = _parts(z, y)
+    return (1 - np.exp(alpha * lp)) / alpha, np.exp(alpha * lp)[:, None] * (p - e)
+
+
+def deft(z, y):
+    _, p, lp, e = _parts(z, y)
+    a = (p**2).sum(-1)
+    return -np.expm1(a * lp) / a, np.exp(a * lp)[:, None] * (p - e)
+
+
+def gift(z, y, zb, beta):
+    """KL to the tilted base model by enumeration of the vocabulary."""
+    log_p, p, _, e = _parts(z, y)
+    log_t = log_softmax(log_softmax(zb) + beta * e)
+    t = np.exp(log_t)
+    return (t * (log_t - log_p)).sum(-1), p - t
+
+
+def asft(z, y, zb, lam):
+    log_p, p, lp, e = _parts(z, y)
+    log_b = log_softmax(zb)
+    b, py = np.exp(log_b), np.exp(lp)
+    value = -py * lp + lam * (b * (log_b - log_p)).sum(-1)
+    return value, py[:, None] * (p - e) + lam * (p - b)
+
+
+def psft(z, y, zb, epsilon_high):
+    _, p, lp, e = _parts(z, y)
+    r = np.exp(lp - log_softmax(zb)[np.arange(len(y)), y])
+    # PPO with advantage 1: min(r A, clip(r, 1 - low, 1 + high) A), whatever low is.
+    value = -np.minimum(r, np.clip(r, 0.8, 1 + epsilon_high))
+    return value, np.where(r < 1 + epsilon_high, r, 0.0)[:, None] * (p - e)
+
+
+def dco_weight(log_p, n):
+    """N P (1 - P)^(N-1) / (1 - (1 - P)^N) of one sequence."""
+    p = np.exp(log_p.sum())
+    return n * p * (1 - p) ** (n - 1) / (1 - (1 - p) ** n)
+
+
+def pear_weights(log_p, log_b, gamma, block):
+    """G of the tokens of one sequence, by the paper's indices 1..T; block None: the sequence."""
+    d = np.clip(log_p - log_b, -0.08, 0.3)
+    length = len(d)
+    if block is None:
+        log_g = np.full(length, d.sum())
+    else:
+        log_g = np.empty(length)
+        for t in range(1, length + 1):
+            end = min(-(-t // block) * block, length)  # e_k of t's block
+            log_g[t - 1] = (length - end) * np.log(gamma) + d[end:].sum()
+    return np.exp(np.clip(log_g, -10, 5))
+
+
 def head_gradients(hidden, weight, bias, y, loss, head, token_weights):
     """Sum over tokens of weight * loss and its gradients by hidden, weight and bias."""
     raw = hidden @ weight.T + (0 if bias is None else bias)

@@ -1,18 +1,22 @@
-"""Entropy terms against numpy: KL to a reference model, entropy, entropy of the top k."""
+"""Entropy terms, and losses that compare with a reference model, against numpy."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from reference import Head, _parts, entropy_bonus, log_softmax
+from reference import Head, _parts, asft, entropy_bonus, gift, log_softmax, psft, top_k_entropy
 
 from cases import HEADS, SCALES, SHAPES, head_arguments, problem
 from entropyfloor_losses import (
     PLACES,
+    AnchoredLoss,
     CrossEntropyLoss,
     EntropyTerm,
+    GibbsLoss,
     PenalisedLoss,
+    ProximalLoss,
     ReferenceHead,
     ReferenceTopK,
     SelectiveEntropyLoss,
@@ -41,16 +45,9 @@ def uniform(z, y, zb):
     return entropy_bonus(z, y, WEIGHT)
 
 
-def top_k_entropy(z, y, zb, k=4):
-    # Exactly k: a saturated soft cap makes ties, between which neither value nor gradient differ.
-    inside = np.zeros(z.shape, dtype=bool)
-    np.put_along_axis(inside, np.argsort(z, axis=-1)[:, -k:], True, axis=-1)
-    log_r = log_softmax(np.where(inside, z, -np.inf))
-    r = np.exp(log_r)
-    terms = np.where(inside, r * np.where(inside, log_r, 0.0), 0.0)
-    value = -terms.sum(-1)
-    slope = np.where(inside, r * (np.where(inside, log_r, 0.0) + value[:, None]), 0.0)
-    return ce_plus(-value, slope, z, y)
+def bonus_of_top_k(z, y, zb):
+    value, slope = top_k_entropy(z, k=4)
+    return ce_plus(-value, -slope, z, y)
 
 
 class TopKEntropyLoss:
@@ -64,17 +61,27 @@ class TopKEntropyLoss:
 
 LOSSES = {
     place: PenalisedLoss(CrossEntropyLoss(), EntropyTerm(place), WEIGHT) for place in PLACES
-} | {"top_k_entropy": TopKEntropyLoss()}
+} | {
+    "top_k_entropy": TopKEntropyLoss(),
+    "gift": GibbsLoss(),
+    "gift_mild": GibbsLoss(beta=1.5),
+    "asft": AnchoredLoss(lam=0.3),
+    "psft": ProximalLoss(),
+}
 REFERENCES = {
     "anchor": anchor,
     "onset_anchor": anchor,  # the same term to another model
     "uniform": uniform,
-    "top_k_entropy": top_k_entropy,
+    "top_k_entropy": bonus_of_top_k,
+    "gift": partial(gift, beta=20.0),
+    "gift_mild": partial(gift, beta=1.5),
+    "asft": partial(asft, lam=0.3),
+    "psft": partial(psft, epsilon_high=0.28),
 }
 
 
 def reference_for(name, reference):
-    return ReferenceHead(*reference) if name.endswith("anchor") else None
+    return ReferenceHead(*reference) if LOSSES[name].request.needs_reference else None
 
 
 def reference_problem(shape, scale, width=5):
@@ -240,6 +247,24 @@ def test_the_base_by_its_most_likely_tokens(k, head, scale):
             assert (statistics.reference_kl <= full.reference_kl + 1e-12).all()
 
 
+@pytest.mark.parametrize("name", ["gift_mild", "asft", "psft"])
+def test_losses_from_a_cache_of_the_whole_vocabulary_are_exact(name):
+    shape = SHAPES[1]
+    tensors, reference = problem(shape, 2.0), reference_problem(shape, 2.0)
+    value, gradients = expected(name, HEADS["plain"], tensors, reference, np.ones(shape[0]))
+    few = top_k_of(reference, HEADS["plain"], shape[2])
+    log_b = torch.tensor(log_softmax((reference[0] @ reference[1].T + reference[2]).numpy()))
+    cached = ReferenceTopK(few.indices, few.log_probs, log_b.gather(1, tensors[3][:, None])[:, 0])
+    inputs = [t.clone().requires_grad_() for t in tensors[:3]]
+    total, _ = linear_loss(
+        *inputs[:2], tensors[3], LOSSES[name], bias=inputs[2], num_items=1, reference=cached
+    )
+    total.backward()
+    assert_close(total, value.sum())
+    for tensor, gradient in zip(inputs, gradients, strict=True):
+        np.testing.assert_allclose(tensor.grad, gradient, rtol=1e-7, atol=1e-8)
+
+
 def test_a_peaked_base_whose_rest_is_nothing():
     """All probability inside the k tokens, in fp32: finite values and gradients."""
     hidden, weight, _, labels = problem((9, 4, 385), 30.0, dtype=torch.float32)
@@ -339,6 +364,15 @@ def test_bad_bases():
     top_k = ReferenceTopK(
         torch.zeros(len(labels), 3, dtype=torch.long), torch.zeros(len(labels), 3)
     )
+    none = ReferenceTopK(top_k.indices[:, :0], top_k.log_probs[:, :0])
+    short = ReferenceTopK(top_k.indices, top_k.log_probs, torch.zeros(2))
+    for given, request, message in (
+        (top_k, GibbsLoss().request, "needs ReferenceTopK's label_log_probs"),
+        (none, forward, "no likely token was given"),
+        (short, forward, "one per label"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            linear_token_statistics(hidden, weight, labels, request=request, reference=given)
     with pytest.raises(ValueError, match="k per label"):
         linear_token_statistics(
             hidden,

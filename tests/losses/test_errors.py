@@ -5,14 +5,22 @@ import torch
 
 from entropyfloor_losses import (
     LOSS_NAMES,
+    AnchoredLoss,
     BoundedProbabilityLoss,
+    CoverageLoss,
     CrossEntropyLoss,
+    EntropyAdaptiveLoss,
     EntropyBonusLoss,
     EntropyTerm,
     GEMLoss,
+    GibbsLoss,
+    PearLoss,
     PenalisedLoss,
+    PowerLoss,
+    ProximalLoss,
     SelectiveEntropyLoss,
     StatisticsRequest,
+    TailLoss,
     TokenStatistics,
     linear_loss,
     linear_token_statistics,
@@ -40,6 +48,19 @@ LABELS = torch.tensor([0, 5, 10])
         (lambda: BoundedProbabilityLoss(tau=-0.1), r"tau is -0\.1"),
         (lambda: GEMLoss(beta=0.0), r"beta is 0\.0"),
         (lambda: CrossEntropyLoss(smoothing=1.0), r"smoothing is 1\.0"),
+        (lambda: EntropyAdaptiveLoss(alpha=-1.0), r"alpha is -1\.0; it must be .* >= 0"),
+        (lambda: EntropyAdaptiveLoss(top_k=1), "top_k_entropy is 1"),
+        (lambda: EntropyAdaptiveLoss(normaliser=0.0), r"normaliser is 0\.0"),
+        (lambda: PowerLoss(alpha="1"), "alpha is '1'"),
+        (lambda: GibbsLoss(beta=float("inf")), "beta is inf"),
+        (lambda: AnchoredLoss(lam=-0.1), r"lam is -0\.1"),
+        (lambda: ProximalLoss(epsilon_high=0.0), r"epsilon_high is 0\.0"),
+        (lambda: ProximalLoss(refresh_steps=0), "refresh_steps is 0"),
+        (lambda: CoverageLoss(group_size=0), "group_size is 0"),
+        (lambda: TailLoss(drop_fraction=1.0), r"drop_fraction is 1\.0.*\[0, 1\)"),
+        (lambda: PearLoss(block_size=-1), "block_size is -1"),
+        (lambda: PearLoss(gamma=1.1), r"gamma is 1\.1.*\(0, 1\]"),
+        (lambda: PearLoss(block_size=0, gamma=0.9), "block_size 0, a weight for the whole"),
         (lambda: StatisticsRequest(top_k=2.0), r"top_k is 2\.0"),
         (lambda: loss_by_name("sde"), "unknown loss 'sde'; choose one of ce, sed"),
         (lambda: loss_by_name("ce", lam=1.0), "'ce' does not take 'lam'; it takes smoothing"),
@@ -144,12 +165,21 @@ def test_a_statistic_that_was_not_asked_for(loss, statistic):
 
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_every_loss_runs_on_what_it_asks_for_and_says_what_is_missing(name):
-    options = {"tau": 0.9} if loss_options(name).get("tau") == "auto" else {}
+    known = loss_options(name)
+    options = {"tau": 0.9} if known.get("tau") == "auto" else {}
+    options |= {"top_k": 5} if known.get("top_k", 0) > len(WEIGHT) else {}
     loss = loss_by_name(name, **options)
-    full = token_statistics(HIDDEN @ WEIGHT.T, LABELS, request=loss.request)
+    full = token_statistics(
+        HIDDEN @ WEIGHT.T,
+        LABELS,
+        request=loss.request,
+        reference_logits=HIDDEN @ WEIGHT.T if loss.request.needs_reference else None,
+        advantages=torch.ones(len(LABELS)),
+    )
     assert loss(full).shape == LABELS.shape
     empty = TokenStatistics(scored=full.scored)
-    with pytest.raises(ValueError, match=r"was not computed.*StatisticsRequest\("):
+    missing = r"was not computed.*StatisticsRequest\(|pass advantages=.*sequence_weights"
+    with pytest.raises(ValueError, match=missing):
         loss(empty)
 
 

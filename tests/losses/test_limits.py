@@ -5,11 +5,19 @@ import torch
 
 from cases import LOSSES, problem
 from entropyfloor_losses import (
+    AnchoredLoss,
     BoundedProbabilityLoss,
     CrossEntropyLoss,
+    DynamicEntropyLoss,
+    EntropyAdaptiveLoss,
     EntropyBonusLoss,
     GEMLoss,
+    GibbsLoss,
+    PowerLoss,
+    ProximalLoss,
+    ReferenceHead,
     SelectiveEntropyLoss,
+    StatisticsRequest,
     linear_loss,
     linear_token_statistics,
     reduce_tokens,
@@ -35,6 +43,9 @@ def assert_same(first, second):
         BoundedProbabilityLoss(tau=0.0),
         EntropyBonusLoss(lam=0.0),
         CrossEntropyLoss(smoothing=0.0),
+        EntropyAdaptiveLoss(alpha=0.0),
+        PowerLoss(alpha=0.0),
+        PowerLoss(alpha=1e-13),
     ],
     ids=lambda loss: loss.name,
 )
@@ -185,3 +196,65 @@ def test_a_second_backward_is_refused_not_wrong():
     value.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second time"):
         value.backward()
+
+
+@pytest.mark.parametrize("beta", [40.0, 300.0])
+def test_gift_at_large_beta_has_the_gradient_of_cross_entropy(beta):
+    hidden, weight, bias, labels = problem((23, 17, 507), 3.0)
+    base = ReferenceHead(hidden.flip(0) / 8, weight)  # every label has some probability
+    _, *gift = gradients(GibbsLoss(beta=beta), hidden, weight, bias, labels, reference=base)
+    _, *ce = gradients(CrossEntropyLoss(), hidden, weight, bias, labels)
+    assert_same(gift, ce)
+
+
+def test_gift_at_beta_zero_is_the_kl_to_the_base_and_at_20_nearly_cross_entropy():
+    """The released beta: the label's share of the target is above 0.99 from b_y = 2.1e-7 on."""
+    hidden, weight, bias, labels = problem((23, 17, 507), 3.0)
+    base = ReferenceHead(hidden.flip(0) / 8, weight)
+
+    class ReferenceKL:
+        request = StatisticsRequest(reference_kl=True)
+
+        def __call__(self, statistics):
+            return statistics.reference_kl
+
+    inputs = (hidden, weight, bias, labels)
+    assert_same(
+        gradients(GibbsLoss(beta=0.0), *inputs, reference=base),
+        gradients(ReferenceKL(), *inputs, reference=base),
+    )
+    _, *gift = gradients(GibbsLoss(), *inputs, reference=base)
+    _, *ce = gradients(CrossEntropyLoss(), *inputs)
+    for mine, theirs in zip(gift, ce, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_asft_without_its_anchor_is_dft_and_psft_at_a_refresh_pulls_as_cross_entropy():
+    hidden, weight, bias, labels = inputs = problem((23, 17, 507), 3.0)
+    base = ReferenceHead(hidden, weight, bias)
+    assert_same(
+        gradients(AnchoredLoss(lam=0.0), *inputs, reference=base),
+        gradients(BoundedProbabilityLoss(tau=float("inf")), *inputs),
+    )
+    _, *psft = gradients(ProximalLoss(), *inputs, reference=base)
+    assert_same(psft, gradients(CrossEntropyLoss(), *inputs)[1:])
+    # A model that has moved on: clipped tokens pull no more.
+    moved = ReferenceHead(hidden, 0.5 * weight, bias)
+    request = ProximalLoss().request
+    statistics = linear_token_statistics(
+        hidden, weight, labels, bias=bias, request=request, reference=moved
+    )
+    clipped = ProximalLoss().selected(statistics)
+    assert clipped.any() and not clipped.all()
+    gradient_of_hidden = gradients(ProximalLoss(), *inputs, reference=moved)[1]
+    assert torch.equal(gradient_of_hidden.abs().sum(-1) == 0, clipped)
+
+
+def test_deft_is_power_between_its_ends():
+    """Certain of one token: 1 - p; no idea: alpha = 1 / V, close to cross-entropy."""
+    z = torch.zeros(1, 507, dtype=torch.float64)
+    for logit, alpha in ((0.0, 1 / 507), (60.0, 1.0)):
+        z[0, 3] = logit
+        loss = DynamicEntropyLoss()
+        statistics = token_statistics(z, torch.tensor([3]), request=loss.request)
+        assert_same([loss(statistics)], [PowerLoss(alpha=alpha)(statistics)])

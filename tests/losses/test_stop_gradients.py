@@ -6,6 +6,8 @@ import torch
 
 from entropyfloor_losses import (
     BoundedProbabilityLoss,
+    DynamicEntropyLoss,
+    EntropyAdaptiveLoss,
     EntropyBonusLoss,
     GEMLoss,
     SelectiveEntropyLoss,
@@ -51,6 +53,18 @@ def test_masks_send_no_gradient_to_the_top_k_mass(loss):
     scored = torch.ones(5, dtype=torch.bool)
     loss(TokenStatistics(**values, is_top1=scored, scored=scored)).sum().backward()
     assert values["top_k_mass"].grad is None
+    assert values["log_prob"].grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "weight"),
+    [(EntropyAdaptiveLoss(), "top_k_entropy"), (DynamicEntropyLoss(), "collision_prob")],
+)
+def test_weights_are_constants(loss, weight):
+    values = {n: torch.rand(5, dtype=torch.float64).requires_grad_() for n in ("log_prob", weight)}
+    scored = torch.ones(5, dtype=torch.bool)
+    loss(TokenStatistics(**values, scored=scored)).sum().backward()
+    assert values[weight].grad is None
     assert values["log_prob"].grad.abs().min() > 0
 
 

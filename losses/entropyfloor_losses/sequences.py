@@ -1,0 +1,109 @@
+"""Weights of tokens that come from their sequence: formed before the loss, constants to it.
+
+    statistics = linear_token_statistics(hidden, weight, labels, request=loss.weights_request)
+    weights = sequence_weights(loss, statistics, position_ids)
+    value, _ = linear_loss(hidden, weight, labels, loss, advantages=weights)
+
+A sequence is a row, or in a packed row what the position ids say: each 0 begins one. Of a sequence
+only scored tokens count. The first line is one more matrix product and holds no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .request import TokenStatistics
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Which sequence each of n scored tokens belongs to.
+
+    Attributes:
+        ids: ``[n]`` int64, ascending from 0.
+        lengths: ``[S]`` int64, scored tokens of each.
+
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, scored: Tensor, position_ids: Tensor | None = None) -> Sequences:
+        """Number the sequences of ``scored`` ``[..., length]`` that have a scored token.
+
+        Raises:
+            ValueError: position ids of another shape.
+
+        """
+        starts = torch.zeros_like(scored)
+        starts[..., 0] = True
+        if position_ids is not None:
+            if position_ids.shape != scored.shape:
+                raise ValueError(
+                    f"position_ids have shape {tuple(position_ids.shape)} and the tokens "
+                    f"{tuple(scored.shape)}; give one position per token"
+                )
+            starts = starts | (position_ids == 0)
+        number = starts.flatten().cumsum(0)[scored.flatten()]
+        _, ids, lengths = torch.unique_consecutive(number, return_inverse=True, return_counts=True)
+        return cls(ids, lengths)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``[S]`` fp64 sums of ``values`` ``[n]``."""
+        zeros = values.new_zeros(len(self.lengths), dtype=torch.float64)
+        return zeros.index_add(0, self.ids, values.double())
+
+    def sum_after(self, values: Tensor) -> Tensor:
+        """``[n]`` fp64: of each token the sum of ``values`` ``[n]`` over later ones of its own."""
+        running = values.double().cumsum(0)
+        return running[self.lengths.cumsum(0) - 1][self.ids] - running
+
+    @property
+    def places(self) -> Tensor:
+        """``[n]`` int64, each token's number within its sequence, from 0."""
+        firsts = self.lengths.cumsum(0) - self.lengths
+        return torch.arange(len(self.ids), device=self.ids.device) - firsts[self.ids]
+
+
+def gather_nothing(per_sequence: Tensor) -> Tensor:
+    """One process, and one call for the whole batch."""
+    return per_sequence
+
+
+def sequence_weights(
+    loss: Any,
+    statistics: TokenStatistics,
+    position_ids: Tensor | None = None,
+    *,
+    gather: Callable[[Tensor], Tensor] = gather_nothing,
+) -> Tensor:
+    """The weights that ``loss`` gives to tokens, a constant; 0 where ignored.
+
+    Args:
+        loss: has ``weights_request`` and ``token_weights`` (DCO, TailSFT, PEAR).
+        statistics: of the whole sequences, computed with ``loss.weights_request``.
+        position_ids: ``[..., length]``, the statistics' shape; None: a row is a sequence.
+        gather: ``[S]`` numbers of these sequences -> those of all that the global batch has; for
+            losses that rank sequences.
+
+    Returns:
+        ``[..., length]``, to be given as ``advantages``; the dtype of ``log_prob``.
+
+    """
+    scored = statistics.scored
+    base = statistics.get("reference_log_prob")
+    weights = loss.token_weights(
+        statistics.log_prob.detach()[scored],
+        None if base is None else base.detach()[scored],
+        Sequences.of(scored, position_ids),
+        gather,
+    )
+    return torch.zeros_like(statistics.log_prob).masked_scatter(
+        scored, weights.to(statistics.log_prob.dtype)
+    )
