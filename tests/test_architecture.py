@@ -39,7 +39,7 @@ RESULTS_THAT_RENDER: set[tuple[str, str]] = {
     ("echelon.run", "screening.table"),
     ("rl.collapse_monitor", "rl.monitor_plot"),
     ("screening.screen", "screening.page"),
-    ("sft.floor.floor", "sft.floor.plot"),
+    ("sft.floor.callback", "sft.floor.plot"),
 }
 
 

@@ -13,10 +13,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CollapseMonitor": "entropyfloor.rl.collapse_monitor",
     "CouplingReport": "entropyfloor.coupling.report",
+    "EntropyFloorCallback": "entropyfloor.sft.floor.callback",
     "GFTConfig": "entropyfloor.gft.config",
     "GFTTrainer": "entropyfloor.gft.trainer",
     "Judging": "entropyfloor.screening.options",
     "JointGRPOTrainer": "entropyfloor.rl.joint_trainer",
+    "LossHead": "entropyfloor.models.loss_head",
     "Loading": "entropyfloor.rollouts.options",
     "Output": "entropyfloor.rollouts.options",
     "SEDConfig": "entropyfloor.sft.sed_config",
@@ -27,6 +29,7 @@ _PUBLIC = {
     "calibration_band": "entropyfloor.rl.band",
     "dapo_config": "entropyfloor.rl.dapo",
     "measure_coupling": "entropyfloor.coupling.couple",
+    "patch_model": "entropyfloor.models.patch_model",
     "p_star": "entropyfloor.stats.groups",
     "screen": "entropyfloor.screening.screen",
 }

@@ -26,7 +26,7 @@ from entropyfloor.cli.monitor_flags import (
     monitor_of,
     say_verdict,
 )
-from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
+from entropyfloor.cli.training_command import end, loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
 from entropyfloor.rollouts.options import ChatOptions
@@ -107,7 +107,7 @@ def _train(arguments: Arguments) -> int:
         f"--reward {(script.reward or ['NAME'])[0]}"
     )
     push(trainer, arguments)
-    trainer.end()
+    end(trainer)
     return 0
 
 

@@ -28,7 +28,7 @@ from entropyfloor.cli.monitor_flags import (
     say_verdict,
 )
 from entropyfloor.cli.prompt_flags import chat_options
-from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
+from entropyfloor.cli.training_command import end, loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs
 from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
 from entropyfloor.render.terminal import console_for_tables, print_line
@@ -141,7 +141,7 @@ def _train(arguments: Arguments) -> int:
     else:
         _release(trainer)
         _screen(arguments, rewards[0])
-    trainer.end()
+    end(trainer)
     return 0
 
 

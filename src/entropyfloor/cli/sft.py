@@ -19,7 +19,7 @@ from trl import ScriptArguments
 
 from entropyfloor.cli.launching import Arguments, parse_training
 from entropyfloor.cli.prompt_flags import chat_options
-from entropyfloor.cli.training_command import loading, push, run, run_launched, train_and_save
+from entropyfloor.cli.training_command import end, loading, push, run, run_launched, train_and_save
 from entropyfloor.cli.training_inputs import model_init_kwargs, rows_for_sft
 from entropyfloor.rollouts.options import TemplateOptions
 
@@ -76,7 +76,7 @@ def _train(arguments: Arguments) -> int:
         f"  entropyfloor screen {training.output_dir} --prompts PROMPTS.jsonl --reward exact_match"
     )
     push(trainer, arguments)
-    trainer.end()
+    end(trainer)
     return 0
 
 

@@ -25,7 +25,7 @@ def run(argv: Sequence[str], parse: Parse, train: Train, *, module: str) -> int:
     """
     arguments = parse(argv)
     if words := arguments.launch:
-        return launch(words, arguments.script_words(argv), module=module)
+        return launch(words, arguments.own(argv), module=module)
     return train(arguments)
 
 
@@ -63,6 +63,11 @@ def push(trainer: Any, arguments: Arguments) -> None:
     if arguments.training.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
         trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
+
+
+def end(trainer: Any) -> None:
+    """Close trackers and process groups; Trainer has a method for it since transformers 5.18."""
+    getattr(trainer, "end", trainer.accelerator.end_training)()
 
 
 def _resume_flag(value: Any) -> Any:

@@ -20,13 +20,8 @@ GROUP_SUMS = (
     "dataset_tokens",  # of the data set's responses in the loss, prompts included
     *(f"{source}/{name}" for source in SOURCES for name in ("responses", "reward", "advantage")),
 )
-TOKEN_SUMS = (
-    *(
-        f"{source}/{name}"
-        for name in ("tokens", "rectified", "entropy", "nll")
-        for source in SOURCES
-    ),
-    "reference_kl",
+TOKEN_SUMS = tuple(
+    f"{source}/{name}" for name in ("tokens", "rectified", "entropy", "nll") for source in SOURCES
 )
 
 
@@ -65,20 +60,17 @@ def token_sums(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: flo
         tau: of the loss: tokens with p_y below it are rectified.
 
     """
-    assert output.entropy is not None and output.token_log_probs is not None
+    assert output.entropy is not None and output.log_prob is not None
     mask = labels[:, 1:] != IGNORE_INDEX
     # Not output.selected: with an entropy term that is every scored token.
-    rectified = mask & (output.token_log_probs.exp() < tau)
+    rectified = mask & (output.log_prob.exp() < tau)
     # Sums over long runs between two logs need fp64, which MPS does not have.
     wide = torch.float32 if mask.device.type == "mps" else torch.float64
     parts = []
-    for values in (mask, rectified, output.entropy, -output.token_log_probs):
+    for values in (mask, rectified, output.entropy, -output.log_prob):
         by_row = values.detach().to(wide).sum(-1)
         parts.append(by_row.new_zeros(len(SOURCES)).index_add(0, sources, by_row))
-    reference_kl = (
-        mask.new_zeros(()) if output.reference_kl is None else output.reference_kl.detach()
-    )
-    return torch.cat([*parts, reference_kl.to(wide).sum().reshape(1)])
+    return torch.cat(parts)
 
 
 def entropy_and_tokens(sums: Mapping[str, float]) -> tuple[float, float]:

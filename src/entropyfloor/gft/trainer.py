@@ -24,7 +24,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl.trainer.utils import get_config_model_id
 
 from entropyfloor.gft.config import GFTConfig
 from entropyfloor.gft.data import GroupRowsTrainer
@@ -42,7 +41,7 @@ from entropyfloor.gft.rows import check_rows, without_trainer_columns
 from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
-from entropyfloor.sft.floor.floor import FlooredTrainer
+from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
 
 
 class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
@@ -91,8 +90,7 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         **grpo_kwargs: Any,
     ) -> None:
         if args is None:
-            source = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = GFTConfig(f"{source.split('/')[-1]}-GFT")
+            args = GFTConfig(default_output_dir(model, "GFT"))
         if not isinstance(args, GFTConfig):
             raise ValueError(
                 f"args is {type(args).__name__}; GFTTrainer counts batches in prompts and needs a "
@@ -137,12 +135,14 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
                 "cannot generate (its balancing loss does not fit a single token). Set it to "
                 "False: that loss is computed in training nevertheless"
             )
-        self._attach(
+        self._patch(
             args.build_loss(),
             probe_prompts=probe_prompts,
             probe_reward=probe_reward,
             datasets=(eval_dataset, train_dataset),
         )
+        # GRPOTrainer calls the model for log-probabilities too.
+        self._head.on_labels, self._callback.reads_head = False, False
         self._sums: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
         self._micro_batches: list[list[dict[str, Any]]] = []
         self._built: Iterator[dict[str, Any]] | None = None
@@ -259,12 +259,12 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
             attention_mask=inputs["attention_mask"],
             labels=inputs["labels"],
             advantages=inputs["advantages"],
-            fused_lm_head=True,
+            entropyfloor_head=True,
             **routed,
         )
-        assert output.log_probs is not None
+        assert output.objective is not None
         # Gradients are averaged over processes, and this is a sum over them.
-        loss = -output.log_probs * self.accelerator.num_processes / max(inputs["num_items"], 1.0)
+        loss = output.objective * self.accelerator.num_processes / max(inputs["num_items"], 1.0)
         if self.aux_loss_enabled:
             assert output.aux_loss is not None
             parts = self.current_gradient_accumulation_steps if mode == "train" else 1
@@ -290,22 +290,14 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         mode = "train" if self.model.training else "eval"
         if sums := self._sums[mode]:
             self._sums[mode] = {}
-            ours = ratios(sums)
-            if self.floor is not None and mode == "train":
-                if tokens := entropy_and_tokens(sums)[1]:
-                    ours["reference_kl"] = sums["reference_kl"] / tokens
-                ours |= self.floor.logs()
-            self._metrics[mode].update({name: [value] for name, value in ours.items()})
+            self._metrics[mode].update({name: [value] for name, value in ratios(sums).items()})
         super().log(logs, start_time)
 
     # Checkpoints.
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train as GRPOTrainer does; on resume the entropy floor goes on from the checkpoint."""
-        checkpoint = self._checkpoint_of(resume_from_checkpoint)
-        self._resumed = checkpoint is not None
-        if checkpoint is not None and self.floor is not None:
-            self.floor.restore(checkpoint)
+        self._resumed = self._checkpoint_of(resume_from_checkpoint) is not None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
 

@@ -1,222 +1,325 @@
-"""Make a causal language model compute our objective inside its forward.
+"""The loss inside a model's forward: what a patched model evaluates, and what it returns.
 
-trl's SFTTrainer patches the model's forward with its fused head, calls it with
-``fused_lm_head=True`` and reduces ``-outputs.log_probs.sum()``. We replace that forward by one with
-the same contract whose ``log_probs`` is a scalar: minus the *sum* of the objective over the scored
-tokens, its gradient already computed chunk by chunk. Everything around it (reduction, accumulation,
-auxiliary losses, metrics) is inherited. Running inside the model's forward is what keeps DDP, FSDP
-and PEFT wrappers working.
+The backbone is the model's own; the head's logits live a chunk at a time, and so does the gradient
+of the loss (`entropyfloor_losses.linear_loss`). Running inside the model's forward is what keeps
+DDP, FSDP, DeepSpeed and PEFT wrappers working. ``patch_model.py`` puts it there.
 
-Knows: where the backbone, the head and the MoE router are. Does not know: which loss or trainer.
+Knows: where the backbone, the head and the MoE router are. Does not know: which trainer calls.
 """
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
+from entropyfloor.models.head_weight import whole_head
 from entropyfloor.models.logit_transform import head_options
+from entropyfloor.models.ranks import gathered, summed, wide_dtype
 from entropyfloor_losses import (
-    IGNORE_INDEX,
-    EntropyTerm,
-    PenalisedLoss,
     ReferenceHead,
     ReferenceTopK,
+    EntropyTerm,
+    PenalisedLoss,
     TokenStatistics,
     linear_loss,
+    needs_calibration,
+    token_mean,
+    token_statistics,
 )
+
+TokenLoss = Callable[[TokenStatistics], Tensor]
+SUMS = ("tokens", "objective", "ce", "entropy", "top1", "selected", "top_k_mass", "reference_kl")
+HEAD_ATTRIBUTE = "_entropyfloor_head"  # of a patched model
 
 
 @dataclass
-class LossHeadOutput(FusedCausalLMOutput):
-    """trl's fused output, with the objective in place of the log-probabilities.
+class LossHeadOutput(ModelOutput):
+    """What a patched model returns for ``labels``. ``[batch, length]`` is that of the next tokens.
 
     Attributes:
-        log_probs: scalar, minus the sum of the objective over this call's scored tokens; carries
-            the gradient. (Not per token: trl only ever sums it.)
-        token_log_probs: ``[batch, length]`` log-probability of the labels, detached, 0 if ignored.
-        top_k_mass: ``[batch, length]`` top-k mass at the loss's k, detached, 0 where ignored.
+        loss: scalar with the gradient: the objective by its token count, and in a mixture of
+            experts the weighted balancing loss, as in the model's own forward.
+        aux_loss: scalar, the balancing loss, where router logits were asked for.
+        objective: scalar with the gradient: sum of the loss over this call's scored tokens.
+        scored: ``[batch, length]`` bool, False where the label is -100; what follows is 0 there.
+        log_prob: ``[batch, length]`` log-probability of the label, nats, detached.
+        entropy: ``[batch, length]`` of the next-token distribution, nats, detached.
+        is_top1: ``[batch, length]`` bool, whether the label is the most likely token.
+        top_k_mass: ``[batch, length]`` mass of the loss's k most likely tokens, detached.
         selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
-        reference_kl: ``[batch, length]`` KL between reference and model, detached, or None.
+        reference_kl: ``[batch, length]`` KL from the reference model, nats, detached, or None.
 
     """
 
-    token_log_probs: Tensor | None = None
+    loss: Tensor | None = None
+    aux_loss: Tensor | None = None
+    objective: Tensor | None = None
+    scored: Tensor | None = None
+    log_prob: Tensor | None = None
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
     top_k_mass: Tensor | None = None
     selected: Tensor | None = None
     reference_kl: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class LossHead:
     """What a patched model evaluates. Fields may be assigned between steps.
 
     Attributes:
+        model: that was patched; below PEFT if there is PEFT.
         loss: maps `TokenStatistics` to per-token values.
         term: of entropy, added to the loss in training mode only; None for none.
         weight: of the term; at 0 it is not computed.
         reference: for a term that needs it: maps a forward's next-token targets and arguments to
             the reference model at these positions.
+        on_labels: whether every call with ``labels`` is answered; otherwise only those with
+            ``entropyfloor_head=True``.
+        evaluation_logits: whether calls with labels in evaluation mode return the model's own
+            output, logits included, with our loss in it; False spares the logits' memory.
+        calls: how often the loss was computed in training mode.
 
     """
 
-    loss: Callable[[TokenStatistics], Tensor]
+    model: PreTrainedModel
+    loss: TokenLoss
     term: EntropyTerm | None = None
     weight: float = 0.0
     reference: Callable[..., ReferenceHead | ReferenceTopK] | None = None
+    on_labels: bool = True
+    evaluation_logits: bool = True
+    calls: int = 0
+    _undo: tuple[Any, Any, Any] | None = None  # our forward; what stood in its place, and beside it
+    _sums: dict[bool, Tensor] = field(default_factory=dict)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model's forward still computes this loss."""
+        return self._undo is not None
+
+    def detach(self) -> None:
+        """Give the model its own forward back; a second call does nothing."""
+        if self._undo is None:
+            return
+        (ours, before, kwargs_before), self._undo = self._undo, None
+        if self.model.__dict__.get("forward") is ours:
+            _restore(self.model, "forward", before)
+        # Otherwise another wrapper holds our forward, which from now on hands every call through.
+        _restore(self.model, "accepts_loss_kwargs", kwargs_before)
+        _restore(self.model, HEAD_ATTRIBUTE, None)
+
+    def pop_sums(self, *, training: bool = True) -> dict[str, float]:
+        """Sums over the scored tokens of all processes since the last call; every one must call.
+
+        Args:
+            training: those of forwards in training mode, or those in evaluation mode.
+
+        Returns:
+            ``tokens`` (how many), ``objective``, ``ce``, ``entropy``, ``reference_kl`` (nats),
+            ``top_k_mass``, and ``top1`` and ``selected`` (counts).
+
+        """
+        device = self.model.get_output_embeddings().weight.device
+        nothing = torch.zeros(len(SUMS), dtype=wide_dtype(device), device=device)
+        total = summed(self._sums.pop(training, nothing))
+        return dict(zip(SUMS, total.tolist(), strict=True))
+
+    def calibrate(self, batches: Any, model: Any = None) -> None:
+        """Replace tau="auto" by a quantile of the model's top-k mass; otherwise nothing.
+
+        Dropout is off and no random number is used up.
+
+        Args:
+            batches: iterable of a forward's arguments with ``labels``; of several processes, this
+                one's share. A few hundred rows are enough.
+            model: to call, where the patched one is wrapped (FSDP, DeepSpeed).
+
+        Raises:
+            ValueError: no scored token.
+
+        """
+        waiting: Any = self.loss
+        if not needs_calibration(waiting):
+            return
+        network = self.model if model is None else model
+        was_training, sums = network.training, dict(self._sums)
+        masses: list[float] = []
+        on_gpu = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        try:
+            self.loss = replace(waiting, tau=1.0)
+            network.eval()
+            with torch.random.fork_rng(devices=on_gpu), torch.no_grad():
+                for batch in batches:
+                    output = network(**batch, entropyfloor_head=True)
+                    masses.extend(output.top_k_mass[output.scored].tolist())
+        finally:
+            self.loss, self._sums = waiting, sums
+            network.train(was_training)
+        self.loss = waiting.calibrated(torch.tensor(gathered(masses), dtype=torch.float64))
+
+    def _record(self, output: LossHeadOutput, training: bool) -> None:
+        self.calls += training
+        assert output.scored is not None and output.objective is not None
+        assert output.log_prob is not None and output.entropy is not None
+        assert output.is_top1 is not None and output.selected is not None
+        assert output.top_k_mass is not None
+        tokens = output.scored.sum()
+        reference_kl = torch.zeros_like(tokens) if output.reference_kl is None else output.reference_kl.sum()
+        values = (
+            tokens,
+            output.objective.detach(),
+            -output.log_prob.sum(),
+            output.entropy.sum(),
+            output.is_top1.sum(),
+            output.selected.sum(),
+            output.top_k_mass.sum(),
+            reference_kl,
+        )
+        stacked = torch.stack([value.to(wide_dtype(tokens.device)) for value in values])
+        before = self._sums.get(training)
+        self._sums[training] = stacked if before is None else before + stacked
 
 
-def attach_loss_head(model: PreTrainedModel, loss: Callable[[TokenStatistics], Tensor]) -> LossHead:
-    """Patch ``model.forward``; without ``fused_lm_head=True`` it is what it was.
-
-    Args:
-        model: a causal language model, not yet wrapped by DDP or FSDP; below PEFT if there is PEFT.
-        loss: maps `TokenStatistics` to per-token values.
-
-    Returns:
-        The `LossHead` that the patched forward reads its loss from.
-
-    Raises:
-        ValueError: the model has no head with a plain weight matrix, or the loss asks for the mass
-            of more tokens than the vocabulary has.
-
-    """
-    _check_head(model, loss)
-    head = LossHead(loss)
+def loss_without_logits(
+    head: LossHead,
+    *args: Any,
+    labels: Tensor | None = None,
+    shift_labels: Tensor | None = None,
+    advantages: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+    **kwargs: Any,
+) -> LossHeadOutput:
+    """The backbone, then the loss from its hidden states; arguments are the model's forward's."""
+    model = head.model
     text_config = model.config.get_text_config()
-    previous_forward = model.forward
-    options = head_options(model.config)
-
-    # The original signature: `generate` and `Trainer` validate keyword arguments against it.
-    @functools.wraps(type(model).forward)
-    def forward(
-        self: Any,
-        *args: Any,
-        fused_lm_head: bool = False,
-        labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
-        advantages: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not fused_lm_head:
-            label_arguments = {"labels": labels, "shift_labels": shift_labels}
-            kwargs.update(
-                {name: value for name, value in label_arguments.items() if value is not None}
-            )
-            return previous_forward(*args, **kwargs)
-        kwargs.pop("num_items_in_batch", None)
-        kwargs["use_cache"] = False
-        if getattr(text_config, "output_router_logits", False):
-            kwargs.setdefault("output_router_logits", True)
-        if shift_labels is None:
-            assert labels is not None
-            targets = labels[:, 1:]
-            advantages = None if advantages is None else advantages[:, 1:]
-        else:
-            targets = shift_labels
-        # The weight changes from step to step: evaluations are of the loss alone.
-        term = head.term if head.weight > 0 and self.training else None
-        objective_of = head.loss if term is None else PenalisedLoss(head.loss, term, head.weight)
-        reference = None
-        if term is not None and term.needs_reference:
-            assert head.reference is not None
-            reference = head.reference(targets, *args, **kwargs)
-        backbone = self.base_model(*args, **kwargs)
-        hidden = backbone.last_hidden_state
-        if shift_labels is None:
-            hidden = hidden[:, :-1]
-            if isinstance(reference, ReferenceHead):
-                reference = replace(reference, hidden=reference.hidden[:, :-1])
-        # Looked up on each call: PEFT and FSDP replace the head after patching.
-        lm_head = self.get_output_embeddings()
-        weight, bias = _full(lm_head.weight), _full(getattr(lm_head, "bias", None))
-        assert weight is not None
+    kwargs["use_cache"] = False
+    if getattr(text_config, "output_router_logits", False):
+        kwargs.setdefault("output_router_logits", True)
+    targets = _targets(labels, shift_labels)
+    if shift_labels is None and advantages is not None:
+        advantages = advantages[:, 1:]
+    # The weight changes from step to step: evaluations are of the loss alone.
+    term = head.term if head.weight > 0 and model.training else None
+    objective_of = head.loss if term is None else PenalisedLoss(head.loss, term, head.weight)
+    reference = None
+    if term is not None and term.needs_reference:
+        assert head.reference is not None
+        reference = head.reference(targets, *args, **kwargs)
+    backbone = model.base_model(*args, **kwargs)
+    hidden = backbone.last_hidden_state
+    if shift_labels is None:
+        hidden = hidden[:, :-1]
+        if isinstance(reference, ReferenceHead):
+            reference = replace(reference, hidden=reference.hidden[:, :-1])
+    # Looked up on each call: PEFT and FSDP replace the head after patching.
+    with whole_head(model.get_output_embeddings()) as (weight, bias):
         hidden, targets = hidden.to(weight.device), targets.to(weight.device)
-        # ZeRO-3 shards parameters to nothing: gather before anything is computed from them.
-        with maybe_gather_lm_head_ctx(weight, bias):
-            if not torch.is_autocast_enabled(hidden.device.type):
-                weight = weight.to(hidden.dtype)
-                bias = None if bias is None else bias.to(hidden.dtype)
-            # num_items=1 leaves the sum: the trainer divides by the global count.
-            objective, statistics = linear_loss(
-                hidden,
-                weight,
-                targets,
-                objective_of,
-                bias=bias,
-                num_items=1,
-                reference=reference,
-                advantages=advantages,
-                **options,
-            )
-        aux_loss = None
-        if kwargs.get("output_router_logits"):
-            aux_loss = load_balancing_loss_func(
-                backbone.router_logits,
-                text_config.num_experts,
-                text_config.num_experts_per_tok,
-                kwargs.get("attention_mask"),
-            )
-        return LossHeadOutput(
-            log_probs=-objective,
-            entropy=statistics.entropy,
-            is_top1=statistics.is_top1,
-            label_mask=targets != IGNORE_INDEX,
-            aux_loss=aux_loss,
-            token_log_probs=statistics.log_prob,
-            top_k_mass=statistics.top_k_mass,
-            selected=_selected(objective_of, statistics),
-            reference_kl=statistics.get("reference_kl"),
+        if not torch.is_autocast_enabled(hidden.device.type):
+            weight = weight.to(hidden.dtype)
+            bias = None if bias is None else bias.to(hidden.dtype)
+        # num_items=1 leaves the sum, which is divided below.
+        objective, statistics = linear_loss(
+            hidden,
+            weight,
+            targets,
+            objective_of,
+            bias=bias,
+            num_items=1,
+            reference=reference,
+            advantages=advantages,
+            **head_options(model.config),
         )
-
-    model.forward = types.MethodType(forward, model)
-    return head
-
-
-def _check_head(model: PreTrainedModel, loss: Any) -> None:
-    lm_head = model.get_output_embeddings()
-    weight = getattr(lm_head, "weight", None)
-    if (
-        not isinstance(weight, Tensor)
-        or weight.ndim not in (1, 2)
-        or not weight.is_floating_point()
-    ):
-        raise ValueError(
-            f"the output embedding of {type(model).__name__} is {type(lm_head).__name__}, which "
-            "has no plain weight matrix to compute the loss from. An adapter on the head or its "
-            "quantisation hides it: train the head itself with `modules_to_save=['lm_head']`, or "
-            "leave it frozen and out of the quantisation"
+    output = _output(objective, statistics, objective_of, num_items_in_batch)
+    if kwargs.get("output_router_logits"):
+        aux_loss = load_balancing_loss_func(
+            backbone.router_logits,
+            text_config.num_experts,
+            text_config.num_experts_per_tok,
+            kwargs.get("attention_mask"),
         )
-    vocabulary = model.config.get_text_config().vocab_size
-    request = getattr(loss, "request", None)
-    if request is not None and request.top_k > vocabulary:
-        raise ValueError(
-            f"top_k is {request.top_k}, more than the vocabulary of {vocabulary} tokens"
-        )
+        assert isinstance(aux_loss, Tensor) and output.loss is not None
+        output["aux_loss"] = aux_loss
+        output["loss"] = output.loss + _aux_weight(text_config) * aux_loss
+    head._record(output, model.training)
+    return output
 
 
-def _full(parameter: Tensor | None) -> Tensor | None:
-    """Gather a parameter that FSDP2 shards as a DTensor: hidden states are plain tensors.
+def model_output(
+    head: LossHead,
+    own_forward: Callable[..., Any],
+    *args: Any,
+    labels: Tensor | None = None,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The model's own output, logits and all, with our loss in it."""
+    theirs = own_forward(*args, **kwargs)
+    as_mapping = isinstance(theirs, dict)
+    logits = theirs["logits"] if as_mapping else theirs[0]
+    targets = _targets(labels, shift_labels).to(logits.device)
+    loss: Any = head.loss
+    if shift_labels is None:
+        logits = logits[:, :-1]
+    # Row by row: the plain formulas hold several copies of the logits.
+    rows = [
+        token_statistics(row, row_targets, request=getattr(loss, "request", None))
+        for row, row_targets in zip(logits, targets, strict=True)
+    ]
+    objective = torch.stack([row.where_scored(loss(row)).sum() for row in rows]).sum()
+    of_batch = {name: torch.stack([vars(row)[name] for row in rows]) for name in vars(rows[0])}
+    output = _output(objective, TokenStatistics(**of_batch), loss, num_items_in_batch)
+    head._record(output, False)
+    if not as_mapping:
+        return (output.loss, *theirs)
+    total = output.loss
+    if theirs.get("aux_loss") is not None:
+        total = total + _aux_weight(head.model.config.get_text_config()) * theirs["aux_loss"]
+    return type(theirs)(**{**theirs, "loss": total})
 
-    Each process has the gradient of its own tokens, and FSDP averages gradients over processes.
-    Without `grad_placements` each would keep, of its own shard, the gradient of its own tokens.
-    """
-    if not isinstance(parameter, DTensor):
-        return parameter
-    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+
+def _targets(labels: Tensor | None, shift_labels: Tensor | None) -> Tensor:
+    if shift_labels is not None:
+        return shift_labels
+    assert labels is not None
+    return labels[:, 1:]
 
 
-def _selected(loss: Any, statistics: TokenStatistics) -> Tensor:
-    """A loss without a ``selected`` method (a plain function) acts on every scored token."""
+def _output(
+    objective: Tensor, statistics: TokenStatistics, loss: Any, num_items: int | Tensor | None
+) -> LossHeadOutput:
+    scored = statistics.scored
+    reference_kl = statistics.get("reference_kl")
+    # A loss without a ``selected`` method (a plain function) acts on every scored token.
     selected = getattr(loss, "selected", None)
-    return statistics.scored if selected is None else selected(statistics)
+    return LossHeadOutput(
+        loss=token_mean(objective, scored.sum() if num_items is None else num_items),
+        objective=objective,
+        scored=scored,
+        log_prob=statistics.log_prob.detach(),
+        entropy=statistics.entropy.detach(),
+        is_top1=statistics.is_top1,
+        top_k_mass=statistics.top_k_mass,
+        selected=scored if selected is None else selected(statistics),
+        reference_kl=None if reference_kl is None else reference_kl.detach(),
+    )
+
+
+def _aux_weight(text_config: Any) -> float:
+    return float(getattr(text_config, "router_aux_loss_coef", 0.0))
+
+
+def _restore(model: Any, name: str, before: Any) -> None:
+    """Put back an attribute of the object; where there was none the class's shows again."""
+    if before is not None:
+        model.__dict__[name] = before
+    else:
+        model.__dict__.pop(name, None)

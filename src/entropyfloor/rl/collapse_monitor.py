@@ -40,12 +40,13 @@ from entropyfloor.rl.collapse_rule import (
     saved_share,
 )
 from entropyfloor.rl.group_counts import GroupCounts
-from entropyfloor.rl.grpo_probe import GRPOProbe, can_probe, find_trainer
+from entropyfloor.rl.grpo_probe import GRPOProbe, can_probe
 from entropyfloor.rl.monitor_log import FILE_NAME, append_log, begin_log, read_log
 from entropyfloor.rl.monitor_memory import MonitorMemory, number
 from entropyfloor.rl.restore import Restorer
 from entropyfloor.screening.records import restore
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
+from entropyfloor.sft.calling_trainer import find_trainer
 from entropyfloor.stats.groups import check_success_threshold
 
 POLICIES = ("warn", "stop", "stop-and-restore")

@@ -14,12 +14,10 @@ Evaluation is left out. tests/entropyfloor/rl/test_canary.py fails when these pa
 """
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerState
 
 from entropyfloor.rl.group_counts import GroupCounts, count_groups
 
@@ -32,17 +30,6 @@ _NEEDED = (
     "reward_func_names",
     "accelerator",
 )
-
-
-def find_trainer(state: TrainerState) -> Trainer | None:
-    """Find the trainer that is calling its callbacks: the one on the call stack with this state."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, Trainer) and getattr(candidate, "state", None) is state:
-            return candidate
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
 
 
 def can_probe(trainer: Any) -> bool:

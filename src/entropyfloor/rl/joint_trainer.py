@@ -3,7 +3,7 @@
     trainer = JointGRPOTrainer(..., sft_rows=demonstrations, sft_weight=0.1)
 
 trl's GRPOTrainer with one method extended: ``compute_loss`` adds the SFT loss of a few
-demonstrations, through the same forward and the same fused head. The sum has one backward pass, so
+demonstrations, through the same forward. The sum has one backward pass, so
 that accumulation, gradient clipping, mixed precision and ranks see one loss.
 
     SFT term of one optimizer step   sft_weight * sum over its tokens of -log p / their number
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from entropyfloor.models.patch_model import patch_model
 from entropyfloor.rl.prompt_rows import PromptRows
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
@@ -43,8 +44,7 @@ class JointGRPOTrainer(PromptRows, GRPOTrainer):
     step's demonstrations.
 
     Raises:
-        ValueError: rows without completion, a negative weight, a sampling temperature other than 1
-            (trl's head divides its logits by it, and an SFT loss has none).
+        ValueError: rows without completion, a negative weight.
 
     """
 
@@ -67,16 +67,12 @@ class JointGRPOTrainer(PromptRows, GRPOTrainer):
         if sft_batch_size < 1:
             raise ValueError(f"sft_batch_size must be at least 1; got {sft_batch_size}")
         super().__init__(*grpo_args, **grpo_kwargs)
-        if self.args.temperature != 1.0:
-            raise ValueError(
-                f"temperature is {self.args.temperature}, and trl's head would divide the SFT "
-                "loss's logits by it; sample at 1.0, or train SFT and GRPO one after the other"
-            )
         self.sft_weight = sft_weight
         self.sft_batch_size = sft_batch_size
         rows = PromptSet(tuple(map(self.with_options, rows.rows)), rows.source)
         encoded = encode_prompts(rows, self._tokenizer, where="the model in training")
         self._demonstrations = encode_held_out(rows, encoded, self._tokenizer)
+        patch_model(self.model, "ce").on_labels = False  # GRPO's own calls stay what they are
         self._micro_batch = (-1, 0)  # global step, and how many of its micro-batches are done
 
     def compute_loss(
@@ -135,10 +131,10 @@ class JointGRPOTrainer(PromptRows, GRPOTrainer):
             labels[number, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
         with self.accelerator.autocast():
             outputs = model(
-                input_ids=input_ids, attention_mask=mask, labels=labels, fused_lm_head=True
+                input_ids=input_ids, attention_mask=mask, labels=labels, entropyfloor_head=True
             )
-        # Ignored positions are exactly 0 in trl's head.
-        return -outputs.log_probs.float().sum()
+        nats: Tensor = outputs.objective
+        return nats
 
 
 @lru_cache(maxsize=2)  # a step can end one epoch and begin the next

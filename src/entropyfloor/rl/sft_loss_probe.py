@@ -30,7 +30,6 @@ from transformers.trainer_callback import ExportableState
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
-from entropyfloor.rl.grpo_probe import find_trainer
 from entropyfloor.rollouts.prompts import PromptSet, row_with_chat_options
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import (
@@ -39,6 +38,7 @@ from entropyfloor.rollouts.teacher_forced import (
     encode_held_out,
     held_out_loss,
 )
+from entropyfloor.sft.calling_trainer import find_trainer
 
 FILE_NAME = "sft_loss_probe.jsonl"
 POLICIES = ("track", "stop", "mix")

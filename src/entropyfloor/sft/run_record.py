@@ -7,12 +7,15 @@ force, with a calibrated tau in place of "auto".
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from entropyfloor.io import save_json
 from entropyfloor_losses import loss_by_name, loss_name_and_options
 
+logger = logging.getLogger(__name__)
 FILE_NAME = "entropyfloor.json"
 VERSION = 1
 
@@ -56,3 +59,30 @@ def read_recorded_loss(directory: str | Path) -> Any | None:
     if record is None or record["loss"].startswith("custom:"):
         return None
     return loss_by_name(record["loss"], **record["options"])
+
+
+def recorded_tau(checkpoint: str | Path, waiting: Any) -> Any:
+    """The loss of a checkpoint, with the tau that its run calibrated.
+
+    Args:
+        checkpoint: that a run goes on from.
+        waiting: the loss of the run that goes on, with tau="auto"; returned where the checkpoint
+            has no record.
+
+    Raises:
+        ValueError: the checkpoint was trained with another loss.
+
+    """
+    recorded = read_recorded_loss(checkpoint)
+    if recorded is None:
+        logger.warning(
+            f"{checkpoint} has no record of a calibrated tau; it will be calibrated on the "
+            "checkpoint's model, which is not the model training started from"
+        )
+        return waiting
+    if not hasattr(recorded, "tau") or replace(recorded, tau="auto") != waiting:
+        raise ValueError(
+            f"{checkpoint} was trained with {recorded} and this run asks for {waiting}. Resume "
+            "with the same loss, or pass tau as a number to change it on purpose"
+        )
+    return recorded

@@ -93,10 +93,10 @@ class SEDConfig(FloorOptions, SFTConfig):
         super().__post_init__()
         if not isinstance(self.loss, str):
             self.loss, options = loss_name_and_options(self.loss)
-            options = [name for name in LOSS_OPTIONS if getattr(self, name) is not None]
-            if options:
+            beside = [name for name in LOSS_OPTIONS if getattr(self, name) is not None]
+            if beside:
                 raise ValueError(
-                    f"loss is an object and {', '.join(options)} set beside it; "
+                    f"loss is an object and {', '.join(beside)} set beside it; "
                     "put every option into the object"
                 )
             for name, value in options.items():
@@ -153,16 +153,15 @@ class SEDConfig(FloorOptions, SFTConfig):
         return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
 
     def refuse_what_replaces_the_loss(self) -> None:
-        """Raise ValueError where a setting of SFTConfig would train on another loss than ours."""
+        """Raise ValueError for settings of SFTConfig's own loss, which the chosen one replaces."""
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} makes trl train on the "
-                "model's own smoothed loss, so the chosen loss would be ignored. Use "
+                f"label_smoothing_factor={self.label_smoothing_factor} smooths the model's own "
+                "loss, so it would have no effect on the chosen one. Use "
                 f'SEDConfig(loss="ce", smoothing={self.label_smoothing_factor}) instead'
             )
-        if self.loss_type != "nll":
+        if self.loss_type not in (None, "nll", "chunked_nll"):  # trl's names of cross-entropy
             raise ValueError(
-                f"loss_type={self.loss_type!r} is SFTConfig's own switch and would be applied on "
-                'top of the chosen loss. Leave loss_type="nll" and use '
-                f"SEDConfig(loss={self.loss_type!r})"
+                f"loss_type={self.loss_type!r} is SFTConfig's own switch, and the chosen loss "
+                f"replaces it. Leave loss_type out and use SEDConfig(loss={self.loss_type!r})"
             )

@@ -3,41 +3,35 @@
     trainer = SEDTrainer(model, args=SEDConfig(...), train_dataset=data)          # SED by default
     trainer = SEDTrainer(model, args=SFTConfig(...), train_dataset=data, loss="gem")
 
-What it overrides: the forward that trl patches into the model (``models/loss_head.py``), and around
-``compute_loss`` the calibration of tau before the first step and the extra metrics after it. trl's
-reduction, gradient accumulation, packing, PEFT, MoE auxiliary loss and checkpoints are inherited.
+It is trl's SFTTrainer with `patch_model` and `EntropyFloorCallback`, which any trainer can have,
+and a ``compute_loss`` on the contract of ``transformers.Trainer``. Data, collation, packing, PEFT,
+accumulation and checkpoints are trl's. On versions that were not tested cross-entropy is compared
+with SFTTrainer's before the first step.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
-from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
-from trl.trainer.utils import get_config_model_id
 
 from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
-from entropyfloor.sft.floor.floor import FlooredTrainer
+from entropyfloor.sft.calibration import calibrate
+from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
 from entropyfloor.sft.floor.reference_cache import cached_reference
 from entropyfloor.sft.floor.reference_model import ReferenceModel
-from entropyfloor.sft.run_record import read_recorded_loss
 from entropyfloor.sft.sed_config import SEDConfig
 from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
-from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration
-
-logger = get_logger(__name__)
+from entropyfloor.sft.trl_agreement import check_agreement, refuse_what_trl_cannot
+from entropyfloor_losses import TokenStatistics, loss_by_name, token_mean
 
 Loss = Callable[[TokenStatistics], Tensor]
 
@@ -82,8 +76,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         **sft_kwargs: Any,
     ) -> None:
         if args is None:
-            source = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = SEDConfig(f"{source.split('/')[-1]}-SED")
+            args = SEDConfig(default_output_dir(model, "SED"))
         elif not isinstance(args, SEDConfig):
             args = SEDConfig.from_arguments(args)
         args.refuse_what_replaces_the_loss()  # fields may have been assigned since it was built
@@ -95,7 +88,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 "SEDTrainer(loss=...), a callable on TokenStatistics, or use trl's SFTTrainer"
             )
         self._eval_prefix = "eval"
-        self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
+        self._agreed = False
         # SFTTrainer replaces the datasets by tokenised ones. They are its positional arguments
         # after the collator.
         train_data, eval_data = ([*sft_args[1:3], None, None][:2]) if sft_args else (None, None)
@@ -111,13 +104,12 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
             )
         check_rows_left(train_data, self.train_dataset, args, "train_dataset")
         check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
-        self._chosen_loss = chosen
-        self._attach(
+        refuse_what_trl_cannot(self)
+        self._patch(
             chosen,
             probe_prompts=probe_prompts,
             probe_reward=probe_reward,
             datasets=(eval_data, train_data),
-            cached=args.floor_reference_cache is not None,
         )
 
     @property
@@ -127,13 +119,10 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train as SFTTrainer does; on resume, a calibrated tau comes from the checkpoint."""
-        checkpoint = self._checkpoint_of(resume_from_checkpoint)
-        self._use_reference_cache(resumed=checkpoint is not None)
-        if checkpoint is not None and self.floor is not None:
-            self.floor.restore(checkpoint)
-        # The loss as chosen: an evaluation before may have calibrated it, on another model.
-        if checkpoint is not None and needs_calibration(self._chosen_loss):
-            self._restore_tau(checkpoint)
+        reference = self._head.reference
+        if self.args.floor_reference_cache and isinstance(reference, ReferenceModel):
+            resumed = self._checkpoint_of(resume_from_checkpoint) is not None
+            self._head.reference = cached_reference(self, reference, resumed=resumed)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(
@@ -143,60 +132,74 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """SFTTrainer's ``compute_loss`` on our objective, plus metrics."""
-        if needs_calibration(self.loss):
-            self.calibrate(model)
-        outputs: list[Any] = []
+        """The objective by the tokens of the whole batch, and trl's metrics.
 
-        def recording(**kwargs: Any) -> Any:
-            outputs.append(model(**kwargs))
-            return outputs[-1]
+        The contract is that of ``transformers.Trainer``: ``num_items_in_batch`` counts the tokens
+        of every process and accumulation step, gradients are averaged over processes.
+        """
+        self.calibrate(model)
+        if self.model.training and not self._agreed:
+            check_agreement(self, model)
+            self._agreed = True
+        inputs = {**inputs, "use_cache": False}
+        if self.aux_loss_enabled:  # multimodal wrappers heed it as an argument only
+            inputs["output_router_logits"] = True
+        outputs: LossHeadOutput = model(**inputs, entropyfloor_head=True)
+        assert outputs.scored is not None and outputs.objective is not None
+        counted = outputs.scored.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = token_mean(outputs.objective, counted)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        if self.aux_loss_enabled:
+            # A mean per micro-batch: with a count Trainer leaves accumulation to this method.
+            parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            weight = self.model.config.get_text_config().router_aux_loss_coef
+            loss = loss + weight * outputs.aux_loss / parts
+        self._add_trls_metrics(inputs, outputs)
+        if return_outputs:  # compute_metrics wants logits
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+            with torch.no_grad():
+                return loss, model(**inputs)
+        return loss
 
-        result = super().compute_loss(recording, inputs, return_outputs, num_items_in_batch)
-        self._add_to_sums(outputs[0])
-        return result
+    def _add_trls_metrics(self, inputs: dict[str, Any], outputs: LossHeadOutput) -> None:
+        """Entropy, accuracy and token count as SFTTrainer names and averages them."""
+        mode = "train" if self.model.training else "eval"
+        metrics, everywhere = self._metrics[mode], self.accelerator.gather_for_metrics
+        assert outputs.scored is not None and outputs.entropy is not None
+        assert outputs.is_top1 is not None
+        valid = everywhere(outputs.scored.sum()).sum()
+        sums = {"entropy": outputs.entropy.sum(), "mean_token_accuracy": outputs.is_top1.sum()}
+        for name, value in sums.items():
+            metrics[name].append(float(everywhere(value).sum() / valid) if valid > 0 else 0.0)
+        if mode == "train":
+            # Padding-free batches have no mask, and nothing to be masked.
+            mask = inputs.get("attention_mask")
+            ones = torch.ones_like(inputs["position_ids"][:1]) if mask is None else mask
+            read = everywhere(ones.sum()).sum().item()
+            self._total_train_tokens += read // self.get_tp_size()
+        metrics["num_tokens"] = [self._total_train_tokens]
+        if self.aux_loss_enabled:
+            metrics["aux_loss"].append(everywhere(outputs.aux_loss).mean().item())
 
-    def _use_reference_cache(self, *, resumed: bool = False) -> None:
-        """Read the reference from its cache from now on; made if missing, at the onset if of it."""
-        reference = self._head.reference
-        if self.args.floor_reference_cache and isinstance(reference, ReferenceModel):
-            self._head.reference = cached_reference(self, reference, resumed=resumed)
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The loss, and logits only where they are asked for: they take a forward of their own."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if prediction_loss_only:
+                return self.compute_loss(model, inputs), None, None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss, outputs.logits, inputs.get("labels")
 
     def calibrate(self, model: Any | None = None) -> None:
-        """Replace tau="auto" by a number: a quantile of the current model's top-k mass.
-
-        Measured on ``args.calibration_rows`` training rows spread evenly over the set (the first
-        ones of a streamed set), scored tokens only, dropout off; no random state is consumed, so
-        the run that follows is the run without it. Called by itself before the first step.
-        """
-        if not needs_calibration(self.loss):
-            return
-        network = self.model if model is None else model
-        head, waiting = self._head, self._head.loss
-        was_training = network.training
-        masses: list[float] = []
-        try:
-            head.loss = replace(waiting, tau=1.0)  # type: ignore[type-var]
-            network.eval()
-            devices = [self.args.device] if self.args.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices), torch.no_grad():
-                # Not get_eval_dataloader: with persistent workers Trainer keeps that one.
-                for batch in self.get_test_dataloader(self._calibration_sample()):
-                    inputs = self._prepare_inputs(batch)
-                    with self.compute_loss_context_manager():
-                        output: LossHeadOutput = network(**inputs, fused_lm_head=True)
-                    assert output.top_k_mass is not None and output.label_mask is not None
-                    masses.extend(output.top_k_mass[output.label_mask].tolist())
-        finally:
-            head.loss = waiting
-            network.train(was_training)
-        if self.accelerator.num_processes > 1:
-            masses = gather_object(masses)
-        head.loss = waiting.calibrated(torch.tensor(masses, dtype=torch.float64))  # type: ignore[attr-defined]
-        logger.info(
-            f"tau calibrated to {head.loss.tau:.4f} on {len(masses)} tokens: the "  # type: ignore[attr-defined]
-            f"{waiting.quantile:.0%} quantile of the top-{waiting.top_k} mass"  # type: ignore[attr-defined]
-        )
+        """Replace tau="auto" by a number; called by itself before the first step or evaluation."""
+        calibrate(self, self._head, rows=self.args.calibration_rows, model=model)
 
     def evaluate(
         self,
@@ -209,84 +212,14 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add our metrics, each a ratio of sums over the tokens since the last log."""
-        mode = "train" if self.model.training else "eval"
-        sums = {name: float(value) for name, value in self._sums[mode].items()}
-        self._sums[mode] = {}
-        if sums.get("tokens"):
-            tokens = sums.pop("tokens")
-            metrics = self._metrics[mode]
-            metrics["ce"] = [sums["ce"] / tokens]
-            metrics["penalty"] = [(sums["objective"] - sums["ce"]) / tokens]
-            metrics["selected_fraction"] = [sums["selected"] / tokens]
-            metrics["top_k_mass"] = [sums["top_k_mass"] / tokens]
-            if self.floor is not None and mode == "train":
-                metrics["reference_kl"] = [sums["reference_kl"] / tokens]
-                for name, value in self.floor.logs().items():
-                    metrics[name] = [value]
-        if mode == "eval" and (name := self._eval_prefix.removeprefix("eval")).startswith("_"):
-            # trl puts "eval_" before each, whichever evaluation set they are of.
-            averaged = self._metrics[mode]
-            self._metrics[mode] = defaultdict(
+        """SFTTrainer's, with its metrics under the name of the evaluation set that they are of."""
+        name = self._eval_prefix.removeprefix("eval")
+        if not self.model.training and name.startswith("_"):
+            averaged = self._metrics["eval"]
+            self._metrics["eval"] = defaultdict(
                 list, {f"{name[1:]}_{key}": values for key, values in averaged.items()}
             )
         super().log(logs, start_time)
-
-    def _add_to_sums(self, output: LossHeadOutput) -> None:
-        mode = "train" if self.model.training else "eval"
-        assert output.label_mask is not None and output.log_probs is not None
-        assert output.token_log_probs is not None and output.top_k_mass is not None
-        assert output.selected is not None
-        local = {
-            "tokens": output.label_mask.sum(),
-            "objective": -output.log_probs.detach(),
-            "ce": -output.token_log_probs.sum(),
-            "selected": output.selected.sum(),
-            "top_k_mass": output.top_k_mass.sum(),
-        }
-        if self.floor is not None:
-            assert output.entropy is not None
-            local["entropy"] = output.entropy.sum()
-            nothing = torch.zeros_like(local["tokens"])
-            local["reference_kl"] = (
-                nothing if output.reference_kl is None else output.reference_kl.sum()
-            )
-        # Sums over long runs between two logs need fp64, which MPS does not have.
-        wide = torch.float32 if self.args.device.type == "mps" else torch.float64
-        stacked = torch.stack([value.to(wide) for value in local.values()])
-        total = self.accelerator.reduce(stacked, reduction="sum")
-        sums = defaultdict(lambda: torch.zeros_like(total[0]), self._sums[mode])
-        self._sums[mode] = {name: sums[name] + total[i] for i, name in enumerate(local)}
-        if self.floor is not None and mode == "train":
-            names = list(local)
-            entropy, tokens = (float(total[names.index(n)]) for n in ("entropy", "tokens"))
-            self.floor.observe(entropy, tokens)
-
-    def _calibration_sample(self) -> Any:
-        rows = self.args.calibration_rows
-        if not isinstance(self.train_dataset, Dataset):
-            return Dataset.from_list(list(itertools.islice(self.train_dataset, rows)))
-        count = min(rows, len(self.train_dataset))
-        return self.train_dataset.select(
-            [i * len(self.train_dataset) // count for i in range(count)]
-        )
-
-    def _restore_tau(self, checkpoint: str | Path) -> None:
-        recorded = read_recorded_loss(checkpoint)
-        waiting: Any = self._chosen_loss
-        if recorded is None:
-            logger.warning(
-                f"{checkpoint} has no record of a calibrated tau; it will be calibrated on the "
-                "checkpoint's model, which is not the model training started from"
-            )
-            self._head.loss = waiting
-        elif not hasattr(recorded, "tau") or replace(recorded, tau="auto") != waiting:
-            raise ValueError(
-                f"{checkpoint} was trained with {recorded} and this run asks for {waiting}. Resume "
-                "with the same loss, or pass tau as a number to change it on purpose"
-            )
-        else:
-            self._head.loss = recorded
 
 
 def _choose_loss(args: SEDConfig, loss: str | Loss | None) -> Loss:

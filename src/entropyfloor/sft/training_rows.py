@@ -169,7 +169,7 @@ def _try_template(row: Mapping[str, Any], columns: list[str], where: str, tokeni
     messages = _conversation(row, columns)
     if not messages:
         return
-    name = getattr(tokenizer, "path", "") or "the model"
+    name = getattr(tokenizer, "name_or_path", "") or "the model"
     if not tokenizer.chat_template:
         raise ValueError(
             f"{where} is a conversation but the tokenizer of {name} has no chat template; give "

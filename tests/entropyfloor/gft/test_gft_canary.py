@@ -1,29 +1,14 @@
-"""Fails when what GFTTrainer relies on inside trl, transformers or accelerate moves."""
+"""What GFTTrainer relies on inside trl and transformers, in their source."""
 
-import ast
 import inspect
-import textwrap
 
-import trl
-from packaging.specifiers import SpecifierSet
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
-SUPPORTED = SpecifierSet(">=1.16,<1.17")
+from canary import canary, expressions
 
 
-def expressions(function):
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr)]
-
-
-def test_version():
-    assert trl.__version__ in SUPPORTED, (
-        f"trl {trl.__version__} is installed. Hold its GRPOTrainer against trainers/gft_trainer.py "
-        "and trainers/gft_config.py, then widen the pin here and in pyproject.toml"
-    )
-
-
+@canary
 def test_batches_of_a_step_are_fetched_together_and_before_the_random_state_is_restored():
     source = inspect.getsource(Trainer._run_epoch)
     fetched = source.index("self.get_batch_samples(epoch_iterator, num_batches")
@@ -36,11 +21,13 @@ def test_batches_of_a_step_are_fetched_together_and_before_the_random_state_is_r
     assert "self.loss_is_scaled_for_ga is not None" in expressions(Trainer.training_step)
 
 
+@canary
 def test_the_epoch_is_known_when_its_order_is_asked_for():
     source = inspect.getsource(Trainer._run_epoch)
     assert "self.state.epoch = epoch + (step + 1) / steps_in_epoch" in source
 
 
+@canary
 def test_generation_scores_and_returns_what_is_trained_on():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask"):
@@ -56,6 +43,7 @@ def test_generation_scores_and_returns_what_is_trained_on():
     assert "self.args.gradient_accumulation_steps % generate_every != 0" in calls
 
 
+@canary
 def test_prompts_are_tokenised_by_one_method():
     assert "self._tokenize_prompts(prompts)" in expressions(GRPOTrainer._generate)
     (end,) = [
@@ -64,18 +52,21 @@ def test_prompts_are_tokenised_by_one_method():
     assert end == "return (prompt_ids, images, multimodal_fields)".replace("(", "").replace(")", "")
 
 
+@canary
 def test_the_config_derives_its_batches_where_ours_corrects_them():
     found = expressions(GRPOConfig.__post_init__)
     assert "self.generation_batch_size % self.num_generations != 0" in found
     assert "self.num_generations < 2" in found
 
 
+@canary
 def test_metrics_and_counters():
     assert "self._metrics[mode].items()" in expressions(GRPOTrainer.log)
     assert "self._current_train_step_time" in inspect.getsource(GRPOTrainer.training_step)
     assert "self.state.num_input_tokens_seen" in inspect.getsource(GRPOTrainer._generate)
 
 
+@canary
 def test_vllms_batch_is_sized_by_steps_per_generation_and_nothing_else_in_the_beginning():
     source = inspect.getsource(GRPOTrainer.__init__)
     assert source.count("args.steps_per_generation") == 1

@@ -42,13 +42,13 @@ CASES = {
 
 def train(case: str, processes: int, rank: int) -> list[float]:
     """Loss per token of each step, all processes together; rows of unequal length."""
-    from entropyfloor.models.loss_head import attach_loss_head
+    from entropyfloor.models.patch_model import patch_model
     from entropyfloor_losses import IGNORE_INDEX, CrossEntropyLoss
     from tiny_models import VOCABULARY, tiny_model
 
     changes, adapt, units = CASES[case]
     model = tiny_model(**changes)
-    attach_loss_head(model, CrossEntropyLoss())
+    patch_model(model, CrossEntropyLoss())
     if adapt is not None:
         model = adapt(model)
     if processes > 1:
@@ -64,8 +64,8 @@ def train(case: str, processes: int, rank: int) -> list[float]:
     mine = slice(rank * ROWS // processes, (rank + 1) * ROWS // processes)
     losses = []
     for _ in range(STEPS):
-        output = model(input_ids=rows[mine], labels=labels[mine], fused_lm_head=True)
-        loss = -output.log_probs.sum() / tokens
+        output = model(input_ids=rows[mine], labels=labels[mine], entropyfloor_head=True)
+        loss = output.objective / tokens
         (loss * processes).backward()  # gradients are averaged over processes
         total = loss.detach().clone()
         if processes > 1:

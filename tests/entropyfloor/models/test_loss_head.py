@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
-from entropyfloor.models.loss_head import LossHead, attach_loss_head
+from entropyfloor.models.loss_head import LossHead
+from entropyfloor.models.patch_model import patch_model
 from entropyfloor_losses import (
     IGNORE_INDEX,
     BoundedProbabilityLoss,
@@ -76,16 +77,16 @@ def test_every_family(family, tied, batch):
     )
     theirs = gradients(model, per_token.sum())
 
-    attach_loss_head(model, CrossEntropyLoss())
-    output = model(**batch, fused_lm_head=True)
-    torch.testing.assert_close(-output.token_log_probs.flatten(), per_token.detach(), **EXACT)
-    torch.testing.assert_close(-output.log_probs, per_token.sum().detach(), **EXACT)
+    patch_model(model, CrossEntropyLoss())
+    output = model(**batch, entropyfloor_head=True)
+    torch.testing.assert_close(-output.log_prob.flatten(), per_token.detach(), **EXACT)
+    torch.testing.assert_close(output.objective, per_token.sum().detach(), **EXACT)
     torch.testing.assert_close(output.entropy, expected.entropy.detach(), **EXACT)
     torch.testing.assert_close(output.top_k_mass, expected.top_k_mass, **EXACT)
     assert output.is_top1.equal(logits.argmax(-1).eq(labels))
-    assert output.label_mask.equal(labels != IGNORE_INDEX)
+    assert output.scored.equal(labels != IGNORE_INDEX)
     assert not output.selected.any()
-    assert_same_gradients(gradients(model, -output.log_probs), theirs)
+    assert_same_gradients(gradients(model, output.objective), theirs)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
@@ -109,23 +110,23 @@ def test_every_loss(family, loss, batch):
     objective = loss(expected).sum()
     theirs = gradients(model, objective)
 
-    attach_loss_head(model, loss)
-    output = model(**batch, fused_lm_head=True)
-    torch.testing.assert_close(-output.log_probs, objective.detach(), **EXACT)
+    patch_model(model, loss)
+    output = model(**batch, entropyfloor_head=True)
+    torch.testing.assert_close(output.objective, objective.detach(), **EXACT)
     assert output.selected.equal(loss.selected(expected))
-    assert_same_gradients(gradients(model, -output.log_probs), theirs)
+    assert_same_gradients(gradients(model, output.objective), theirs)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_auxiliary_loss_is_the_models_own(family, batch):
     model = exact_model(family)
     expected = model(**batch, output_router_logits=True)
-    attach_loss_head(model, CrossEntropyLoss())
-    output = model(**batch, fused_lm_head=True)
+    patch_model(model, CrossEntropyLoss())
+    output = model(**batch, entropyfloor_head=True)
     torch.testing.assert_close(output.aux_loss, expected.aux_loss.detach(), **EXACT)
     assert output.aux_loss.requires_grad
     model.config.output_router_logits = False
-    assert model(**batch, fused_lm_head=True).aux_loss is None
+    assert model(**batch, entropyfloor_head=True).aux_loss is None
 
 
 @pytest.mark.parametrize("below", [True, False])
@@ -134,7 +135,7 @@ def test_without_the_flag_the_forward_is_what_it_was(below, batch):
     expected = model(**batch, num_items_in_batch=torch.tensor(7))
     if below:  # as in SFTTrainer: trl's patch is under ours
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    attach_loss_head(model, CrossEntropyLoss())
+    patch_model(model, CrossEntropyLoss())
     again = model(**batch, num_items_in_batch=torch.tensor(7))
     assert again.loss.equal(expected.loss)
     assert again.logits.equal(expected.logits)
@@ -146,36 +147,36 @@ def test_without_the_flag_the_forward_is_what_it_was(below, batch):
 def test_equals_trls_fused_head(batch):
     """The same call, the same fields, in fp32."""
     ours, theirs = tiny_model().eval(), tiny_model().eval()
-    attach_loss_head(ours, CrossEntropyLoss())
+    patch_model(ours, CrossEntropyLoss())
     add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1"))
-    mine, other = ours(**batch, fused_lm_head=True), theirs(**batch, fused_lm_head=True)
-    torch.testing.assert_close(mine.log_probs, other.log_probs.sum(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(mine.token_log_probs, other.log_probs, rtol=1e-5, atol=1e-5)
+    mine, other = ours(**batch, entropyfloor_head=True), theirs(**batch, fused_lm_head=True)
+    torch.testing.assert_close(mine.objective, -other.log_probs.sum(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mine.log_prob, other.log_probs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mine.entropy, other.entropy, rtol=1e-5, atol=1e-5)
     assert mine.is_top1.equal(other.is_top1.bool())
-    assert mine.label_mask.equal(other.label_mask)
+    assert mine.scored.equal(other.label_mask)
 
 
 def test_shifted_labels_are_not_shifted_again(batch):
     """Context parallelism passes labels that are already shifted, and as many as hidden states."""
     model = exact_model()
-    attach_loss_head(model, SelectiveEntropyLoss(tau=0.025))
+    patch_model(model, SelectiveEntropyLoss(tau=0.025))
     shifted = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
-    expected = model(**batch, fused_lm_head=True)
+    expected = model(**batch, entropyfloor_head=True)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    output = model(**inputs, shift_labels=shifted, fused_lm_head=True)
-    torch.testing.assert_close(output.log_probs, expected.log_probs, **EXACT)
+    output = model(**inputs, shift_labels=shifted, entropyfloor_head=True)
+    torch.testing.assert_close(output.objective, expected.objective, **EXACT)
     assert output.entropy.shape == (3, 19)
     torch.testing.assert_close(output.top_k_mass[:, :-1], expected.top_k_mass, **EXACT)
 
 
 def test_a_batch_without_scored_tokens(batch):
     model = tiny_model()
-    attach_loss_head(model, SelectiveEntropyLoss(tau=0.5))
+    patch_model(model, SelectiveEntropyLoss(tau=0.5))
     batch["labels"].fill_(IGNORE_INDEX)
-    output = model(**batch, fused_lm_head=True)
-    assert output.log_probs.item() == 0.0
-    output.log_probs.backward()  # all ranks must be able to take part
+    output = model(**batch, entropyfloor_head=True)
+    assert output.objective.item() == 0.0
+    output.objective.backward()  # all ranks must be able to take part
     assert all(
         parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters()
     )
@@ -188,10 +189,10 @@ def test_a_head_with_bias(batch):
     logits, labels = own_logits(model, batch)
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     theirs = gradients(model, expected)
-    attach_loss_head(model, CrossEntropyLoss())
-    output = model(**batch, fused_lm_head=True)
-    torch.testing.assert_close(-output.log_probs, expected.detach(), **EXACT)
-    assert_same_gradients(gradients(model, -output.log_probs), theirs)
+    patch_model(model, CrossEntropyLoss())
+    output = model(**batch, entropyfloor_head=True)
+    torch.testing.assert_close(output.objective, expected.detach(), **EXACT)
+    assert_same_gradients(gradients(model, output.objective), theirs)
 
 
 def test_trainable_tokens_of_a_tied_head(batch):
@@ -202,10 +203,10 @@ def test_trainable_tokens_of_a_tied_head(batch):
     logits, labels = own_logits(model, batch)
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     theirs = gradients(model, expected)
-    attach_loss_head(model.get_base_model(), CrossEntropyLoss())
-    output = model(**batch, fused_lm_head=True)
-    torch.testing.assert_close(-output.log_probs, expected.detach(), **EXACT)
-    assert_same_gradients(gradients(model, -output.log_probs), theirs)
+    patch_model(model.get_base_model(), CrossEntropyLoss())
+    output = model(**batch, entropyfloor_head=True)
+    torch.testing.assert_close(output.objective, expected.detach(), **EXACT)
+    assert_same_gradients(gradients(model, output.objective), theirs)
 
 
 def test_a_frozen_head_gets_no_gradient(batch):
@@ -215,8 +216,8 @@ def test_a_frozen_head_gets_no_gradient(batch):
     theirs = gradients(
         model, F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     )
-    attach_loss_head(model, CrossEntropyLoss())
-    ours = gradients(model, -model(**batch, fused_lm_head=True).log_probs)
+    patch_model(model, CrossEntropyLoss())
+    ours = gradients(model, model(**batch, entropyfloor_head=True).objective)
     assert "lm_head.weight" not in ours
     assert_same_gradients(ours, theirs)
 
@@ -227,12 +228,12 @@ def test_sixteen_bit_models(dtype, batch):
     model = tiny_model().to(dtype).eval()
     logits, labels = own_logits(model, batch)
     expected = token_statistics(logits, labels)
-    attach_loss_head(model, CrossEntropyLoss())
-    output = model(**batch, fused_lm_head=True)
-    assert output.log_probs.dtype == output.entropy.dtype == torch.float32
-    torch.testing.assert_close(output.token_log_probs, expected.log_prob, rtol=1e-2, atol=1e-2)
+    patch_model(model, CrossEntropyLoss())
+    output = model(**batch, entropyfloor_head=True)
+    assert output.objective.dtype == output.entropy.dtype == torch.float32
+    torch.testing.assert_close(output.log_prob, expected.log_prob, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(output.entropy, expected.entropy, rtol=1e-2, atol=1e-2)
-    output.log_probs.backward()
+    output.objective.backward()
     assert model.lm_head.weight.grad.dtype == dtype
 
 
@@ -240,34 +241,34 @@ def test_a_head_of_another_dtype(batch):
     """A head kept in fp32 over a bf16 backbone is cast, as the model's own forward would need."""
     model = tiny_model(tie_word_embeddings=False).to(torch.bfloat16).eval()
     model.lm_head.float()
-    attach_loss_head(model, CrossEntropyLoss())
-    output = model(**batch, fused_lm_head=True)
-    output.log_probs.backward()
+    patch_model(model, CrossEntropyLoss())
+    output = model(**batch, entropyfloor_head=True)
+    output.objective.backward()
     assert model.lm_head.weight.grad.dtype == torch.float32
 
 
 def test_the_loss_can_be_replaced(batch):
     model = tiny_model().eval()
-    head = attach_loss_head(model, CrossEntropyLoss())
+    head = patch_model(model, CrossEntropyLoss())
     assert isinstance(head, LossHead)
-    before = model(**batch, fused_lm_head=True).log_probs
+    before = model(**batch, entropyfloor_head=True).objective
     head.loss = EntropyBonusLoss(lam=1.0)
-    after = model(**batch, fused_lm_head=True)
-    torch.testing.assert_close(after.log_probs, before + after.entropy.sum())
+    after = model(**batch, entropyfloor_head=True)
+    torch.testing.assert_close(after.objective, before - after.entropy.sum())
 
 
 def test_labels_beyond_the_vocabulary(batch):
     model = tiny_model()
-    attach_loss_head(model, CrossEntropyLoss())
+    patch_model(model, CrossEntropyLoss())
     batch["labels"][0, 5] = VOCABULARY
     with pytest.raises(ValueError, match=r"out of range, the first is 261.*same vocabulary\?"):
-        model(**batch, fused_lm_head=True)
+        model(**batch, entropyfloor_head=True)
 
 
 def test_nan_logits(batch):
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    attach_loss_head(model, CrossEntropyLoss())
+    patch_model(model, CrossEntropyLoss())
     with pytest.raises(ValueError, match=r"NaN or \+inf at scored positions.*diverged"):
-        model(**batch, fused_lm_head=True)
+        model(**batch, entropyfloor_head=True)

@@ -1,29 +1,14 @@
-"""Fails when what the probe relies on inside trl or transformers moves, and says what to verify."""
+"""What the probe relies on inside trl and transformers, in their source."""
 
-import ast
 import inspect
-import textwrap
 
-import trl
-from packaging.specifiers import SpecifierSet
 from transformers import Trainer
 from trl import GRPOTrainer
 
-SUPPORTED = SpecifierSet(">=1.16,<1.17")
+from canary import canary, expressions
 
 
-def expressions(function):
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr)]
-
-
-def test_version():
-    assert trl.__version__ in SUPPORTED, (
-        f"trl {trl.__version__} is installed. Hold its GRPOTrainer against rl/grpo_probe.py and "
-        "rl/dapo.py, then widen the pin here and in pyproject.toml"
-    )
-
-
+@canary
 def test_rewards_end_in_one_method_gathered_over_ranks():
     found = expressions(GRPOTrainer._calculate_rewards)
     assert "gather(rewards_per_func)" in found
@@ -34,12 +19,14 @@ def test_rewards_end_in_one_method_gathered_over_ranks():
     assert called == ["self._calculate_rewards(inputs, prompts, completions, completion_ids_list)"]
 
 
+@canary
 def test_groups_lie_side_by_side():
     found = expressions(GRPOTrainer._generate_and_score_completions)
     assert "rewards.view(-1, num_generations)" in found
     assert "rewards_per_func * self.reward_weights.to(device).unsqueeze(0)" in found
 
 
+@canary
 def test_one_entropy_per_micro_batch_over_all_ranks():
     found = expressions(GRPOTrainer._compute_loss)
     appended = [e for e in found if e.startswith("self._metrics[mode]['entropy'].append(")]
@@ -49,18 +36,21 @@ def test_one_entropy_per_micro_batch_over_all_ranks():
     assert "'train' if self.model.training else 'eval'" in found
 
 
+@canary
 def test_metrics_are_averaged_and_logged():
     found = expressions(GRPOTrainer.log)
     assert "self._metrics[mode].items()" in found
     assert "logs.update(metrics)" in found
 
 
+@canary
 def test_callbacks_are_called_below_the_trainer():
     """`find_trainer` looks for it as ``self`` on the call stack."""
     found = expressions(Trainer._inner_training_loop)
     assert "self.callback_handler.on_train_begin(args, self.state, self.control)" in found
 
 
+@canary
 def test_a_checkpoint_keeps_callback_states_and_a_run_ends_with_the_best():
     saving = expressions(Trainer._save_checkpoint)
     assert "self.state.stateful_callbacks[cb_name]" in saving

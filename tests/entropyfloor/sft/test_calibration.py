@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from sft_runs import Run, prompt_completion_rows, sed_trainer
 
+from entropyfloor.sft.calibration import calibration_sample
 from entropyfloor.sft.run_record import read_recorded_loss, write_run_record
 from entropyfloor_losses import EntropyBonusLoss, SelectiveEntropyLoss, token_statistics
 from tiny_models import tiny_model
@@ -51,7 +52,7 @@ def test_tau_is_the_quantile_of_the_initial_models_mass(tmp_path, family):
 
 def test_calibration_rows_are_spread_over_the_set(tmp_path):
     trainer = auto(tmp_path, calibration_rows=4)
-    chosen = trainer._calibration_sample()
+    chosen = calibration_sample(trainer.train_dataset, 4)
     assert chosen["input_ids"] == [trainer.train_dataset[i]["input_ids"] for i in (0, 3, 6, 9)]
     streamed = auto(
         tmp_path,
@@ -59,7 +60,7 @@ def test_calibration_rows_are_spread_over_the_set(tmp_path):
         trainer={"train_dataset": prompt_completion_rows(ROWS).to_iterable_dataset()},
     )
     expected = [trainer.train_dataset[i]["input_ids"] for i in range(4)]
-    assert streamed._calibration_sample()["input_ids"] == expected
+    assert calibration_sample(streamed.train_dataset, 4)["input_ids"] == expected
 
 
 @pytest.mark.parametrize(

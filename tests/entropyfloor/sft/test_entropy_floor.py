@@ -87,7 +87,7 @@ def test_the_anchor_is_the_model_that_training_started_from(tmp_path, kind):
     inner = trainer.model.get_base_model() if lora else trainer.model
     inner.training = True  # the term is of training; dropout, in the modules below, stays off
     with torch.no_grad():
-        output = trainer.model(**batch, fused_lm_head=True)
+        output = trainer.model(**batch, entropyfloor_head=True)
         inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
         now, then = (m(**inputs).logits[:, :-1] for m in (trainer.model, base))
     labels = batch["labels"][:, 1:]

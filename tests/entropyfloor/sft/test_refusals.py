@@ -39,7 +39,7 @@ def test_positional_compute_loss_func(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"loss_type": "dft"}, r"Leave loss_type=\"nll\" and use SEDConfig\(loss='dft'\)"),
+        ({"loss_type": "dft"}, r"Leave loss_type out and use SEDConfig\(loss='dft'\)"),
         ({"label_smoothing_factor": 0.1}, r'use SEDConfig\(loss="ce", smoothing=0.1\)|Use\s+SED'),
     ],
 )

@@ -4,6 +4,7 @@ The same engine as screening, on a handful of held-out prompts, one or more samp
 temperature 1. Samples are drawn from their own seed: no random state of the training is consumed.
 """
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.logging import get_logger
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.models.ranks import largest, rank_and_processes, summed, wide_dtype
 from entropyfloor.rollouts.options import Sampling
-from entropyfloor.rollouts.prompts import Prompt, PromptSet, row_with_chat_options
+from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
+from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollouts import (
     check_lengths,
     generate_rollouts,
@@ -30,7 +30,7 @@ from entropyfloor.rollouts.rollouts import (
 from entropyfloor.rollouts.scoring import score_rollouts
 from entropyfloor.sft.run_record import read_record
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,10 @@ class RolloutProbe:
             max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, seed=self.seed
         )
 
-    def measure(
-        self, model: Any, accelerator: Accelerator, *, step: int, teacher_forced: float | None
-    ) -> ProbeResult:
+    def measure(self, model: Any, *, step: int, teacher_forced: float | None) -> ProbeResult:
         """One rollout per prompt, prompts spread over processes; the same result on every one."""
         started = time.perf_counter()
-        rank, ranks = accelerator.process_index, accelerator.num_processes
+        rank, ranks = rank_and_processes()
         checkpoint = LoadedCheckpoint("the model in training", "", model, self.tokenizer)
         sampling = replace(self._sampling, seed=self.seed + step)
         entropy, tokens, scored, passed = 0.0, 0, 0, 0
@@ -114,10 +112,11 @@ class RolloutProbe:
                     rewards = score_rollouts(self.reward, self.prompts, rollouts)
                     scored += sum(value is not None for value in rewards)
                     passed += sum(value is not None and value >= 1.0 for value in rewards)
-        seconds = slowest(accelerator, time.perf_counter() - started)
+        device = next(model.parameters()).device
+        seconds = largest(time.perf_counter() - started, device)
         if ranks > 1:
             local = torch.tensor([entropy, tokens, scored, passed], dtype=torch.float64)
-            sums = accelerator.reduce(local.to(accelerator.device), reduction="sum")
+            sums = summed(local.to(device, wide_dtype(device)))
             entropy, tokens = float(sums[0]), int(sums[1])
             scored, passed = int(sums[2]), int(sums[3])
         return ProbeResult(
@@ -128,14 +127,6 @@ class RolloutProbe:
             seconds=seconds,
             pass_at_1=passed / scored if scored else None,
         )
-
-
-def slowest(accelerator: Accelerator, seconds: float) -> float:
-    """``seconds`` of the slowest process, on all: what they decide from clocks is one thing."""
-    if accelerator.num_processes == 1:
-        return seconds
-    local = torch.tensor([seconds], device=accelerator.device)
-    return float(accelerator.gather(local).max())
 
 
 def prompts_of(dataset: Any, count: int) -> PromptSet | None:
@@ -163,51 +154,23 @@ def prompts_of(dataset: Any, count: int) -> PromptSet | None:
     return PromptSet(tuple(different.values()), "the dataset's prompts") if different else None
 
 
-def probe_of(
-    trainer: Any,
+def probed_prompts(
     prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None,
-    reward: str | RewardFunction | None,
     datasets: Sequence[Any],
-) -> RolloutProbe | None:
-    """The probe of a trainer with `FloorOptions`; None where there are no prompts.
+    count: int,
+) -> PromptSet | None:
+    """The first prompts that are given; without, those of the first dataset that has any, or None.
 
     Args:
-        trainer: with model and tokenizer.
-        prompts: the first are probed; without, those of the first dataset that has any.
-        reward: by name or in trl's signature.
+        prompts: to be probed.
         datasets: each as in `prompts_of`.
+        count: how many at most.
 
     """
-    args, config = trainer.args, trainer.model.config.get_text_config()
-    count = args.floor_probe_prompts
     passed = (prompts.rows if isinstance(prompts, PromptSet) else prompts or [])[:count]
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in passed]
     sets = (prompts_of(dataset, count) for dataset in datasets)
-    probed = PromptSet(tuple(rows), "probe_prompts") if rows else next(filter(None, sets), None)
-    if probed is None:
-        if count:
-            logger.warning(
-                "the datasets have no column 'prompt', so the entropy floor holds for "
-                "teacher-forced entropy only, which is not that of rollouts. Pass "
-                f"{type(trainer).__name__}(probe_prompts=[...])"
-            )
-        return None
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise ValueError(
-            "the probe samples from the model in training, which DeepSpeed and FSDP shard. "
-            "Set floor_probe_prompts=0: the floor then holds for teacher-forced entropy"
-        )
-    if variables := getattr(args, "chat_template_kwargs", None):  # GRPO's; SFT has the column
-        options = (row_with_chat_options(r, chat_template_kwargs=variables) for r in probed.rows)
-        probed = PromptSet(tuple(options), probed.source)
-    return RolloutProbe(
-        probed,
-        getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
-        max_new_tokens=args.floor_probe_tokens,
-        seed=args.seed,
-        reward=reward_by_name(reward) if isinstance(reward, str) else reward,
-        context_length=getattr(config, "max_position_embeddings", None),
-    )
+    return PromptSet(tuple(rows), "probe_prompts") if rows else next(filter(None, sets), None)
 
 
 def measured(checkpoint: str | Path) -> ProbeResult | None:

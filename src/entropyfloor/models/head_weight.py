@@ -1,0 +1,51 @@
+"""The head's weight matrix, whole, wherever its shards lie.
+
+DeepSpeed ZeRO-3   parameters are empty outside their module's forward, and the head's is never
+called: gathered for the block
+FSDP2              parameters are DTensors: made whole, differentiably
+FSDP1, DDP, none   whole already inside the model's forward
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
+
+
+@contextmanager
+def whole_head(lm_head: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight ``[V, H]`` and bias ``[V]`` (or None) of a head while the block lasts.
+
+    To be used inside the forward of the model that holds the head: that is where ZeRO-3 reduces the
+    gradients of what was gathered, and where FSDP1 has the parameters whole.
+    """
+    # Read once: with PEFT's trainable tokens each reading merges the matrix anew.
+    weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
+    with _gathered([parameter for parameter in (weight, bias) if parameter is not None]):
+        yield _full(weight), None if bias is None else _full(bias)
+
+
+def _gathered(parameters: list[Any]) -> AbstractContextManager[Any]:
+    """Gather what ZeRO-3 holds no values of; a tied head, gathered as embedding, it has already."""
+    absent = [p for p in parameters if hasattr(p, "ds_id") and p.numel() == 0]
+    if not absent:
+        return nullcontext()
+    import deepspeed
+
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(absent)
+    return context
+
+
+def _full(parameter: Tensor) -> Tensor:
+    """Gather a parameter that FSDP2 shards as a DTensor: hidden states are plain tensors.
+
+    Each process has the gradient of its own tokens, and FSDP averages gradients over processes.
+    Without `grad_placements` each would keep, of its own shard, the gradient of its own tokens.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)

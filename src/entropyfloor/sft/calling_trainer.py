@@ -1,0 +1,32 @@
+"""The trainer that is calling a callback: transformers hands callbacks no handle to it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import DefaultFlowCallback
+
+
+def find_trainer(state: TrainerState) -> Trainer | None:
+    """Find the trainer that is calling its callbacks: the one on the call stack with this state."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, Trainer) and getattr(candidate, "state", None) is state:
+            return candidate
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def call_before_reporters(callback: TrainerCallback, trainer: Any) -> None:
+    """Move a callback to where reporters (W&B, TensorBoard) see what it adds to the logs.
+
+    Trainer puts them before a user's callbacks. The one that decides about saving stays before all.
+    """
+    handler = trainer.callback_handler
+    first = [c for c in handler.callbacks if isinstance(c, DefaultFlowCallback)]
+    others = [c for c in handler.callbacks if c is not callback and c not in first]
+    # A new list: the handler may be going through the old one.
+    handler.callbacks = [*first, callback, *others]

@@ -1,0 +1,28 @@
+"""Which versions of trl and transformers the trainers were tested with; `make test-matrix` does.
+
+docs/compatibility.md shows this table, tests hold the two together. Other versions work as long as
+they agree: see ``trl_agreement.py``.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+# trl -> transformers that all trainer tests were run with
+TESTED: dict[str, tuple[str, ...]] = {
+    "1.10.0": ("5.15.0",),
+    "1.16.0": ("5.23.0",),
+}
+
+
+def untested() -> str | None:
+    """What of the installed versions was not tested, for a message; None if they were."""
+    trl, transformers = version("trl"), version("transformers")
+    if transformers in TESTED.get(trl, ()):
+        return None
+    return f"trl {trl} with transformers {transformers}"
+
+
+def tested() -> str:
+    """The table in one line."""
+    return ", ".join(f"trl {trl} with transformers {' or '.join(t)}" for trl, t in TESTED.items())
