@@ -25,7 +25,7 @@ def run(argv: Sequence[str], parse: Parse, train: Train, *, module: str) -> int:
     """
     arguments = parse(argv)
     if words := arguments.launch:
-        return launch(words, arguments.own(argv), module=module)
+        return launch(words, arguments.script_words(argv), module=module)
     return train(arguments)
 
 

@@ -23,10 +23,10 @@ from entropyfloor.models.head_weight import whole_head
 from entropyfloor.models.logit_transform import head_options
 from entropyfloor.models.ranks import gathered, summed, wide_dtype
 from entropyfloor_losses import (
-    ReferenceHead,
-    ReferenceTopK,
     EntropyTerm,
     PenalisedLoss,
+    ReferenceHead,
+    ReferenceTopK,
     TokenStatistics,
     linear_loss,
     needs_calibration,
@@ -172,7 +172,7 @@ class LossHead:
         assert output.is_top1 is not None and output.selected is not None
         assert output.top_k_mass is not None
         tokens = output.scored.sum()
-        reference_kl = torch.zeros_like(tokens) if output.reference_kl is None else output.reference_kl.sum()
+        kl = torch.zeros_like(tokens) if output.reference_kl is None else output.reference_kl.sum()
         values = (
             tokens,
             output.objective.detach(),
@@ -181,7 +181,7 @@ class LossHead:
             output.is_top1.sum(),
             output.selected.sum(),
             output.top_k_mass.sum(),
-            reference_kl,
+            kl,
         )
         stacked = torch.stack([value.to(wide_dtype(tokens.device)) for value in values])
         before = self._sums.get(training)

@@ -67,7 +67,8 @@ class EntropyFloorCallback(TrainerCallback):
 
     Logged: ``ce`` (nats per token), ``penalty`` (objective minus CE), ``selected_fraction`` (tokens
     the loss treats other than CE does), ``top_k_mass``; in evaluation ``eval_ce`` and so on; with a
-    floor ``floor_weight``, ``floor_target``, ``floor_entropy``, ``reference_kl``, ``probe_entropy``.
+    floor ``floor_weight``, ``floor_target``, ``floor_entropy``, ``probe_entropy`` and
+    ``reference_kl``.
 
     Raises:
         ValueError: options that cannot be; while training begins: a model that is not the patched
