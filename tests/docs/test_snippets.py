@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainingArguments
 
 from entropyfloor.cli.main import main
 from entropyfloor.rollouts.rewards import NAMED_REWARDS
@@ -75,6 +76,11 @@ def test_python_blocks_run(page, workshop, monkeypatch):
         "logits": (hidden @ model.lm_head.weight.T).detach(),
         "my_token_weights": torch.rand(6),
         "checkpoints": [checkpoint],
+        "tokenizer": tiny_tokenizer(),
+        "held_out": ["1+1="],
+        "args": TrainingArguments(str(workshop / "plain"), use_cpu=True),
+        "loader": [{"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, 6, 7]])}],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), names)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -38,7 +38,7 @@ from entropyfloor.models.logit_transform import final_logits
 from entropyfloor.sft.floor.reference_model import OnsetModel, ReferenceModel, cannot_resume
 from entropyfloor_losses import IGNORE_INDEX, ReferenceTopK
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 ONSET_FILE_NAME = "floor_reference.json"
 _META = "meta.json"
