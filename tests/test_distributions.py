@@ -31,16 +31,16 @@ for module in {missing!r}:
 """
 
 
-def run(program, *, missing=(), **environment):
-    """What a program prints in a process of its own, some modules missing."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(missing=missing) + program],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
+def run(*words, cwd=None, env=None):
+    """What a command prints."""
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, cwd=cwd, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def run_without(missing, program):
+    """What a program prints in a process of its own where modules are missing."""
+    return run(sys.executable, "-c", WITHOUT.format(missing=missing) + program)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,7 @@ def wheels(tmp_path_factory):
     built = {}
     for name, source in FOLDERS.items():
         command = "from hatchling.build import build_wheel as b; import sys; print(b(sys.argv[1]))"
-        done = subprocess.run(
-            [sys.executable, "-c", command, str(folder)],
-            cwd=source,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        built[name] = folder / done.stdout.split()[-1]
+        built[name] = folder / run(sys.executable, "-c", command, folder, cwd=source).split()[-1]
     return built
 
 
@@ -107,9 +100,8 @@ def test_every_extra_that_a_message_names_exists():
         assert module in names
 
 
-def test_the_losses_run_without_anything_else():
-    program = """
-import entropyfloor_losses as losses, torch
+LOSSES = """
+import sys, entropyfloor_losses as losses, torch
 hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(11, 8)
 labels = torch.arange(4)
 for name in losses.LOSS_NAMES:
@@ -118,8 +110,11 @@ for name in losses.LOSS_NAMES:
     value.backward()
 print("entropyfloor" in sys.modules)
 """
+
+
+def test_the_losses_run_without_anything_else():
     missing = (*TRAINING, "transformers", "datasets", "safetensors", "scipy", "rich", "numpy")
-    assert run(program, missing=missing) == "False"
+    assert run_without(missing, LOSSES) == "False"
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +143,7 @@ for words in (["sft"], ["grpo"], ["gft"], {echelon!r}):
 code = main({[*screen, str(folder / "without.json")]!r})
 print(json.dumps([errors, said, code]))
 """
-    errors, said, code = json.loads(run(program, missing=TRAINING).splitlines()[-1])
+    errors, said, code = json.loads(run_without(TRAINING, program).splitlines()[-1])
     report = json.loads((folder / "without.json").read_text())
     return errors, said, code, report, [*screen, str(folder / "with.json")]
 
@@ -175,3 +170,30 @@ def test_screen_measures_without_trl_what_it_measures_with(without_trl):
     for checkpoint in (*with_trl["checkpoints"], *report["checkpoints"]):
         del checkpoint["runtime_s"]
     assert with_trl["checkpoints"] == report["checkpoints"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_wheels_in_an_empty_environment(wheels, tmp_path):
+    """Losses, then the rest without trl, then with it: each with what its wheel asks for."""
+    outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+
+    def install(requirement):
+        words = ("install", "-q", "--no-compile", "-c", ROOT / "constraints.txt")
+        run(python, "-m", "pip", *words, requirement, cwd=tmp_path, env=outside)
+        listed = run(python, "-m", "pip", "list", "--format", "json", cwd=tmp_path, env=outside)
+        return {entry["name"].lower() for entry in json.loads(listed)}
+
+    def program(text):
+        return run(python, "-c", text, cwd=tmp_path, env=outside)
+
+    names = "import entropyfloor as e; [getattr(e, name) for name in e._PUBLIC if name not in {}]"
+    assert not install(wheels["entropyfloor-losses"]) & {"numpy", "transformers", "entropyfloor"}
+    assert program(LOSSES) == "False"
+    assert not install(wheels["entropyfloor"]) & set(TRAINING)
+    program(names.format(TRAINERS))
+    assert run(tmp_path / "venv/bin/entropyfloor", "--help", env=outside).startswith("usage")
+    assert install(f"{wheels['entropyfloor']}[trl]") >= set(TRAINING)
+    program(names.format(()))

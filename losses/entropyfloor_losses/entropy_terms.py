@@ -19,6 +19,7 @@ from .request import StatisticsRequest, TokenStatistics
 
 Place = Literal["anchor", "onset_anchor", "uniform"]
 PLACES: tuple[str, ...] = get_args(Place)
+"""Where an `EntropyTerm` can spend its entropy."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class PenalisedLoss:
     Args:
         loss: an object of this package or any callable on `TokenStatistics`.
         term: what is added.
-        weight: >= 0; may be assigned between steps.
+        weight: at least 0; may be assigned between steps.
 
     """
 

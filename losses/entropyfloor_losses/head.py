@@ -86,7 +86,7 @@ def linear_loss(
         bias: ``[V]`` or None; -inf entries mask the vocabulary.
         num_items: what the sum is divided by: the scored tokens of the *global* batch, as
             transformers' ``num_items_in_batch``. Default: this call's scored tokens.
-        temperature: > 0, divides the logits.
+        temperature: above 0; divides the logits.
         softcap: ``c * tanh(logits / c)``, or None.
         logit_scale: factor on the raw products, before the cap.
         reference: hidden states and head of a reference model at the same positions, for losses

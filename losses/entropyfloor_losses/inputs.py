@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
+"""The label of a token that is not scored."""
 # -inf logits (a masked vocabulary) mean probability zero. A finite stand-in keeps 0 * log 0 at 0;
 # exp(MASKED - max) underflows to exactly 0 in fp32 and fp64 for any sane maximum.
 MASKED_LOGIT = -1e30

@@ -41,7 +41,7 @@ def token_statistics(
         labels: ``[...]`` int64, values in [0, V) or -100 for positions to ignore.
         top_k: k of ``top_k_mass``; shorthand for ``request=StatisticsRequest(top_k=...)``.
         request: a loss's full request (``loss.request``); replaces ``top_k``.
-        temperature: > 0; logits are divided by it before the softmax.
+        temperature: above 0; logits are divided by it before the softmax.
         softcap: c > 0 maps logits to ``c * tanh(logits / c)`` (Gemma 2). HF models' own logits are
             already capped and scaled: leave the defaults for them.
         logit_scale: factor on the raw logits, before the cap (Cohere; Granite: 1 / logits_scaling).

@@ -50,6 +50,7 @@ _LOSSES: dict[str, _Entry] = {
 }
 
 LOSS_NAMES = tuple(_LOSSES)
+"""The names that `loss_by_name` knows."""
 
 
 def loss_options(name: str) -> dict[str, Any]:

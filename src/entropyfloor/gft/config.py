@@ -80,9 +80,8 @@ class GFTConfig(FloorOptions, GRPOConfig):
         rectification: False is tau = 0, the paper's ablation.
         advantages: False gives every response the advantage 1, the paper's ablation; rewards are
             then only logged.
-        scale_rewards: what centred rewards are divided by: "group" (the standard deviation of the
-            group), "batch" (of all rewards of the step) or "none".
-        advantage_ddof: of that standard deviation: 0 is the population's, 1 the sample's (trl's).
+        advantage_ddof: of the rewards' standard deviation: 0 is the population's, 1 the sample's
+            (trl's).
         group_of_one: a group with one scored response has nothing to compare it with: "error",
             "imitate" (one of the data set gets the advantage 1, a policy sample is skipped) or
             "skip" (it takes no part, its tokens are not counted).
@@ -95,6 +94,9 @@ class GFTConfig(FloorOptions, GRPOConfig):
         success_threshold: a response passed if its reward is at least this; tells all-right from
             all-wrong groups in the log, nothing else.
         per_device_train_batch_size: *prompts* per micro-batch and device.
+
+    ``scale_rewards``, a field of GRPOConfig, is what centred rewards are divided by: "group" (the
+    standard deviation of the group), "batch" (of all rewards of the step) or "none".
 
     The entropy floor's fields are those of `FloorOptions`; it is a term beside the loss, on the
     tokens of all responses.
