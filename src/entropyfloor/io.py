@@ -64,18 +64,22 @@ def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+def read_jsonl(
+    path: Path, *, repair: bool = False, ends: Callable[[dict[str, Any]], bool] = lambda _: True
+) -> list[dict[str, Any]]:
     """Read the whole lines of a file that :func:`append_jsonl` wrote, up to where a kill cut it.
 
     Args:
         path: none there reads as no records.
-        repair: cut the file off after the last whole line, so that it can be added to.
+        repair: cut the file off after what was read, so that it can be added to.
+        ends: whether a record is the last of those that count together or not at all.
 
     """
     if not path.is_file():
         return []
     content = path.read_bytes()
-    records, whole = [], 0
+    records: list[dict[str, Any]] = []
+    read = whole = kept = 0
     for line in content.splitlines(keepends=True):
         try:
             record = json.loads(line)
@@ -84,10 +88,12 @@ def read_jsonl(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
         if not line.endswith(b"\n") or not isinstance(record, dict):
             break
         records.append(record)
-        whole += len(line)
+        read += len(line)
+        if ends(record):
+            whole, kept = read, len(records)
     if repair and whole < len(content):
         os.truncate(path, whole)
-    return records
+    return records[:kept]
 
 
 def check_settings(

@@ -36,10 +36,9 @@ from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.rollouts.rewards import RewardFunction, score_rollouts
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
-from entropyfloor.rollouts.scoring import score_rollouts
 from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss
 from entropyfloor.screening.estimates import scored_groups
 from entropyfloor.screening.records import plain, restore

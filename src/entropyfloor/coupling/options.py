@@ -3,28 +3,26 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from entropyfloor.rollouts.options import flag
+from entropyfloor.rollouts.options import described, flag
 
 _KINDS = "model directory, PEFT adapter directory, hub id, or a trainer's folder"
 
 
+@described
 @dataclass(frozen=True)
 class RunOptions:
-    """The checkpoints of one run, and what it started from.
-
-    Attributes:
-        sft: the SFT checkpoint that RL started from; or, after RL, the checkpoints of an SFT run.
-        rl: the checkpoints of the RL run (a trainer's folder stands for all of them); or the one
-            that SFT started from.
-        order: which came first; by which side has one checkpoint (both: ``sft-rl``) when left out.
-        steps: of the run's checkpoints; read off ``checkpoint-N`` when left out.
-
-    """
+    """The checkpoints of one run, and what it started from."""
 
     _argument_group_name: ClassVar[str] = "the run"
-    sft: list[str] = flag([], f"SFT model: {_KINDS}", metavar="CKPT")
+    sft: list[str] = flag(
+        [],
+        f"SFT model that RL started from, or checkpoints of an SFT run after RL: {_KINDS}",
+        metavar="CKPT",
+    )
     rl: list[str] = flag(
-        [], f"checkpoints of the RL run: {_KINDS} (all its checkpoint-*)", metavar="CKPT"
+        [],
+        f"checkpoints of the RL run, or the one that SFT started from: {_KINDS} (all of them)",
+        metavar="CKPT",
     )
     order: Literal["sft-rl", "rl-sft"] | None = flag(
         None, "which came first (default: the side with one checkpoint; sft-rl if both)"
@@ -34,16 +32,10 @@ class RunOptions:
     )
 
 
+@described
 @dataclass(frozen=True)
 class CouplingOptions:
     """What is measured along the run, beside rewards and losses.
-
-    Attributes:
-        sft_samples: samples of the SFT model per demonstration's prompt.
-        gradient_rows: how many demonstrations and prompts the gradients are of; 0 for none.
-        rank: top singular directions for spectral concentration.
-        gradient_memory: GiB of host memory for sums of gradients; less means more passes.
-        weight: what a nat per token of SFT loss costs in reward.
 
     Raises:
         ValueError: a number out of its range.
@@ -53,7 +45,7 @@ class CouplingOptions:
     _argument_group_name: ClassVar[str] = "gradients and durations"
     sft_samples: int = flag(4, "samples of the SFT model per demonstration's prompt")
     gradient_rows: int = flag(64, "demonstrations and prompts that gradients are of; 0: none")
-    rank: int = flag(8, "top singular directions")
+    rank: int = flag(8, "top singular directions, for spectral concentration")
     gradient_memory: float = flag(
         4.0, "host memory for sums of gradients, GiB; less means more passes"
     )

@@ -3,21 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from entropyfloor.rollouts.options import flag
+from entropyfloor.rollouts.options import described, flag
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.stats.groups import check_success_threshold
 
 
+@described
 @dataclass(frozen=True)
 class GroupOptions:
     """Where responses stand in the data, and which are kept and counted as right.
-
-    Attributes:
-        expert_column: of the experts' responses; ``completion`` when left out, if there is one.
-        other_columns: of further responses, of the source ``other``.
-        other: rows with prompt, completion and source of their own, or a spec of them.
-        keep_truncated: keep a teacher's rollout that hit ``max_new_tokens``.
-        success_threshold: a response passes if its reward is at least this; for the counts.
 
     Raises:
         ValueError: a threshold that no reward can be compared with.

@@ -39,9 +39,13 @@ from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import Prompt, PromptSet, load_prompts
-from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
+from entropyfloor.rollouts.rewards import (
+    RewardFunction,
+    completion_to,
+    reward_by_name,
+    score_completions,
+)
 from entropyfloor.rollouts.rollout_blocks import RolloutBlock, RolloutBlocks
-from entropyfloor.rollouts.scoring import completion_to, score_completions
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight
 

@@ -21,7 +21,7 @@ from typing import Any
 from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.messages import text_messages
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
-from entropyfloor.rollouts.scoring import completion_to
+from entropyfloor.rollouts.rewards import completion_to
 
 DATASET_SOURCES = ("expert", "teacher", "other")
 SOURCES = (*DATASET_SOURCES, "self")  # "self": the policy's samples, which the trainer draws

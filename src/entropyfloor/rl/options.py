@@ -3,18 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from entropyfloor.rollouts.options import flag
+from entropyfloor.rollouts.options import described, flag
 from entropyfloor.stats.groups import check_success_threshold
 
 
+@described
 @dataclass(frozen=True)
 class BandOptions:
     """Edges of the band in passes; see ``entropyfloor.rl.band.band_edges``.
-
-    Attributes:
-        lowest: fewest passes to keep; the paper's share, 1 of 16, when left out.
-        highest: most passes to keep; 14 of 16 when left out.
-        success_threshold: a rollout passes if its reward is at least this.
 
     Raises:
         ValueError: a threshold that no reward can be compared with.

@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.prompts import ROW_COLUMN, reward_columns, row_with_chat_options
 from entropyfloor.rollouts.rendering import encode_row
-from entropyfloor.rollouts.scoring import completion_to
+from entropyfloor.rollouts.rewards import completion_to
 
 
 class PromptRows:

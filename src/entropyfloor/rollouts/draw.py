@@ -8,7 +8,7 @@ Looks at fewer than eight prompts are left out: a spread estimated from fewer sa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from entropyfloor.rollouts.engines import Engine
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.rollouts.rewards import RewardFunction, score_rollouts
 from entropyfloor.rollouts.rollout_store import RolloutStore
-from entropyfloor.rollouts.scoring import score_rollouts
 from entropyfloor.stats.group_sequential import SequentialRecord, bounds, look
 
 # Below the 5 % that is promised: entropies are skewed, which costs up to 2 points at few prompts.
@@ -39,6 +38,7 @@ class Drawing:
         greedy: one greedy rollout per prompt besides.
         tau_h: stop once the entropy is decided to lie above or below; None draws everything.
         processes: which draw together.
+        rows: prompts to draw from; all of them when left out.
 
     """
 
@@ -48,13 +48,14 @@ class Drawing:
     sampling: Sampling
     greedy: bool
     tau_h: float | None
-    processes: Processes = field(default_factory=Processes)
+    processes: Processes = Processes()
+    rows: Sequence[int] | None = None
 
     def looks(self) -> list[list[int]]:
         """Prompt indices seen by each look; all of them at once without ``tau_h``."""
         count = len(self.prompts)
         if self.tau_h is None:
-            return [list(range(count))]
+            return [list(range(count) if self.rows is None else self.rows)]
         order = np.random.default_rng((self.sampling.seed, count)).permutation(count).tolist()
         sizes = sorted({int(fraction * count) for fraction in _FRACTIONS} | {count})
         return [order[:size] for size in sizes if size >= min(count, FEWEST_PROMPTS)]
@@ -146,7 +147,7 @@ def _draw(
     sampling = drawing.sampling
     if greedy:  # the one most probable token is drawn whatever the uniforms are
         sampling = replace(sampling, top_k=1, top_p=1.0, temperature=1.0)
-    for drawn in engine.generate(drawing.encoded, pairs, sampling, drawing.processes):
+    for drawn in engine(drawing.encoded, pairs, sampling, drawing.processes):
         batch = [replace(rollout, greedy=greedy) for rollout in drawn]
         rewards = None
         if drawing.reward is not None:

@@ -1,62 +1,58 @@
 """What draws rollouts: transformers' ``generate``, or vLLM where it is installed.
 
-Whatever draws them, entropies are exact, at temperature 1 and over the whole vocabulary: recorded
-from the logits of each step (transformers), or computed by reading the finished rollout once more
-(vLLM, which hands out the largest log-probabilities only).
+Whatever draws them, entropies are exact, at temperature 1 and over the whole vocabulary:
+transformers' are recorded from the logits of each step. vLLM hands out the largest
+log-probabilities only, so the checkpoint, loaded beside it, reads each finished rollout once more,
+teacher-forced, through the same chunked head as held-out loss and KL. Reading is one forward pass;
+generating, which vLLM makes fast, is hundreds of steps.
+
+Every rollout has its own seed from (seed, prompt, sample). vLLM's tokens are not those of
+transformers: the generators differ, and so do the last bits of the logits.
 """
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource
-from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.rollouts.options import Sampling
-from entropyfloor.rollouts.preparation import Task
+from entropyfloor.models.checkpoints import (
+    LoadedCheckpoint,
+    dtype_record,
+    load_checkpoint,
+    resolve_device,
+    resolve_dtype,
+)
+from entropyfloor.rollouts.options import Loading, Sampling
+from entropyfloor.rollouts.preparation import Task, prepare
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
+from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.references import check_references
+from entropyfloor.rollouts.rewards import RewardFunction, reward_name
+from entropyfloor.rollouts.rollouts import (
+    Rollout,
+    finished_rollout,
+    generate_rollouts,
+    request_batches,
+    until_end,
+)
+from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, token_entropies
 
 ENGINES = ("transformers", "vllm", "auto")
+# Of the GPU, for vLLM's weights and cache; the rest is for the checkpoint that reads rollouts.
+_MEMORY_SHARE = 0.6
 
-
-class Engine(Protocol):
-    """One checkpoint, ready to generate."""
-
-    def generate(
-        self,
-        encoded: Sequence[Sequence[int]],
-        requests: Sequence[tuple[int, int]],
-        settings: Sampling,
-        processes: Processes,
-    ) -> Iterator[list[Rollout]]:
-        """Generate this process's share of the requested rollouts, a batch at a time.
-
-        Args:
-            encoded: token ids per prompt.
-            requests: (prompt index, sample index) of every rollout wanted.
-            settings: sampling.
-            processes: among which the batches are shared out.
-
-        """
-
-
-class TransformersEngine:
-    """transformers' ``generate``: see ``entropyfloor.rollouts.rollouts``."""
-
-    def __init__(self, checkpoint: LoadedCheckpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def generate(
-        self,
-        encoded: Sequence[Sequence[int]],
-        requests: Sequence[tuple[int, int]],
-        settings: Sampling,
-        processes: Processes,
-    ) -> Iterator[list[Rollout]]:
-        """See :class:`Engine`."""
-        return generate_rollouts(self._checkpoint, encoded, requests, settings, processes=processes)
+# One checkpoint, ready to generate this process's share of the requested rollouts, a batch at a
+# time: token ids per prompt, (prompt index, sample index) of every rollout wanted, how, with whom.
+Engine = Callable[
+    [Sequence[Sequence[int]], Sequence[tuple[int, int]], Sampling, Processes],
+    Iterator[list[Rollout]],
+]
 
 
 def choose_engine(
@@ -106,22 +102,136 @@ def _against_vllm(
     return ""
 
 
-def ready_engine(
-    name: str,
-    task: Task,
-    checkpoint: Callable[[], LoadedCheckpoint],
-    *,
-    max_new_tokens: int,
-    trust_remote_code: bool,
-) -> Engine:
-    """Make the engine that :func:`choose_engine` chose ready to draw from one checkpoint."""
-    if name == "transformers":
-        return TransformersEngine(checkpoint())
-    from entropyfloor.rollouts.vllm_engine import VLLMEngine
+@dataclass(frozen=True)
+class ReadyToDraw:
+    """Checkpoints that were checked and tokenised, and what draws from them.
 
-    return VLLMEngine(
-        task.source,
-        checkpoint(),
-        context_length=max(map(len, task.encoded)) + max_new_tokens,
-        trust_remote_code=trust_remote_code,
+    Attributes:
+        tasks: a checkpoint each.
+        device: that they are loaded to.
+        settings: sampling, reward, dtype, device and engine; JSON data for reports.
+        load: loads a checkpoint.
+        trust_remote_code: run model code that travels with a checkpoint.
+
+    """
+
+    tasks: list[Task]
+    device: torch.device
+    settings: dict[str, Any]
+    load: Callable[[CheckpointSource], LoadedCheckpoint]
+    trust_remote_code: bool
+
+    def engine(self, task: Task, checkpoint: Callable[[], LoadedCheckpoint]) -> Engine:
+        """The engine of one checkpoint, which ``checkpoint`` gives loaded."""
+        loaded = checkpoint()
+        if self.settings["engine"] == "transformers":
+            return partial(generate_rollouts, loaded)
+        from vllm import LLM
+
+        llm = LLM(
+            model=str(task.source.directory),
+            tokenizer=str(task.source.directory),
+            dtype=str(loaded.inner_model.dtype).removeprefix("torch."),
+            load_format="safetensors",
+            trust_remote_code=self.trust_remote_code,
+            # The checkpoint's own generation config may hold a repetition penalty, or top-p.
+            generation_config="vllm",
+            gpu_memory_utilization=_MEMORY_SHARE,
+            max_model_len=max(map(len, task.encoded)) + self.settings["max_new_tokens"],
+        )
+        return partial(_generate_with_vllm, llm, loaded)
+
+
+def ready_to_draw(
+    checkpoints: Sequence[str | Path],
+    prompts: PromptSet,
+    reward: RewardFunction | None,
+    *,
+    held_out: PromptSet | None = None,
+    sampling: Sampling,
+    loading: Loading,
+    processes: Processes,
+) -> ReadyToDraw:
+    """Check all that can be checked before a model is loaded.
+
+    Raises:
+        ValueError: something that cannot work.
+        FileNotFoundError: no such checkpoint.
+
+    """
+    if reward is not None:
+        check_references(reward, prompts)
+    resolve_dtype(loading.dtype)
+    device = processes.local_device(resolve_device(loading.device))
+    if held_out is not None:
+        check_held_out(held_out)
+    tasks = prepare(
+        checkpoints,
+        prompts,
+        held_out,
+        max_new_tokens=sampling.max_new_tokens,
+        trust_remote_code=loading.trust_remote_code,
     )
+    engine = choose_engine(
+        sampling.engine,
+        sources=[task.source for task in tasks],
+        device=device,
+        processes=processes,
+    )
+    settings = {
+        **asdict(sampling),
+        "reward": None if reward is None else reward_name(reward),
+        "dtype": dtype_record(loading.dtype, device),
+        "device": device.type,
+        "engine": engine,
+    }
+    load = partial(
+        load_checkpoint,
+        dtype=loading.dtype,
+        device=device,
+        trust_remote_code=loading.trust_remote_code,
+    )
+    return ReadyToDraw(tasks, device, settings, load, loading.trust_remote_code)
+
+
+def _generate_with_vllm(
+    llm: Any,
+    checkpoint: LoadedCheckpoint,
+    encoded: Sequence[Sequence[int]],
+    requests: Sequence[tuple[int, int]],
+    settings: Sampling,
+    processes: Processes,
+) -> Iterator[list[Rollout]]:
+    from vllm import SamplingParams
+
+    ends = checkpoint.eos_token_ids
+    for batch in processes.share(request_batches(requests, encoded, settings.batch_size)):
+        outputs = llm.generate(
+            [{"prompt_token_ids": list(encoded[prompt])} for prompt, _ in batch],
+            [
+                SamplingParams(
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    top_k=settings.top_k or -1,  # -1 is off in every version, 0 in newer ones
+                    max_tokens=settings.max_new_tokens,
+                    stop_token_ids=list(ends),
+                    seed=_seed(settings.seed, *request),
+                )
+                for request in batch
+            ],
+            use_tqdm=False,
+        )
+        drawn = [until_end(list(output.outputs[0].token_ids), ends) for output in outputs]
+        completions = [
+            Completion(prompt, tuple(encoded[prompt]), ids)
+            for (prompt, _), (ids, _) in zip(batch, drawn, strict=True)
+        ]
+        entropies = token_entropies(checkpoint, completions)
+        yield [
+            finished_rollout(checkpoint, request, ids, truncated, values)
+            for request, (ids, truncated), values in zip(batch, drawn, entropies, strict=True)
+        ]
+
+
+def _seed(seed: int, prompt: int, sample: int) -> int:
+    return int(np.random.SeedSequence((seed, prompt, sample)).generate_state(1)[0])

@@ -7,10 +7,13 @@ Nothing here needs torch, so that ``--help`` does not wait for it.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from inspect import getdoc
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
+
+T = TypeVar("T")
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
@@ -19,6 +22,13 @@ def flag(default: Any, help: str, **metadata: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=told)
     return field(default=default, metadata=told)
+
+
+def described(kind: type[T]) -> type[T]:
+    """End the docstring of a dataclass of flags with what ``--help`` says of each: written once."""
+    said = (f"    {part.name}: {part.metadata['help']}" for part in fields(kind))  # type: ignore[arg-type]
+    kind.__doc__ = "\n".join([f"{getdoc(kind)}\n", "Attributes:", *said, ""])
+    return kind
 
 
 def arranged(flat: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
@@ -35,22 +45,13 @@ def arranged(flat: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
     return {**rest, **records}
 
 
+@described
 @dataclass(frozen=True)
 class Sampling:
     """How rollouts are drawn. The defaults are what GRPO samples with: T = 1, no top-p, no top-k.
 
     ``batch_size`` changes speed and memory, not the rollouts, and more ``num_samples`` extend what
     there is.
-
-    Attributes:
-        num_samples: rollouts per prompt.
-        max_new_tokens: length limit; a rollout that hits it is truncated.
-        temperature: of sampling; entropies are always those of the distribution at temperature 1.
-        top_p: nucleus; 1 is off.
-        top_k: most probable tokens to sample from; 0 is off.
-        batch_size: rollouts generated at once.
-        seed: of the rollouts, and of the bootstrap.
-        engine: ``transformers``, ``vllm`` or ``auto``, see ``entropyfloor.rollouts.engines``.
 
     Raises:
         ValueError: a number out of its range.
@@ -59,8 +60,8 @@ class Sampling:
 
     _argument_group_name: ClassVar[str] = "rollouts (the defaults are what GRPO samples with)"
     num_samples: int = flag(8, "rollouts per prompt")
-    max_new_tokens: int = flag(256, "length limit of a rollout")
-    temperature: float = flag(1.0, "of sampling")
+    max_new_tokens: int = flag(256, "length limit of a rollout; one that hits it is truncated")
+    temperature: float = flag(1.0, "of sampling; entropies are always those at temperature 1")
     top_p: float = flag(1.0, "nucleus; 1 is off")
     top_k: int = flag(0, "most probable tokens to sample from; 0 is off")
     batch_size: int = flag(64, "rollouts at once; changes speed and memory only")
@@ -86,17 +87,10 @@ class Sampling:
             raise ValueError(f"seed must be 0 or positive; got {self.seed}")
 
 
+@described
 @dataclass(frozen=True)
 class Loading:
-    """How checkpoints are loaded; see ``entropyfloor.models.checkpoints.load_checkpoint``.
-
-    Attributes:
-        dtype: ``auto`` keeps the checkpoint's; on a CPU half precision is computed in float32,
-            which holds it exactly.
-        device: such as ``cpu`` or ``cuda:1``; CUDA if there is one, else the CPU, when left out.
-        trust_remote_code: run model code that travels with a checkpoint.
-
-    """
+    """How checkpoints are loaded; see ``entropyfloor.models.checkpoints.load_checkpoint``."""
 
     _argument_group_name: ClassVar[str] = "loading"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
@@ -106,16 +100,10 @@ class Loading:
     trust_remote_code: bool = flag(False, "run model code that travels with a checkpoint")
 
 
+@described
 @dataclass(frozen=True)
 class Output:
-    """Where results go, and whether the way there is shown.
-
-    Attributes:
-        output_dir: gets reports and, batch by batch, rollouts; given again after a kill, a run goes
-            on where it was.
-        progress: a progress bar on standard error.
-
-    """
+    """Where results go, and whether the way there is shown."""
 
     _argument_group_name: ClassVar[str] = "output"
     output_dir: Path | str | None = flag(
@@ -139,16 +127,10 @@ class Output:
         return Path(self.output_dir)
 
 
+@described
 @dataclass
 class ChatOptions:
-    """How prompts are rendered, and ``dry_run``, which shows them; training verbs have these too.
-
-    Attributes:
-        chat: send plain prompts as a user message.
-        system: message before every conversation that has none.
-        dry_run: check and print what would be done, and stop before weights are loaded.
-
-    """
+    """How prompts are rendered, and ``dry_run``, which shows them; of training verbs too."""
 
     chat: bool = flag(False, "send plain prompts as a user message (chat template)")
     system: str | None = flag(None, "system message of conversations that have none")
@@ -159,12 +141,10 @@ class ChatOptions:
     )
 
 
+@described
 @dataclass
 class TemplateOptions(ChatOptions):
     """And the variables of the chat template, which trl's own configurations of RL have.
-
-    Attributes:
-        chat_template_kwargs: variables of the chat template, or their JSON; a row's own win.
 
     Raises:
         ValueError: text that is no JSON object.
@@ -192,15 +172,10 @@ class TemplateOptions(ChatOptions):
         self.chat_template_kwargs = read
 
 
+@described
 @dataclass
 class PromptOptions(TemplateOptions):
-    """Prompts, how they are rendered, and what scores the answers.
-
-    Attributes:
-        prompts: see ``entropyfloor.rollouts.prompts.load_prompts``.
-        reward: a name, see ``entropyfloor.rollouts.rewards.reward_by_name``.
-
-    """
+    """Prompts, how they are rendered, and what scores the answers."""
 
     _argument_group_name: ClassVar[str] = "prompts and reward"
     prompts: str | None = flag(

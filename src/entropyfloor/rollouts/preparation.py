@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import (
@@ -87,13 +86,13 @@ def prepare(
         if digest not in known:
             tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
             encoded = encode_prompts(prompts, tokenizer, where=source.path)
-            completions = _held_out(held_out, tokenizer, source.path)
+            completions: tuple[Completion, ...] = ()
+            if held_out is not None:
+                prefixes = encode_prompts(held_out, tokenizer, where=source.path)
+                completions = tuple(encode_held_out(held_out, prefixes, tokenizer))
             known[digest] = encoded, completions, rendered_text(encoded[0], tokenizer)
         encoded, completions, example = known[digest]
         check_token_ids(encoded, source, prompts.source)
-        if held_out is not None:
-            rows = [(*row.prompt_ids, *row.ids) for row in completions]
-            check_token_ids(rows, source, held_out.source)
         context = context_length(source, trust_remote_code=trust_remote_code)
         check_lengths(
             encoded,
@@ -101,7 +100,16 @@ def prepare(
             max_new_tokens=max_new_tokens,
             where=source.path,
         )
-        _check_held_out_lengths(held_out, completions, context, source.path)
+        if held_out is not None:
+            rows = [(*row.prompt_ids, *row.ids) for row in completions]
+            check_token_ids(rows, source, held_out.source)
+            for row, ids in enumerate(rows):
+                if context is not None and len(ids) > context:
+                    raise ValueError(
+                        f"{held_out.source}, row {row}: prompt and completion have {len(ids)} "
+                        f"tokens, more than the context of {source.path}, {context}: shorten or "
+                        "drop the row"
+                    )
         tasks.append(Task(source, encoded, completions, example))
     return tasks
 
@@ -114,25 +122,3 @@ def _tokenizer_digest(source: CheckpointSource) -> str:
             digest.update(f"{file.name}\0".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _held_out(held_out: PromptSet | None, tokenizer: Any, where: str) -> tuple[Completion, ...]:
-    if held_out is None:
-        return ()
-    encoded = encode_prompts(held_out, tokenizer, where=where)
-    return tuple(encode_held_out(held_out, encoded, tokenizer))
-
-
-def _check_held_out_lengths(
-    held_out: PromptSet | None,
-    completions: Sequence[Completion],
-    context: int | None,
-    where: str,
-) -> None:
-    for row, completion in enumerate(completions):
-        length = len(completion.prompt_ids) + len(completion.ids)
-        if held_out is not None and context is not None and length > context:
-            raise ValueError(
-                f"{held_out.source}, row {row}: prompt and completion have {length} tokens, more "
-                f"than the context of {where}, {context}: shorten or drop the row"
-            )

@@ -17,11 +17,12 @@ from entropyfloor.rollouts.reasoning_gym_prompts import gym_entry
 from entropyfloor.rollouts.rewards import (
     RewardFunction,
     check_reward_columns,
+    completion_to,
     exact_match,
     reasoning_gym,
     reward_name,
+    score_completions,
 )
-from entropyfloor.rollouts.scoring import score_completions
 from entropyfloor.rollouts.unit_tests import REFERENCE_COLUMNS, reference_solution, unit_tests
 
 _NAMED_ROWS = 20
@@ -64,7 +65,9 @@ def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceChe
         reward,
         prompts,
         rows=checked,
-        completions=[_as_completion(prompts, index, answers[index]) for index in checked],
+        completions=[
+            completion_to(prompts.rows[index]["prompt"], str(answers[index])) for index in checked
+        ],
         completion_ids=[[] for _ in checked],
     )
     failed = [row for row, score in zip(checked, scores, strict=True) if score != 1.0]
@@ -120,12 +123,6 @@ _KINDS: dict[RewardFunction, _Kind] = {
         reference_solution,
     ),
 }
-
-
-def _as_completion(prompts: PromptSet, index: int, text: str | None) -> Any:
-    if isinstance(prompts.rows[index]["prompt"], str):
-        return text
-    return [{"role": "assistant", "content": text}]
 
 
 def _reference_shown(row: Mapping[str, Any], columns: tuple[str, ...]) -> str:

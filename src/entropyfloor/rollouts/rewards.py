@@ -31,9 +31,10 @@ from entropyfloor.rollouts.answers import (
 )
 from entropyfloor.rollouts.math_accuracy import NEEDED as MATH_NEEDED
 from entropyfloor.rollouts.math_accuracy import check_math_verify, math_accuracy
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.prompts import Prompt, PromptSet, reward_columns
 from entropyfloor.rollouts.reasoning_gym_prompts import gym_entry
-from entropyfloor.rollouts.unit_tests import NEEDED as _NEEDED_TESTS
+from entropyfloor.rollouts.rollouts import Rollout
+from entropyfloor.rollouts.unit_tests import NEEDED as TESTS_NEEDED
 from entropyfloor.rollouts.unit_tests import row_tests, unit_tests
 
 RewardFunction = Callable[..., Any]
@@ -53,7 +54,7 @@ def exact_match(
 
     """
     if answer is None:
-        raise ValueError(_NEEDED[exact_match])
+        raise ValueError(_NEEDED[exact_match][1])
     scores: list[float | None] = []
     for index, (completion, reference) in enumerate(zip(completions, answer, strict=True)):
         if reference is None:
@@ -109,7 +110,7 @@ def reasoning_gym(
     task. An entry whose own answer does not score 1.0 gives None.
     """
     if entry is None:
-        raise ValueError(_NEEDED[reasoning_gym])
+        raise ValueError(_NEEDED[reasoning_gym][1])
     scores: list[float | None] = []
     for index, (completion, row) in enumerate(zip(completions, entry, strict=True)):
         scored = gym_entry(row, where=f"completion {index}")
@@ -127,21 +128,20 @@ NAMED_REWARDS: dict[str, RewardFunction] = {
 }
 
 
-# What a reward cannot do without: the column, and how to get it.
-_NEEDED: dict[RewardFunction, str] = {
-    math_accuracy: MATH_NEEDED,
-    exact_match: "the reward exact_match needs a column 'answer' in the prompt set; add it or "
-    "use another reward",
-    reasoning_gym: "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) "
-    "in the prompt "
-    "set; use the prompts reasoning_gym:TASK?size=24&seed=7, which have it",
-    unit_tests: _NEEDED_TESTS,
-}
-_NEEDED_COLUMNS: dict[RewardFunction, tuple[str, ...]] = {
-    exact_match: ("answer",),
-    math_accuracy: ("solution", "answer"),
-    reasoning_gym: ("entry",),
-    unit_tests: ("tests", "test"),
+# What a reward cannot do without: one of these columns, and how to get it.
+_NEEDED: dict[RewardFunction, tuple[tuple[str, ...], str]] = {
+    exact_match: (
+        ("answer",),
+        "the reward exact_match needs a column 'answer' in the prompt set; add it or use another "
+        "reward",
+    ),
+    math_accuracy: (("solution", "answer"), MATH_NEEDED),
+    reasoning_gym: (
+        ("entry",),
+        "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) in the "
+        "prompt set; use the prompts reasoning_gym:TASK?size=24&seed=7, which have it",
+    ),
+    unit_tests: (("tests", "test"), TESTS_NEEDED),
 }
 
 
@@ -149,15 +149,15 @@ def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
     """Raise ValueError if a row lacks what a reward of ours needs, or nothing can pass it."""
     custom = inspect.unwrap(reward) is not reward  # unit_tests in a sandbox of the user's
     reward = inspect.unwrap(reward)
-    columns = _NEEDED_COLUMNS.get(reward)
-    if columns is None:
+    if reward not in _NEEDED:
         return
+    columns, needed = _NEEDED[reward]
     if reward is math_accuracy:
         check_math_verify()
     for index, row in enumerate(prompts.rows):
         where = f"{prompts.source}, row {index}"
         if all(row.get(column) is None for column in columns):
-            raise ValueError(f"{_NEEDED[reward]} ({where} has none)")
+            raise ValueError(f"{needed} ({where} has none)")
         if reward is unit_tests:
             row_tests(row, where=where, any_module=custom)
         elif reward is exact_match:
@@ -179,10 +179,7 @@ def reward_by_name(name: str) -> RewardFunction:
     module_name, colon, function_name = name.partition(":")
     if not colon or not module_name or not function_name:
         raise ValueError(f"unknown reward {name!r}; {allowed}")
-    here = str(Path.cwd())
-    if (
-        here not in sys.path
-    ):  # a console script does not search the current directory; python -m does
+    if (here := str(Path.cwd())) not in sys.path:  # python -m searches it, a console script not
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
@@ -199,6 +196,60 @@ def reward_by_name(name: str) -> RewardFunction:
 def reward_name(reward: RewardFunction | str) -> str:
     """How a report names a reward."""
     return reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
+
+
+def completion_to(prompt: Prompt, text: str) -> str | list[dict[str, Any]]:
+    """A completion as rewards are given it: text, or for a conversation one message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def score_rollouts(
+    reward: RewardFunction, prompts: PromptSet, rollouts: Sequence[Rollout]
+) -> list[float | None]:
+    """:func:`score_completions` of rollouts."""
+    return score_completions(
+        reward,
+        prompts,
+        rows=[rollout.prompt_index for rollout in rollouts],
+        completions=[
+            completion_to(prompts.rows[rollout.prompt_index]["prompt"], rollout.text)
+            for rollout in rollouts
+        ],
+        completion_ids=[list(rollout.token_ids) for rollout in rollouts],
+    )
+
+
+def score_completions(
+    reward: RewardFunction,
+    prompts: PromptSet,
+    *,
+    rows: Sequence[int],
+    completions: list[Any],
+    completion_ids: list[list[int]],
+) -> list[float | None]:
+    """One reward per completion; None where the reward says that it does not apply.
+
+    Args:
+        reward: in trl's signature.
+        prompts: with the columns that it is given.
+        rows: each completion's prompt.
+        completions: text, or messages for a conversation.
+        completion_ids: their tokens.
+
+    Raises:
+        ValueError: the reward returned the wrong number of values, or something that is no finite
+            number.
+
+    """
+    names = reward_columns(dict.fromkeys(prompts.columns))
+    chosen = [prompts.rows[row] for row in rows]
+    return call_reward(
+        reward,
+        prompts=[row["prompt"] for row in chosen],
+        completions=completions,
+        completion_ids=completion_ids,
+        columns={name: [row.get(name) for row in chosen] for name in names},
+    )
 
 
 def call_reward(
@@ -228,20 +279,14 @@ def call_reward(
         )
     rewards: list[float | None] = []
     for index, value in enumerate(values):
-        number = None if value is None else _as_float(value, name, index)
+        try:
+            number = None if value is None else float(value)
+        except (TypeError, ValueError):
+            number, value = math.nan, repr(value)
         if number is not None and not math.isfinite(number):
             raise ValueError(
-                f"reward {name} returned {number} for completion {index}; return a finite number, "
+                f"reward {name} returned {value} for completion {index}; return a finite number, "
                 "or None where the reward does not apply"
             )
         rewards.append(number)
     return rewards
-
-
-def _as_float(value: Any, name: str, index: int) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"reward {name} returned {value!r} for completion {index}; return a number or None"
-        ) from error

@@ -10,26 +10,19 @@ run goes on from the last whole batch; more samples extend what is there.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.models.checkpoints import (
-    dtype_record,
-    load_checkpoint,
-    resolve_device,
-    resolve_dtype,
-)
 from entropyfloor.rollouts.draw import Drawing, draw_rollouts
-from entropyfloor.rollouts.engines import choose_engine, ready_engine
+from entropyfloor.rollouts.engines import ready_to_draw
 from entropyfloor.rollouts.options import Loading, Sampling
-from entropyfloor.rollouts.preparation import Task, prepare
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.references import check_references
-from entropyfloor.rollouts.rewards import RewardFunction, reward_name
+from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import (
     RolloutStore,
     checkpoint_digest,
@@ -57,16 +50,6 @@ class RolloutBlock:
     rows: tuple[int, ...]
     rollouts: tuple[tuple[Rollout, ...], ...]
     rewards: tuple[tuple[float | None, ...], ...]
-
-
-@dataclass(frozen=True)
-class _Rows(Drawing):
-    """Some prompts of the set, all of their rollouts at once."""
-
-    rows: tuple[int, ...] = ()
-
-    def looks(self) -> list[list[int]]:
-        return [list(self.rows)]
 
 
 class RolloutBlocks:
@@ -105,41 +88,35 @@ class RolloutBlocks:
         processes: Processes | None = None,
         determines: Mapping[str, Any] | None = None,
     ) -> None:
-        if reward is not None:
-            check_references(reward, prompts)
-        resolve_dtype(loading.dtype)
         self.processes = processes or Processes()
-        resolved = self.processes.local_device(resolve_device(loading.device))
-        self.task = _one(checkpoint, prompts, sampling, loading.trust_remote_code)
-        chosen = choose_engine(
-            sampling.engine, sources=[self.task.source], device=resolved, processes=self.processes
+        ready = ready_to_draw(
+            [checkpoint],
+            prompts,
+            reward,
+            sampling=sampling,
+            loading=loading,
+            processes=self.processes,
         )
-        self.settings: dict[str, Any] = {
-            **asdict(sampling),
-            "reward": None if reward is None else reward_name(reward),
-            "checkpoint": self.task.source.path,
-            "dtype": dtype_record(loading.dtype, resolved),
-            "device": resolved.type,
-            "engine": chosen,
-        }
-        self._prompts, self._reward, self._sampling = prompts, reward, sampling
-        self._folder = folder
-        load = partial(
-            load_checkpoint,
-            self.task.source,
-            dtype=loading.dtype,
-            device=resolved,
-            trust_remote_code=loading.trust_remote_code,
-        )
-        self._engine = cache(  # made when it is first asked for, for all blocks
-            partial(
-                ready_engine,
-                chosen,
-                self.task,
-                load,
-                max_new_tokens=sampling.max_new_tokens,
-                trust_remote_code=loading.trust_remote_code,
+        if len(ready.tasks) > 1:
+            names = ", ".join(task.source.name for task in ready.tasks)
+            raise ValueError(
+                f"one checkpoint is wanted here, and {checkpoint} holds {names}; give one"
             )
+        (self.task,) = ready.tasks
+        self.settings = {**ready.settings, "checkpoint": self.task.source.path}
+        self._folder = folder
+        self._drawing = Drawing(
+            prompts=prompts,
+            encoded=self.task.encoded,
+            reward=reward,
+            sampling=sampling,
+            greedy=False,
+            tau_h=None,
+            processes=self.processes,
+        )
+        # Made when it is first asked for, for all blocks.
+        self._engine = cache(
+            partial(ready.engine, self.task, partial(ready.load, self.task.source))
         )
         if self.processes.main:
             open_folder(
@@ -158,56 +135,28 @@ class RolloutBlocks:
 
         The other processes draw their share and are handed nothing.
         """
-        total = len(self._prompts) * self._sampling.num_samples
+        prompts = len(self._drawing.prompts)
+        total = prompts * self._drawing.sampling.num_samples
         with quiet_loading(), progress_bars(enabled=progress and self.processes.main) as bars:
             bar = bars.add_task(self.task.source.name, total=total)
-            for number, start in enumerate(range(0, len(self._prompts), BLOCK)):
-                drawing = _Rows(
-                    prompts=self._prompts,
-                    encoded=self.task.encoded,
-                    reward=self._reward,
-                    sampling=self._sampling,
-                    greedy=False,
-                    tau_h=None,
-                    processes=self.processes,
-                    rows=tuple(range(start, min(start + BLOCK, len(self._prompts)))),
-                )
+            for number, start in enumerate(range(0, prompts, BLOCK)):
+                rows = range(start, min(start + BLOCK, prompts))
+                drawing = replace(self._drawing, rows=rows)
                 name = f"{self.task.source.name}-{number:05d}"
                 store = RolloutStore(self._folder, name, self.processes)
                 draw_rollouts(drawing, store, load=self._engine, advance=partial(bars.advance, bar))
-                if self.processes.main:
-                    yield _block(number, drawing, store)
-
-
-def _one(
-    checkpoint: str | Path, prompts: PromptSet, sampling: Sampling, trust_remote_code: bool
-) -> Task:
-    tasks = prepare(
-        [checkpoint],
-        prompts,
-        None,
-        max_new_tokens=sampling.max_new_tokens,
-        trust_remote_code=trust_remote_code,
-    )
-    if len(tasks) > 1:
-        names = ", ".join(task.source.name for task in tasks)
-        raise ValueError(f"one checkpoint is wanted here, and {checkpoint} holds {names}; give one")
-    return tasks[0]
-
-
-def _block(number: int, drawing: _Rows, store: RolloutStore) -> RolloutBlock:
-    by_prompt: dict[int, list[tuple[int, Rollout, float | None]]] = {
-        row: [] for row in drawing.rows
-    }
-    for index in drawing.chosen(store, None):
-        rollout = store.rollouts[index]
-        by_prompt[rollout.prompt_index].append(
-            (rollout.sample_index, rollout, store.rewards[index])
-        )
-    ordered = [sorted(each, key=lambda one: one[0]) for each in by_prompt.values()]
-    return RolloutBlock(
-        number=number,
-        rows=drawing.rows,
-        rollouts=tuple(tuple(rollout for _, rollout, _ in each) for each in ordered),
-        rewards=tuple(tuple(reward for _, _, reward in each) for each in ordered),
-    )
+                if not self.processes.main:
+                    continue
+                scored = [
+                    (store.rollouts[i], store.rewards[i]) for i in drawing.chosen(store, None)
+                ]
+                scored.sort(key=lambda pair: (pair[0].prompt_index, pair[0].sample_index))
+                groups = [
+                    list(group) for _, group in groupby(scored, lambda pair: pair[0].prompt_index)
+                ]
+                yield RolloutBlock(
+                    number=number,
+                    rows=tuple(rows),
+                    rollouts=tuple(tuple(rollout for rollout, _ in group) for group in groups),
+                    rewards=tuple(tuple(reward for _, reward in group) for group in groups),
+                )

@@ -17,7 +17,6 @@ number was before, and is sent what the others draw.
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from entropyfloor.io import check_settings, save_json, write_atomic
+from entropyfloor.io import append_jsonl, check_settings, read_jsonl, save_json, write_atomic
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
@@ -47,12 +46,12 @@ class RolloutStore:
         self,
         folder: Path | None,
         name: str,
-        processes: Processes | None = None,
+        processes: Processes = Processes(),
         *,
         repair: bool = True,
     ) -> None:
         """Read what is there; ``repair`` cuts off half a batch, unless another run may write."""
-        self._processes = processes or Processes()
+        self._processes = processes
         self._file: Path | None = None
         self._sums_file: Path | None = None
         self._sent = 0
@@ -66,8 +65,9 @@ class RolloutStore:
         self._sums_file = folder / f"sums-{stem}.json"
         if self._processes.main:
             for file in [self._file, *sorted(folder.glob(f"rollouts-{stem}@*.jsonl"))]:
-                if file.is_file():
-                    self._read(file, repair=repair)
+                for record in read_jsonl(file, repair=repair, ends=lambda each: _LAST in each):
+                    self.rollouts.append(_rollout(record))
+                    self.rewards.append(record["reward"])
 
     @property
     def drawn(self) -> set[tuple[int, int, bool]]:
@@ -78,12 +78,10 @@ class RolloutStore:
         """Send what is new to the main process; there, how many rollouts came from others."""
         new = (self.rollouts[self._sent :], self.rewards[self._sent :])
         self._sent = len(self.rollouts)
-        before = len(self.rollouts)
-        parts = self._processes.to_main(([], []) if self._processes.main else new)
-        for rollouts, rewards in parts:
+        for rollouts, rewards in self._processes.to_main(([], []) if self._processes.main else new):
             self.rollouts.extend(rollouts)
             self.rewards.extend(rewards)
-        return len(self.rollouts) - before
+        return len(self.rollouts) - self._sent
 
     def append(self, batch: Sequence[Rollout], rewards: Sequence[float | None] | None) -> None:
         """Add one batch; on disk it is whole or absent."""
@@ -94,11 +92,7 @@ class RolloutStore:
             return
         records = [_record(r, s) for r, s in zip(batch, scores, strict=True)]
         records[-1][_LAST] = True
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with self._file.open("ab") as file:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_jsonl(self._file, records)
 
     def read_sums(self, key: list[Any] | None = None) -> dict[str, TokenSums] | None:
         """Sums that :meth:`write_sums` wrote; None if there are none, or of another ``key``."""
@@ -118,26 +112,6 @@ class RolloutStore:
             values = {name: asdict(value) for name, value in sums.items()}
             text = json.dumps({"of": key, "sums": values}, ensure_ascii=False)  # may be infinite
             write_atomic(self._sums_file, text)
-
-    def _read(self, file: Path, *, repair: bool) -> None:
-        content = file.read_bytes()
-        batch: list[dict[str, Any]] = []
-        whole = position = 0
-        for line in content.splitlines(keepends=True):
-            position += len(line)
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            batch.append(record)
-            if record.get(_LAST) and line.endswith(b"\n"):
-                whole = position
-                self.rollouts.extend(map(_rollout, batch))
-                self.rewards.extend(record["reward"] for record in batch)
-                batch = []
-        if repair and whole < len(content):
-            with file.open("r+b") as handle:
-                handle.truncate(whole)
 
 
 def what_determines(

@@ -6,16 +6,18 @@ end-of-sequence token, whose step counts; what the batch computes for the row af
 does. A rollout without one is *truncated*.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.options import Sampling
-from entropyfloor.rollouts.prefill import shared_prefill
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.sampling import (
     EntropyRecorder,
@@ -72,8 +74,7 @@ def generate_rollouts(
     encoded: Sequence[Sequence[int]],
     requests: Sequence[tuple[int, int]],
     settings: Sampling,
-    *,
-    processes: Processes | None = None,
+    processes: Processes = Processes(),
 ) -> Iterator[list[Rollout]]:
     """Generate the requested rollouts, a batch at a time, longest prompts first.
 
@@ -82,7 +83,7 @@ def generate_rollouts(
         encoded: token ids per prompt.
         requests: (prompt index, sample index) of every rollout wanted; any subset, in any order.
         settings: sampling.
-        processes: each generates its share of the batches; alone when left out.
+        processes: each generates its share of the batches.
 
     Yields:
         The rollouts of one batch; batches of all processes together hold each request once.
@@ -102,7 +103,7 @@ def generate_rollouts(
     )
     defaults = GenerationConfig(eos_token_id=eos or None, pad_token_id=checkpoint.pad_token_id)
     batches = request_batches(requests, encoded, settings.batch_size, pads=checkpoint.pads)
-    for batch in (processes or Processes()).share(batches):
+    for batch in processes.share(batches):
         with checkpoint.generating(defaults), torch.inference_mode():
             rollouts = _generate_batch(checkpoint, encoded, batch, settings, config)
         yield rollouts
@@ -169,15 +170,26 @@ def _generate_batch(
             top_k=settings.top_k,
         ),
     )
-    generated = sequences[:, width:].cpu().numpy()
+    generated = sequences[:, width:].tolist()
     entropies = recorder.entropies()
     rollouts = []
-    for row, (prompt, sample) in enumerate(batch):
-        ids, truncated = until_end(generated[row].tolist(), checkpoint.eos_token_ids)
-        text = checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True)
-        of_rollout = entropies[row, : len(ids)].copy()
-        rollouts.append(Rollout(prompt, sample, ids, of_rollout, text, truncated))
+    for row, request in enumerate(batch):
+        ids, truncated = until_end(generated[row], checkpoint.eos_token_ids)
+        values = entropies[row, : len(ids)].copy()
+        rollouts.append(finished_rollout(checkpoint, request, ids, truncated, values))
     return rollouts
+
+
+def finished_rollout(
+    checkpoint: LoadedCheckpoint,
+    request: tuple[int, int],
+    ids: tuple[int, ...],
+    truncated: bool,
+    entropies_nats: np.ndarray,
+) -> Rollout:
+    """The record of what was drawn, with its text."""
+    text = checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True)
+    return Rollout(*request, ids, entropies_nats, text, truncated)
 
 
 def until_end(ids: Sequence[int], ends: Sequence[int]) -> tuple[tuple[int, ...], bool]:
@@ -186,3 +198,55 @@ def until_end(ids: Sequence[int], ends: Sequence[int]) -> tuple[tuple[int, ...],
         if token in ends:
             return tuple(ids[: place + 1]), False
     return tuple(ids), True
+
+
+def shared_prefill(
+    checkpoint: LoadedCheckpoint,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    prompts: Sequence[int],
+) -> Any | None:
+    """Keys and values of ``input_ids[:, :-1]``, for ``generate``'s ``past_key_values``.
+
+    ``generate`` reads the prompt again for every row. A group's rows share theirs, so its tokens,
+    all but the last, are read once and the result copied to the rows; ``generate`` then begins at
+    the last token. For groups of 8 that is an eighth of the work on prompts.
+
+    Args:
+        checkpoint: the policy, set up for generation.
+        input_ids: ``[batch, width]``, padded on the left.
+        attention_mask: ``[batch, width]``, 0 on padding.
+        prompts: which prompt each row holds; rows of one prompt are equal.
+
+    Returns:
+        A cache of ``batch`` rows; None where there is nothing to share, or where the model keeps
+        something other than keys and values (a recurrent state): ``generate`` then does it all.
+
+    """
+    first = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
+    width = input_ids.shape[1]
+    if len(first) == len(prompts) or width < 2 or not checkpoint.pads:
+        return None
+    accepted = inspect.signature(checkpoint.inner_model.forward).parameters
+    if not {"position_ids", "logits_to_keep", "past_key_values"} <= set(accepted):
+        return None
+    rows = torch.tensor(sorted(first.values()), device=input_ids.device)
+    ids, mask = input_ids[rows, :-1], attention_mask[rows, :-1]
+    # A row of padding only, a prompt of one token beside longer ones, has no position to attend to.
+    if not bool(mask.any(dim=1).all()):
+        return None
+    cache = checkpoint.model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    if type(cache) is not DynamicCache or not all(
+        isinstance(layer, DynamicLayer) for layer in cache.layers
+    ):
+        return None
+    place = {int(row): index for index, row in enumerate(rows)}
+    chosen = [place[first[prompt]] for prompt in prompts]
+    cache.batch_select_indices(torch.tensor(chosen, device=input_ids.device))
+    return cache

@@ -91,21 +91,16 @@ def encode_held_out(
         tokenizer: of the checkpoint.
 
     """
-    completions = []
+    encoded_completions = []
     for index, (row, prefix) in enumerate(zip(held_out.rows, encoded, strict=True)):
         completion, where = row[COLUMN], f"{held_out.source}, row {index}"
-        if not isinstance(completion, str):
-            completion = text_messages(completion, f"{where}, {COLUMN}")
+        if isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        messages = text_messages(completion, f"{where}, {COLUMN}")
+        text = messages[-1]["content"]
         if isinstance(row["prompt"], str):
-            text = completion if isinstance(completion, str) else completion[-1]["content"]
             whole = list(tokenizer(row["prompt"] + text)["input_ids"])
         else:
-            messages = (
-                [{"role": "assistant", "content": completion}]
-                if isinstance(completion, str)
-                else list(completion)
-            )
-            text = messages[-1]["content"]
             with template_refusals(where, "the checkpoint"):
                 whole = encode_messages([*row["prompt"], *messages], row, tokenizer)
         if whole[: len(prefix)] == list(prefix) and len(whole) > len(prefix):
@@ -115,8 +110,8 @@ def encode_held_out(
         end = tokenizer.eos_token_id
         if end is not None and end not in ids[-2:]:  # templates may put a newline behind it
             ids.append(end)
-        completions.append(Completion(index, tuple(prefix), tuple(ids)))
-    return completions
+        encoded_completions.append(Completion(index, tuple(prefix), tuple(ids)))
+    return encoded_completions
 
 
 def token_entropies(
@@ -139,7 +134,7 @@ def held_out_loss(
     completions: Sequence[Completion],
     *,
     num_prompts: int,
-    processes: Processes | None = None,
+    processes: Processes = Processes(),
 ) -> TokenSums:
     """Sum of ``-log p`` over each prompt's completions; ``processes`` share the work."""
 
@@ -155,7 +150,7 @@ def kl_to_base(
     completions: Sequence[Completion],
     *,
     num_prompts: int,
-    processes: Processes | None = None,
+    processes: Processes = Processes(),
 ) -> TokenSums:
     """Sum of ``KL(p_checkpoint || p_base)`` over the positions of each prompt's completions.
 
@@ -190,17 +185,16 @@ def _sums(
     completions: Sequence[Completion],
     values: Any,
     num_prompts: int,
-    processes: Processes | None,
+    processes: Processes,
 ) -> TokenSums:
     """Sum ``values(hidden, labels, *hidden of the others)`` of every token, by prompt."""
-    processes = processes or Processes()
-    of_process = [
+    rows = [
         (row, float(part.sum()), len(part))
         for row, part in values_by_row(checkpoints, completions, values, processes)
     ]
-    of_rows = sorted(row for part in processes.to_main(of_process) for row in part)
+    every = sorted(row for part in processes.to_main(rows) for row in part)
     sums, tokens = [0.0] * num_prompts, [0.0] * num_prompts
-    for row, total, count in processes.from_main(of_rows):
+    for row, total, count in processes.from_main(every):
         sums[completions[row].prompt_index] += total
         tokens[completions[row].prompt_index] += count
     seen = [index for index in range(num_prompts) if tokens[index]]
@@ -211,7 +205,7 @@ def values_by_row(
     checkpoints: Sequence[LoadedCheckpoint],
     completions: Sequence[Completion],
     values: Any,
-    processes: Processes | None = None,
+    processes: Processes = Processes(),
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (row, ``[tokens, ...]`` fp64 on the CPU) of this process's share of the completions.
 
@@ -223,7 +217,6 @@ def values_by_row(
         processes: share the work.
 
     """
-    processes = processes or Processes()
     chunk = chunk_tokens(checkpoints[0])
     for rows in processes.share(row_batches(completions)):
         with torch.inference_mode():

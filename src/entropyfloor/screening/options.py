@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from entropyfloor.rollouts.options import Loading, Output, Sampling, arranged, flag
+from entropyfloor.rollouts.options import Loading, Output, Sampling, arranged, described, flag
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.stats.groups import check_success_threshold, p_star
 
@@ -18,21 +18,10 @@ def check_tau_h(tau_h: float) -> None:
         raise ValueError(f"tau_h is an entropy in nats, 0 or more, such as {TAU_H}; got {tau_h}")
 
 
+@described
 @dataclass(frozen=True)
 class Judging:
     """What is computed from the rollouts, beside how they were drawn.
-
-    Attributes:
-        group_size: rollouts per prompt that RL will use.
-        tau_h: flagged below this mean entropy, nats.
-        ks: pass@k to report; 1, 2, 4, ... and ``num_samples`` when left out.
-        success_threshold: a rollout passes if its reward is at least this.
-        greedy: with a reward, also draw one greedy rollout per prompt, for greedy pass@1.
-        until_decided: look at the entropy while drawing, and stop a checkpoint once it is decided
-            to lie above or below ``tau_h``; see ``entropyfloor.rollouts.draw``.
-        held_out: rows with prompt and ``completion``, or a spec of them, for the held-out loss; the
-            prompts themselves if all of them have one.
-        base: model that the KL is measured to; it stays in memory beside each checkpoint.
 
     Raises:
         ValueError: an impossible group size or threshold.
@@ -57,7 +46,7 @@ class Judging:
     )
     base: Path | str | None = flag(
         None,
-        "measure the KL to this model, on rollouts and held-out completions",
+        "measure the KL to this model, on rollouts and held-out completions; it stays in memory",
         metavar="CKPT",
     )
 
@@ -67,15 +56,10 @@ class Judging:
         p_star(self.group_size)  # raises for an impossible group size
 
 
+@described
 @dataclass(frozen=True)
 class RescueOptions:
     """What a rescue looks for.
-
-    Attributes:
-        base: the model that the checkpoint was trained from.
-        floor: rollout entropy that the lower end of the 95 % interval must reach, nats.
-        tolerance: largest share of the base too much.
-        group_size: rollouts per prompt that RL will use, for what a reward is reported by.
 
     Raises:
         ValueError: no base, or a number out of its range.
@@ -83,7 +67,9 @@ class RescueOptions:
     """
 
     _argument_group_name: ClassVar[str] = "rescue"
-    base: Path | str | None = flag(None, "the model it was trained from", metavar="CKPT")
+    base: Path | str | None = flag(
+        None, "the model that the checkpoint was trained from", metavar="CKPT"
+    )
     floor: float = flag(TAU_H, "rollout entropy that the interval's lower end must reach, nats")
     tolerance: float = flag(1 / 32, "largest share of the base too much")
     group_size: int = flag(8, "rollouts per prompt that RL will use")

@@ -18,24 +18,16 @@ import transformers
 
 from entropyfloor import __version__
 from entropyfloor.models.checkpoint_sources import check_checkpoint
-from entropyfloor.models.checkpoints import (
-    dtype_record,
-    load_checkpoint,
-    resolve_device,
-    resolve_dtype,
-)
 from entropyfloor.rollouts.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
-from entropyfloor.rollouts.engines import choose_engine, ready_engine
+from entropyfloor.rollouts.engines import ready_to_draw
 from entropyfloor.rollouts.options import Loading, Output, Sampling
-from entropyfloor.rollouts.preparation import check_samples, prepare
+from entropyfloor.rollouts.preparation import check_samples
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import (
     RewardFunction,
     reward_by_name,
-    reward_name,
 )
 from entropyfloor.rollouts.rollout_store import (
     RolloutStore,
@@ -43,7 +35,6 @@ from entropyfloor.rollouts.rollout_store import (
     open_folder,
     what_determines,
 )
-from entropyfloor.rollouts.teacher_forced import check_held_out
 from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
 from entropyfloor.screening.options import Judging
 from entropyfloor.screening.recommend import recommend
@@ -93,38 +84,22 @@ def screen(
             f"{len(prompts)}: give more prompts, or draw everything"
         )
     function = reward_by_name(reward) if isinstance(reward, str) else reward
-    if function is not None:
-        check_references(function, prompts)
-    resolve_dtype(loading.dtype)
     processes = processes or Processes()
-    resolved_device = processes.local_device(resolve_device(loading.device))
-    trust_remote_code = loading.trust_remote_code
     held_out = find_held_out(prompts, judging.held_out)
-    if held_out is not None:
-        check_held_out(held_out)
-    load = partial(
-        load_checkpoint,
-        dtype=loading.dtype,
-        device=resolved_device,
-        trust_remote_code=trust_remote_code,
+    ready = ready_to_draw(
+        checkpoints,
+        prompts,
+        function,
+        held_out=held_out,
+        sampling=sampling,
+        loading=loading,
+        processes=processes,
     )
     base_source = None
     if judging.base is not None:
-        base_source = check_checkpoint(judging.base, trust_remote_code=trust_remote_code)
-    reference = Reference(held_out, base_source, load, processes)
-    tasks = prepare(
-        checkpoints,
-        prompts,
-        held_out,
-        max_new_tokens=sampling.max_new_tokens,
-        trust_remote_code=trust_remote_code,
-    )
-    chosen_engine = choose_engine(
-        sampling.engine,
-        sources=[task.source for task in tasks],
-        device=resolved_device,
-        processes=processes,
-    )
+        base_source = check_checkpoint(judging.base, trust_remote_code=loading.trust_remote_code)
+    reference = Reference(held_out, base_source, ready.load, processes)
+    tasks = ready.tasks
     folder = None if output.output_dir is None else output.folder
     settings = {
         **asdict(sampling),
@@ -132,7 +107,7 @@ def screen(
         "ks": list(all_ks),
         "tau_h": judging.tau_h,
         "entropy_temperature": 1.0,
-        "reward": None if reward is None else reward_name(reward),
+        "reward": ready.settings["reward"],
         "success_threshold": judging.success_threshold,
         "confidence": 0.95,
         "until_decided": ERROR_RATE if judging.until_decided else None,
@@ -143,9 +118,7 @@ def screen(
             "example": tasks[0].example,
         },
         **reference.describe(),
-        "dtype": dtype_record(loading.dtype, resolved_device),
-        "device": resolved_device.type,
-        "engine": chosen_engine,
+        **{name: ready.settings[name] for name in ("dtype", "device", "engine")},
         "versions": {
             "entropyfloor": __version__,
             "torch": torch.__version__,
@@ -185,18 +158,11 @@ def screen(
                 processes=processes,
             )
             store = RolloutStore(folder, task.source.name, processes)
-            checkpoint = cache(partial(load, task.source))
+            checkpoint = cache(partial(ready.load, task.source))
             sequential = draw_rollouts(
                 drawing,
                 store,
-                load=partial(
-                    ready_engine,
-                    chosen_engine,
-                    task,
-                    checkpoint,
-                    max_new_tokens=sampling.max_new_tokens,
-                    trust_remote_code=trust_remote_code,
-                ),
+                load=partial(ready.engine, task, checkpoint),
                 advance=partial(bars.advance, row),
             )
             chosen = drawing.chosen(store, sequential)
@@ -204,7 +170,7 @@ def screen(
             sums = reference.sums(task, checkpoint, rollouts, store)
             del checkpoint
             gc.collect()
-            if resolved_device.type == "cuda":
+            if ready.device.type == "cuda":
                 torch.cuda.empty_cache()  # the next checkpoint may be loaded by another process
             if not processes.main:
                 continue

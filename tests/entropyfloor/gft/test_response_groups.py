@@ -10,7 +10,7 @@ import pytest
 
 from entropyfloor.gft.response_counts import count_responses
 from entropyfloor.gft.responses import Response
-from entropyfloor.rollouts import rollout_blocks
+from entropyfloor.rollouts import engines, rollout_blocks
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore
 from flat_calls import build_response_groups
@@ -188,7 +188,7 @@ def test_killed_and_resumed(build, tmp_path, monkeypatch):
     resumed = build()
     assert resumed.path.read_bytes() == expected.path.read_bytes()
     assert resumed.counts == expected.counts
-    monkeypatch.setattr(rollout_blocks, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(engines, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
     again = build(reward=_never_called())
     assert again.path.read_bytes() == expected.path.read_bytes()
 
@@ -256,7 +256,7 @@ def test_other_settings_are_not_mixed(build, changes, words):
     ],
 )
 def test_refused_before_the_model_is_loaded(build, changes, words, monkeypatch):
-    monkeypatch.setattr(rollout_blocks, "load_checkpoint", None)
+    monkeypatch.setattr(engines, "load_checkpoint", None)
     with pytest.raises(ValueError, match=words):
         build(**changes)
     assert not build.keywords["output_dir"].exists()

@@ -6,7 +6,7 @@ import pytest
 
 from entropyfloor.cli.main import main
 from entropyfloor.rl.band import band_edges
-from entropyfloor.rollouts import rollout_blocks
+from entropyfloor.rollouts import engines, rollout_blocks
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from flat_calls import calibration_band
 
@@ -152,7 +152,7 @@ def test_the_papers_shares(samples, edges):
     ],
 )
 def test_refused_before_the_model_is_loaded(arguments, options, words, monkeypatch):
-    monkeypatch.setattr(rollout_blocks, "load_checkpoint", None)
+    monkeypatch.setattr(engines, "load_checkpoint", None)
     with pytest.raises(ValueError, match=words):
         calibration_band(**{**arguments, **options})
 

@@ -6,8 +6,7 @@ import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.options import Sampling
-from entropyfloor.rollouts.prefill import shared_prefill
-from entropyfloor.rollouts.rollouts import generate_rollouts
+from entropyfloor.rollouts.rollouts import generate_rollouts, shared_prefill
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 ENCODED = [[7, 8, 9, 10, 11, 12, 13, 14, 15], [20, 21, 22], [30]]

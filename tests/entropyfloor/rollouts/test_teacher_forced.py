@@ -124,7 +124,7 @@ def test_screened(save_checkpoint, tmp_path, monkeypatch):
         assert low <= getattr(second, measure) <= high
     assert {"held_out_loss", "kl_to_base"} <= set(report.recommendation.predictors)
     # A second run has nothing left to compute, and other held-out rows are not taken for these.
-    monkeypatch.setattr("entropyfloor.screening.screen.load_checkpoint", _must_not_load)
+    monkeypatch.setattr("entropyfloor.rollouts.engines.load_checkpoint", _must_not_load)
     again = {**OPTIONS, "prompts": HELD_OUT, "base": base, "output_dir": tmp_path / "out"}
     assert screen([base, other], held_out=HELD_OUT, **again).checkpoints[1].kl_to_base == (
         second.kl_to_base
@@ -142,7 +142,7 @@ def test_held_out_is_the_prompts_own_completions_if_they_have_any(save_checkpoin
 
 def test_errors_come_before_any_model_is_loaded(save_checkpoint, monkeypatch):
     directory = save_checkpoint()
-    monkeypatch.setattr("entropyfloor.screening.screen.load_checkpoint", _must_not_load)
+    monkeypatch.setattr("entropyfloor.rollouts.engines.load_checkpoint", _must_not_load)
     with pytest.raises(ValueError, match="rows, row 1 has no 'completion'"):
         rows = ({"prompt": "a", "completion": "b"}, {"prompt": "c"})
         screen([directory], prompts=HELD_OUT, held_out=PromptSet(rows), **OPTIONS)

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
+from entropyfloor.rollouts import engines
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
 from flat_calls import screen
 
@@ -95,7 +95,7 @@ def _lines(folder):
 def test_a_finished_run_needs_no_model(save_checkpoint, tmp_path, monkeypatch):
     directory = save_checkpoint()
     first = run([directory], tmp_path / "out")
-    monkeypatch.setattr(screen_module, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(engines, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
     assert document(run([directory], tmp_path / "out")) == document(first)
     again = screen_from_rollouts(tmp_path / "out")
     assert document(again) == document(first)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from entropyfloor import ScreeningReport, p_star
+from entropyfloor.rollouts import engines
 from entropyfloor.rollouts.preparation import prepare
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.screening import screen as screen_module
 from entropyfloor.screening.table import screening_markdown
 from flat_calls import screen
 
@@ -149,7 +149,7 @@ def test_without_reward_group_size_does_not_matter(save_checkpoint):
     ],
 )
 def test_bad_arguments_before_any_model_is_loaded(save_checkpoint, monkeypatch, options, words):
-    monkeypatch.setattr(screen_module, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(engines, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=words):
         screen([save_checkpoint()], prompts=PROMPTS, **{**SMALL, **options})
 
@@ -158,7 +158,7 @@ def test_bad_arguments_before_any_model_is_loaded(save_checkpoint, monkeypatch, 
 def test_the_last_checkpoint_is_checked_before_the_first_is_loaded(
     save_checkpoint, monkeypatch, tmp_path, broken
 ):
-    monkeypatch.setattr(screen_module, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(engines, "load_checkpoint", lambda *_, **__: pytest.fail("loaded"))
     good = save_checkpoint("good")
     bad = {
         "pickle": lambda: save_checkpoint("bad", safe=False),

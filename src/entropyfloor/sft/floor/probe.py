@@ -22,12 +22,11 @@ from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rewards import RewardFunction
+from entropyfloor.rollouts.rewards import RewardFunction, score_rollouts
 from entropyfloor.rollouts.rollouts import (
     check_lengths,
     generate_rollouts,
 )
-from entropyfloor.rollouts.scoring import score_rollouts
 from entropyfloor.sft.run_record import read_record
 
 logger = logging.getLogger(__name__)
