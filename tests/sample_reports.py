@@ -42,6 +42,13 @@ def settings(*, scored=True):
     }
 
 
+def bare_checkpoint(name, entropy_nats=0.3, **more):
+    """What every screening of a checkpoint has, and what a test is about."""
+    rest = {"unique_fraction": 1.0, "mean_tokens": 1.0, "truncated_fraction": 0.0, "path": name}
+    counts = {"num_prompts": 24, "num_rollouts": 192}
+    return CheckpointScreening(name=name, entropy_nats=entropy_nats, **{**rest, **counts, **more})
+
+
 def around(value, width, high=math.inf):
     return Interval(max(0.0, value - width), min(high, value + width))
 

@@ -1,5 +1,6 @@
 """Tiny random models and a tokenizer, built locally in milliseconds, without a network."""
 
+import copy
 from functools import lru_cache
 
 import torch
@@ -72,3 +73,25 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides):
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
     return model
+
+
+def tiny_checkpoint(family: str = "llama", seed: int = 0, *, ends=1, **overrides):
+    """A random model of ``family`` with a tokenizer of its own, as if it had been loaded."""
+    from entropyfloor.models.checkpoints import LoadedCheckpoint
+
+    model = tiny_model(family, seed, **overrides).eval()
+    model.generation_config.eos_token_id = ends
+    return LoadedCheckpoint("tiny", "path/of/tiny", model, copy.deepcopy(tiny_tokenizer()))
+
+
+def drawn_from(checkpoint, encoded, samples, prompts=None, **sampling):
+    """``{(prompt, sample): rollout}`` of some prompts, all of them by default."""
+    from entropyfloor.rollouts.options import Sampling
+    from entropyfloor.rollouts.rollouts import generate_rollouts
+
+    chosen = range(len(encoded)) if prompts is None else prompts
+    requests = [(prompt, sample) for prompt in chosen for sample in range(samples)]
+    batches = generate_rollouts(checkpoint, encoded, requests, Sampling(**sampling))
+    rollouts = {(r.prompt_index, r.sample_index): r for batch in batches for r in batch}
+    assert sorted(rollouts) == requests
+    return rollouts

@@ -3,6 +3,7 @@
 The lowest layer of the package: knows of no model and no measure.
 
     write_atomic, save_json        a file is whole or absent, also if the process dies writing it
+    whole_folder                 the same of a folder
     write_pictures               what may fail, apart: a failing picture costs the picture
     append_jsonl, read_jsonl       a file that grows; a line that a kill cut short is left out
     claim_folder, check_settings   a folder belongs to one set of settings: two never mix in it
@@ -10,8 +11,11 @@ The lowest layer of the package: knows of no model and no measure.
 
 import json
 import os
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,37 @@ def save_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text + "\n")
+
+
+@contextmanager
+def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Give a new folder to be filled, which becomes ``target`` once it is whole.
+
+    Args:
+        target: what is there is replaced; missing parents are made.
+        shared: processes that do not know of each other may write it at once: each has a folder of
+            its own, the first wins, and what is there stays.
+
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if shared:
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+        unfinished.chmod(0o755)  # mkdtemp's 0700 would shut out whoever shares the cache
+    else:
+        unfinished = target.with_name(f".unfinished-{target.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a kill
+        unfinished.mkdir()
+    try:
+        yield unfinished
+        if not shared:
+            shutil.rmtree(target, ignore_errors=True)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_pictures(files: Mapping[Path, Callable[[Path], Any]]) -> None:

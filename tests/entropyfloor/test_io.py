@@ -8,6 +8,7 @@ from entropyfloor.io import (
     claim_folder,
     read_jsonl,
     save_json,
+    whole_folder,
     write_atomic,
 )
 
@@ -65,3 +66,17 @@ def test_a_line_that_a_kill_cut_short_is_left_out_and_cut_off(tmp_path, cut):
     assert read_jsonl(target, repair=True) == [{"step": 1}]
     append_jsonl(target, [{"step": 3}])
     assert read_jsonl(target) == [{"step": 1}, {"step": 3}]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_folder_is_whole_or_absent(tmp_path, shared):
+    target = tmp_path / "new" / "model"
+    with pytest.raises(KeyboardInterrupt), whole_folder(target, shared=shared) as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert list(target.parent.iterdir()) == []
+    for name in ("first", "second"):
+        with whole_folder(target, shared=shared) as folder:
+            (folder / name).touch()
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    assert [path.name for path in target.iterdir()] == ["first" if shared else "second"]

@@ -72,8 +72,8 @@ def training_rows(
     from entropyfloor.cli.dry_run import training_tokenizer
     from entropyfloor.rollouts.prompts import PromptSet, load_prompts
     from entropyfloor.rollouts.reading import is_json
+    from entropyfloor.rollouts.references import check_reward_columns
     from entropyfloor.rollouts.rendering import encode_prompts
-    from entropyfloor.rollouts.rewards import check_reward_columns
 
     script, training = arguments.script, arguments.training
     options = chat_options(script, training.chat_template_kwargs)

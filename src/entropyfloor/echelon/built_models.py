@@ -11,8 +11,6 @@ that appears complete or not at all.
 """
 
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from entropyfloor.echelon.modular_sums import CHARACTERS, Row
 from entropyfloor.echelon.worked_sums import SumProblem, worked_solutions
+from entropyfloor.io import whole_folder
 
 PAD, END = "<pad>", "<end>"
 _SCORED = 3  # tokens of a character model's answer: two digits and the end of sequence
@@ -250,15 +249,8 @@ def _trained(
 
 def _directory(target: Path, build: Callable[[], tuple[Any, Any]]) -> Path:
     """``target``; if it is not there, what ``build`` makes is saved beside it, then renamed."""
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
-    try:
-        model, tokenizer = build()
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    if not target.is_dir():
+        with whole_folder(target, shared=True) as unfinished:
+            for part in build():
+                part.save_pretrained(unfinished)
     return target

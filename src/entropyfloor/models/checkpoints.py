@@ -27,11 +27,7 @@ from entropyfloor.models.checkpoint_sources import (
     weight_files,
 )
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 # Input embeddings as transformers' families name them, plain, in an adapter, or resized by one.
 _EMBEDDINGS = re.compile(
     r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)"
@@ -140,10 +136,11 @@ def load_checkpoint(
     """
     torch_dtype = resolve_dtype(dtype)
     torch_device = resolve_device(device)
-    if isinstance(path_or_id, CheckpointSource):
-        source = path_or_id
-    else:
-        source = check_checkpoint(path_or_id, trust_remote_code=trust_remote_code)
+    source = (
+        path_or_id
+        if isinstance(path_or_id, CheckpointSource)
+        else check_checkpoint(path_or_id, trust_remote_code=trust_remote_code)
+    )
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     model = _load_model(source.base or source, torch_dtype, trust_remote_code=trust_remote_code)
     if torch_dtype == "auto" and torch_device.type == "cpu" and _is_half(model):
@@ -190,19 +187,22 @@ def context_length(source: CheckpointSource, *, trust_remote_code: bool = False)
         ValueError: a configuration that transformers cannot read.
 
     """
-    directory = (source.base or source).directory
+    config = _configuration(source.base or source, trust_remote_code)
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(length, int) or length <= 0:
+        return None
+    return length - source.virtual_tokens
+
+
+def _configuration(source: CheckpointSource, trust_remote_code: bool) -> Any:
     try:
-        config = AutoConfig.from_pretrained(
-            str(directory), trust_remote_code=trust_remote_code, local_files_only=True
+        return AutoConfig.from_pretrained(
+            str(source.directory), trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{source.path} has a configuration that cannot be read: {error}"
         ) from error
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(length, int) or length <= 0:
-        return None
-    return length - source.virtual_tokens
 
 
 def vocabulary_size(source: CheckpointSource) -> int | None:
@@ -293,11 +293,8 @@ def _load_model(
 
 def _model_class(source: CheckpointSource, trust_remote_code: bool) -> Any:
     """A causal language model; a vision-language model, read as one of text, where it is none."""
-    config = AutoConfig.from_pretrained(
-        str(source.directory), trust_remote_code=trust_remote_code, local_files_only=True
-    )
     # By name: looking a class up in the mappings themselves imports every family's configuration.
-    kind = config.model_type
+    kind = _configuration(source, trust_remote_code).model_type
     only_sees = (
         kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

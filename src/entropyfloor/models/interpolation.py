@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from entropyfloor.io import whole_folder
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import load_checkpoint, vocabulary_size
 
@@ -76,22 +77,15 @@ def write_interpolated(
         target: directory; appears complete or not at all.
 
     Raises:
-        ValueError: shares outside [0, 1], weights that do not correspond, or an adapter whose
-            change is not linear in its weights.
+        ValueError: a share outside [0, 1], or as :func:`check_same_shapes`.
 
     """
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share is {share!r}; it must be in [0, 1]")
     check_same_shapes(checkpoint, base)
-    unfinished = target.with_name(f".unfinished-{target.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    if checkpoint.base is not None:
-        _write_adapter(checkpoint, base, share, unfinished)
-    else:
-        _write_model(checkpoint, base, share, unfinished)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    write = _write_model if checkpoint.base is None else _write_adapter
+    with whole_folder(target) as unfinished:
+        write(checkpoint, base, share, unfinished)
 
 
 def _write_adapter(
@@ -103,15 +97,12 @@ def _write_adapter(
     weights = load_file(checkpoint.directory / _ADAPTER_FILE)
     whole = {n: v for n, v in weights.items() if not _is(n, *_SCALED, *_UNCHANGED)}
     of_base = _base_weights(base, whole) if whole else {}
-    state = {}
     for name, value in weights.items():
         if name in of_base:
-            state[name] = _mix(value, of_base[name], share, name)
-        else:
-            state[name] = (
-                (value.float() * (1 - share)).to(value.dtype) if _is(name, *_SCALED) else value
-            )
-    save_file(state, target / _ADAPTER_FILE, metadata={"format": "pt"})
+            weights[name] = _mix(value, of_base[name], share, name)
+        elif _is(name, *_SCALED):
+            weights[name] = (value.float() * (1 - share)).to(value.dtype)
+    save_file(weights, target / _ADAPTER_FILE, metadata={"format": "pt"})
 
 
 def _base_weights(base: CheckpointSource, names: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """An adapter merged into its base: a model directory that trainers without PEFT can start from."""
 
-import shutil
 from pathlib import Path
 
 import torch
 
+from entropyfloor.io import whole_folder
 from entropyfloor.models.checkpoints import load_checkpoint
 
 
@@ -42,10 +42,7 @@ def merged_directory(checkpoint: str | Path, target: Path) -> Path:
         base_of_head.weight = torch.nn.Parameter(base_of_head.weight.detach().clone())
         inner.config.tie_word_embeddings = False
     merged = loaded.model.merge_and_unload()
-    unfinished = target.with_name(f".unfinished-{target.name}")
-    for folder in (unfinished, target):
-        shutil.rmtree(folder, ignore_errors=True)
-    merged.save_pretrained(unfinished)
-    loaded.tokenizer.save_pretrained(unfinished)
-    unfinished.rename(target)
+    with whole_folder(target) as unfinished:
+        merged.save_pretrained(unfinished)
+        loaded.tokenizer.save_pretrained(unfinished)
     return target

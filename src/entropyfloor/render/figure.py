@@ -1,7 +1,7 @@
 """A figure, drawn once by matplotlib: an SVG inside a page, a PNG (PDF, SVG) as a file.
 
     chart = Chart(370, 260, title="pass@k", description="what a screen reader says")
-    axes = chart.axes(below="k", beside="share of prompts")
+    axes = chart.axes(below="k")
     (line,) = axes.plot(ks, rates, **series(0))
     chart.tip(line, "ce: pass@1 0.250")     # shown over the mark inside a page
     chart.legend([(line, "ce")])
@@ -18,6 +18,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -120,10 +121,10 @@ class Chart:
                 )
         FigureCanvasAgg(self.figure)
 
-    def axes(self, *, below: str = "", beside: str = "", grid: str = "y") -> Axes:
-        """Axes with a caption below and one beside it; ``grid`` is x, y, both or empty."""
+    def axes(self, *, below: str = "", grid: str = "y") -> Axes:
+        """Axes with a caption below; ``grid`` is x, y, both or empty."""
         (axes,) = self.panels(1, 1, grid=grid)
-        axes.set(xlabel=below, ylabel=beside)
+        axes.set_xlabel(below)
         return axes
 
     def panels(self, rows: int, columns: int, *, grid: str = "y", **options: Any) -> list[Axes]:
@@ -137,15 +138,15 @@ class Chart:
 
     def grid(self, titles: Sequence[Sequence[str]], *, below: str = "") -> list[list[Axes]]:
         """Axes in rows and columns, each with a title; a caption below those of the last row."""
+        columns = len(titles[0])
+        panels = iter(self.panels(len(titles), columns))
+        rows = [list(islice(panels, columns)) for _ in titles]
         with _styled():
-            rows = self.figure.subplots(len(titles), len(titles[0]), squeeze=False)
-            for row, words in zip(rows, titles, strict=True):
-                for axes, title in zip(row, words, strict=True):
-                    axes.grid(axis="y")
-                    axes.set_title(title)
+            for axes, title in zip(chain(*rows), chain(*titles), strict=True):
+                axes.set_title(title)
             for axes in rows[-1]:
                 axes.set_xlabel(below)
-        return [list(row) for row in rows]
+        return rows
 
     def tip(self, artist: Artist, words: str) -> None:
         """Say ``words`` over a mark, inside a page."""

@@ -30,16 +30,9 @@ FEWEST_PROMPTS = 8
 class Drawing:
     """What to draw of every checkpoint.
 
-    Attributes:
-        prompts: the set.
-        encoded: token ids per prompt.
-        reward: scores each batch; None without.
-        sampling: how.
-        greedy: one greedy rollout per prompt besides.
-        tau_h: stop once the entropy is decided to lie above or below; None draws everything.
-        processes: which draw together.
-        rows: prompts to draw from; all of them when left out.
-
+    ``encoded`` holds token ids per prompt; ``reward`` scores each batch; ``greedy`` asks for one
+    greedy rollout per prompt besides; ``tau_h`` (nats) stops once the entropy is decided to lie
+    above or below, None draws everything; ``rows`` are the prompts to draw from, None for all.
     """
 
     prompts: PromptSet
@@ -86,12 +79,8 @@ def draw_rollouts(
 ) -> SequentialRecord | None:
     """Fill the store with what is wanted and missing; the model is loaded only if anything is.
 
-    Args:
-        drawing: what is wanted.
-        store: what is there; batches are added as they are drawn.
-        load: gives the checkpoint, ready to generate.
-        advance: told how many rollouts have come to be there.
-
+    ``load`` gives the checkpoint, ready to generate; ``advance`` is told how many rollouts have
+    come to be there.
     """
     engine: Engine | None = None
     processes = drawing.processes

@@ -16,14 +16,11 @@ from jinja2 import TemplateError
 
 
 def text_messages(messages: Sequence[Any], where: str) -> list[dict[str, Any]]:
-    """The messages with text as content.
-
-    Args:
-        messages: a conversation, or the part of it that is a completion.
-        where: file, row and column, for the error.
+    """The messages of a conversation, or of a completion, with text as content.
 
     Raises:
-        ValueError: no messages, a message without role or content, or content that is no text.
+        ValueError: no messages, a message without role or content, or content that is no text;
+            ``where`` names file, row and column.
 
     """
     if not messages:
@@ -35,10 +32,7 @@ def text_messages(messages: Sequence[Any], where: str) -> list[dict[str, Any]]:
 def template_refusals(row: str, where: str) -> Iterator[None]:
     """Name the row whose conversation a chat template refuses, by its own words or by failing.
 
-    Args:
-        row: file and row, for the error.
-        where: the checkpoint whose template it is.
-
+    ``row`` says file and row, ``where`` the checkpoint whose template it is.
     """
     try:
         yield

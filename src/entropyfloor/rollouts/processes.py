@@ -26,12 +26,9 @@ T = TypeVar("T")
 class Processes:
     """One process among those of the screening; alone by default.
 
-    Attributes:
-        rank: 0 is the main one, which measures, writes the report and prints.
-        count: how many there are.
-        local_rank: number of this process on its machine, and of its GPU.
-        group: torch's handle of the gloo group; None when alone.
-
+    ``rank`` 0 is the main one, which measures, writes the report and prints; ``count`` is how many
+    there are; ``local_rank`` the number of this one, and of its GPU, on its machine; ``group``
+    torch's handle of the gloo group.
     """
 
     rank: int = 0

@@ -11,19 +11,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from entropyfloor.rollouts.math_accuracy import math_accuracy, math_reference
+from entropyfloor.rollouts.math_accuracy import NEEDED as MATH_NEEDED
+from entropyfloor.rollouts.math_accuracy import check_math_verify, math_accuracy, math_reference
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.reasoning_gym_prompts import gym_entry
 from entropyfloor.rollouts.rewards import (
+    EXACT_MATCH_NEEDED,
+    REASONING_GYM_NEEDED,
     RewardFunction,
-    check_reward_columns,
     completion_to,
     exact_match,
+    exact_reference,
     reasoning_gym,
     reward_name,
     score_completions,
 )
-from entropyfloor.rollouts.unit_tests import REFERENCE_COLUMNS, reference_solution, unit_tests
+from entropyfloor.rollouts.unit_tests import NEEDED as TESTS_NEEDED
+from entropyfloor.rollouts.unit_tests import (
+    REFERENCE_COLUMNS,
+    reference_solution,
+    row_tests,
+    unit_tests,
+)
 
 _NAMED_ROWS = 20
 
@@ -76,7 +85,7 @@ def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceChe
     named = ", ".join(map(str, failed[:_NAMED_ROWS]))
     summary = (
         f"{prompts.source}: {len(failed)} of {len(prompts)} rows have {kind.fault}, first "
-        f"{_reference_shown(prompts.rows[failed[0]], kind.columns)}; rows {named}"
+        f"{_reference_shown(prompts.rows[failed[0]], kind.shown or kind.columns)}; rows {named}"
         f"{', ...' if len(failed) > _NAMED_ROWS else ''}"
     )
     if len(failed) == len(prompts):
@@ -92,11 +101,19 @@ def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceChe
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a reward of ours is asked about a row: a completion that gives its reference."""
+    """What a reward of ours is asked about a row before anything is spent.
+
+    One of the ``columns`` must be there, ``needed`` says how to get it. ``check`` raises ValueError
+    where nothing can pass the row. ``completion`` gives its reference as an answer, if it has one;
+    ``fault`` is what it means where that does not score 1.
+    """
 
     columns: tuple[str, ...]
-    fault: str
+    needed: str
+    check: Callable[..., Any]
     completion: Callable[[Mapping[str, Any]], str | None]
+    fault: str
+    shown: tuple[str, ...] = ()  # columns of the reference, where they are others
 
 
 def _math_completion(row: Mapping[str, Any]) -> str:
@@ -111,18 +128,48 @@ def _gym_completion(row: Mapping[str, Any]) -> str | None:
 
 _KINDS: dict[RewardFunction, _Kind] = {
     exact_match: _Kind(
-        ("answer",), "a reference that is not its own answer", lambda row: str(row["answer"])
+        ("answer",),
+        EXACT_MATCH_NEEDED,
+        lambda row, where, **_: exact_reference(row["answer"], where=where),
+        lambda row: str(row["answer"]),
+        "a reference that is not its own answer",
     ),
     math_accuracy: _Kind(
-        ("solution", "answer"), "a reference that math-verify cannot read", _math_completion
+        ("solution", "answer"),
+        MATH_NEEDED,
+        lambda row, **_: check_math_verify(),
+        _math_completion,
+        "a reference that math-verify cannot read",
     ),
-    reasoning_gym: _Kind(("entry",), "an answer that their own verifier refuses", _gym_completion),
+    reasoning_gym: _Kind(
+        ("entry",),
+        REASONING_GYM_NEEDED,
+        lambda row, where, **_: gym_entry(row["entry"], where=where),
+        _gym_completion,
+        "an answer that their own verifier refuses",
+    ),
     unit_tests: _Kind(
-        REFERENCE_COLUMNS,
-        "a reference solution that fails their own tests",
+        ("tests", "test"),
+        TESTS_NEEDED,
+        row_tests,
         reference_solution,
+        "a reference solution that fails their own tests",
+        REFERENCE_COLUMNS,
     ),
 }
+
+
+def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
+    """Raise ValueError if a row lacks what a reward of ours needs, or nothing can pass it."""
+    kind = _KINDS.get(inspect.unwrap(reward))
+    if kind is None:
+        return
+    custom = inspect.unwrap(reward) is not reward  # unit_tests in a sandbox of the user's
+    for index, row in enumerate(prompts.rows):
+        where = f"{prompts.source}, row {index}"
+        if all(row.get(column) is None for column in kind.columns):
+            raise ValueError(f"{kind.needed} ({where} has none)")
+        kind.check(row, where=where, any_module=custom)
 
 
 def _reference_shown(row: Mapping[str, Any], columns: tuple[str, ...]) -> str:

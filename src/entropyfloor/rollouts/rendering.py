@@ -25,12 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def encode_prompts(prompts: PromptSet, tokenizer: Any, *, where: str) -> list[list[int]]:
-    """Token ids of every prompt.
-
-    Args:
-        prompts: the rows.
-        tokenizer: of the model.
-        where: whose tokenizer it is, for messages.
+    """Token ids of every prompt; ``where`` says whose tokenizer it is.
 
     Raises:
         ValueError: a conversation for a tokenizer without chat template, or one that the template

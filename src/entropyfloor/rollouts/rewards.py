@@ -13,7 +13,6 @@ a conversational prompt a list of one assistant message.
 """
 
 import importlib
-import inspect
 import math
 import re
 import sys
@@ -29,15 +28,21 @@ from entropyfloor.rollouts.answers import (
     final_answer,
     marked_answer,
 )
-from entropyfloor.rollouts.math_accuracy import NEEDED as MATH_NEEDED
-from entropyfloor.rollouts.math_accuracy import check_math_verify, math_accuracy
+from entropyfloor.rollouts.math_accuracy import math_accuracy
 from entropyfloor.rollouts.prompts import Prompt, PromptSet, reward_columns
 from entropyfloor.rollouts.reasoning_gym_prompts import gym_entry
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.rollouts.unit_tests import NEEDED as TESTS_NEEDED
-from entropyfloor.rollouts.unit_tests import row_tests, unit_tests
+from entropyfloor.rollouts.unit_tests import unit_tests
 
 RewardFunction = Callable[..., Any]
+
+EXACT_MATCH_NEEDED = (
+    "the reward exact_match needs a column 'answer' in the prompt set; add it or use another reward"
+)
+REASONING_GYM_NEEDED = (
+    "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) in the prompt "
+    "set; use the prompts reasoning_gym:TASK?size=24&seed=7, which have it"
+)
 
 
 def exact_match(
@@ -54,7 +59,7 @@ def exact_match(
 
     """
     if answer is None:
-        raise ValueError(_NEEDED[exact_match][1])
+        raise ValueError(EXACT_MATCH_NEEDED)
     scores: list[float | None] = []
     for index, (completion, reference) in enumerate(zip(completions, answer, strict=True)):
         if reference is None:
@@ -110,7 +115,7 @@ def reasoning_gym(
     task. An entry whose own answer does not score 1.0 gives None.
     """
     if entry is None:
-        raise ValueError(_NEEDED[reasoning_gym][1])
+        raise ValueError(REASONING_GYM_NEEDED)
     scores: list[float | None] = []
     for index, (completion, row) in enumerate(zip(completions, entry, strict=True)):
         scored = gym_entry(row, where=f"completion {index}")
@@ -126,44 +131,6 @@ NAMED_REWARDS: dict[str, RewardFunction] = {
     "reasoning_gym": reasoning_gym,
     "unit_tests": unit_tests,
 }
-
-
-# What a reward cannot do without: one of these columns, and how to get it.
-_NEEDED: dict[RewardFunction, tuple[tuple[str, ...], str]] = {
-    exact_match: (
-        ("answer",),
-        "the reward exact_match needs a column 'answer' in the prompt set; add it or use another "
-        "reward",
-    ),
-    math_accuracy: (("solution", "answer"), MATH_NEEDED),
-    reasoning_gym: (
-        ("entry",),
-        "the reward reasoning_gym needs a column 'entry' (question, answer, metadata) in the "
-        "prompt set; use the prompts reasoning_gym:TASK?size=24&seed=7, which have it",
-    ),
-    unit_tests: (("tests", "test"), TESTS_NEEDED),
-}
-
-
-def check_reward_columns(reward: RewardFunction, prompts: PromptSet) -> None:
-    """Raise ValueError if a row lacks what a reward of ours needs, or nothing can pass it."""
-    custom = inspect.unwrap(reward) is not reward  # unit_tests in a sandbox of the user's
-    reward = inspect.unwrap(reward)
-    if reward not in _NEEDED:
-        return
-    columns, needed = _NEEDED[reward]
-    if reward is math_accuracy:
-        check_math_verify()
-    for index, row in enumerate(prompts.rows):
-        where = f"{prompts.source}, row {index}"
-        if all(row.get(column) is None for column in columns):
-            raise ValueError(f"{needed} ({where} has none)")
-        if reward is unit_tests:
-            row_tests(row, where=where, any_module=custom)
-        elif reward is exact_match:
-            exact_reference(row["answer"], where=where)
-        elif reward is reasoning_gym:
-            gym_entry(row["entry"], where=where)
 
 
 def reward_by_name(name: str) -> RewardFunction:

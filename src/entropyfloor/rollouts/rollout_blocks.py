@@ -38,12 +38,9 @@ BLOCK = 256  # prompts whose rollouts are in memory at once
 class RolloutBlock:
     """Some prompts with all their rollouts, in order.
 
-    Attributes:
-        number: of the block, from 0.
-        rows: prompts of the set, consecutive.
-        rollouts: per prompt, ``num_samples`` of them.
-        rewards: per prompt and rollout; None without a reward, or where it does not apply.
-
+    ``number`` counts blocks from 0; ``rows`` are consecutive prompts of the set; ``rollouts`` and
+    ``rewards`` have ``num_samples`` per prompt. A reward is None without a reward function, or
+    where it does not apply.
     """
 
     number: int
@@ -70,8 +67,8 @@ class RolloutBlocks:
         task: the checkpoint with its tokenised prompts.
 
     Raises:
-        ValueError: something that cannot work, before the model is loaded; several checkpoints; a
-            folder drawn with other settings.
+        ValueError: what cannot work, before the model is loaded; a folder drawn with other
+            settings.
         FileNotFoundError: no such checkpoint.
 
     """

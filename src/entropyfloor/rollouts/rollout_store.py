@@ -122,12 +122,8 @@ def what_determines(
 ) -> dict[str, Any]:
     """JSON data that rollouts and scores depend on besides the checkpoint.
 
-    Args:
-        sampling: number of samples and batch size do not count.
-        prompts: with their columns, which the reward reads.
-        reward: scores them, or None.
-        settings: the reward's name, ``dtype``, ``device`` and ``engine``, among others.
-
+    Of ``sampling``, number of samples and batch size do not count. ``settings`` hold the reward's
+    name, ``dtype``, ``device`` and ``engine``, among others.
     """
     drawn = asdict(sampling)
     del drawn["batch_size"], drawn["num_samples"]
@@ -142,10 +138,8 @@ def what_determines(
 def open_folder(folder: Path, *, determines: dict[str, Any], context: dict[str, Any]) -> None:
     """Make the folder, or check that what is in it was drawn with the same settings.
 
-    Args:
-        folder: of the rollouts.
-        determines: JSON data that rollouts and scores depend on.
-        context: JSON data that a report needs besides (prompts' texts, settings); the last wins.
+    ``determines`` is what rollouts and scores depend on; ``context`` what a report needs besides
+    (prompts' texts, settings), where the last one wins. Both are JSON data.
 
     Raises:
         ValueError: the folder holds rollouts drawn otherwise.

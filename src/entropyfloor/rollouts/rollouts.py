@@ -78,15 +78,9 @@ def generate_rollouts(
 ) -> Iterator[list[Rollout]]:
     """Generate the requested rollouts, a batch at a time, longest prompts first.
 
-    Args:
-        checkpoint: the policy.
-        encoded: token ids per prompt.
-        requests: (prompt index, sample index) of every rollout wanted; any subset, in any order.
-        settings: sampling.
-        processes: each generates its share of the batches.
-
-    Yields:
-        The rollouts of one batch; batches of all processes together hold each request once.
+    ``encoded`` holds token ids per prompt; ``requests`` are (prompt index, sample index) of every
+    rollout wanted, in any order. Each of the ``processes`` yields its share of the batches, which
+    together hold each request once.
 
     Raises:
         ValueError: logits that are NaN or infinite.

@@ -37,13 +37,7 @@ _CHUNK_BYTES = 64 * 2**20  # logits of one chunk: 341 tokens x 49,152 entries x 
 
 @dataclass(frozen=True)
 class TokenSums:
-    """Sums over the tokens of each prompt, for measures that are means over tokens.
-
-    Attributes:
-        sums: nats, one per prompt.
-        tokens: how many they are over.
-
-    """
+    """Sums over the tokens of each prompt, nats, and how many tokens they are over."""
 
     sums: tuple[float, ...]
     tokens: tuple[float, ...]
@@ -81,15 +75,9 @@ def encode_held_out(
 ) -> list[Completion]:
     """Token ids of held-out completions, the end-of-sequence token included, as in training.
 
-    Prompt and completion are tokenised together. Where that changes the prompt's own tokens (a
-    token across the border, a chat template that renders it otherwise) the completion is
-    tokenised alone: what follows must be what follows the prompt of a rollout.
-
-    Args:
-        held_out: rows with ``prompt`` and ``completion`` (text, or messages).
-        encoded: token ids of its prompts.
-        tokenizer: of the checkpoint.
-
+    Prompt (``encoded``: its token ids) and completion are tokenised together. Where that changes
+    the prompt's own tokens (a token across the border, a chat template that renders it otherwise)
+    the completion is tokenised alone: what follows must be what follows the prompt of a rollout.
     """
     encoded_completions = []
     for index, (row, prefix) in enumerate(zip(held_out.rows, encoded, strict=True)):

@@ -12,6 +12,7 @@ import json
 import symtable
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,10 @@ _ADVICE = "write the cases as asserts"
 def tests_source(
     value: Any, *, where: str, entry_point: Any = None, any_module: bool = False
 ) -> str | None:
-    """A row's tests as one Python source; None where it has none.
+    """A row's tests (Python as text, a list of texts, or its JSON) as one source; None for none.
 
-    Args:
-        value: Python as text, a list of texts, or such a list as JSON.
-        where: names the row in errors.
-        entry_point: the row's.
-        any_module: the tests run elsewhere, where other modules may be installed.
+    ``where`` names the row in errors. With ``any_module`` the tests run elsewhere, where other
+    modules may be installed.
 
     Raises:
         ValueError: it is neither, no Python, or no program can pass it.
@@ -39,7 +37,10 @@ def tests_source(
     """
     if value is None:
         return None
-    parts = _listed(value)
+    parts = [value] if isinstance(value, str) else value
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):  # a list of tests as JSON: as Python it would do nothing
+            parts = json.loads(value)
     if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
         raise ValueError(
             f"unit_tests: the tests of {where} are a {type(value).__name__}; give Python as a "
@@ -74,8 +75,7 @@ def entry_name(entry_point: str) -> str | None:
 def tested_names(source: str) -> frozenset[str]:
     """Names that tests use and neither define nor import: those of the program."""
     top = symtable.symtable(source, "tests", "exec")
-    known = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}
-    known |= {symbol.get_name() for symbol in top.get_symbols() if symbol.is_imported()}
+    known = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
     used = {
         symbol.get_name()
         for table in _tables(top)
@@ -88,23 +88,7 @@ def tested_names(source: str) -> frozenset[str]:
         if isinstance(node, ast.ImportFrom) and node.module == "solution"
         for alias in node.names
     }
-    return frozenset(
-        {name for name in used - known if not hasattr(builtins, name) and name not in _GIVEN}
-        | imported
-    )
-
-
-def _listed(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):  # a list of tests as JSON: as Python it would do nothing
-        try:
-            parts = json.loads(value)
-        except ValueError:
-            return [value]
-        if isinstance(parts, list):
-            return parts
-    return [value]
+    return frozenset(used - known - _GIVEN - vars(builtins).keys() | imported)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -117,7 +101,7 @@ def _fault(source: str, entry_point: str | None, any_module: bool) -> str | None
         compile(source, "tests", "exec")
     except (SyntaxError, ValueError) as error:
         return f"are no Python: {error}"
-    for function in _tests_of_pytest(tree):
+    for function in (node for node in tree.body if isinstance(node, _FUNCTIONS)):
         if any(name in ast.unparse(d) for d in function.decorator_list for name in _PYTEST_ONLY):
             return f"need pytest ({function.name} is a fixture or parametrized); {_ADVICE}"
         arguments = function.args
@@ -140,10 +124,6 @@ def _fault(source: str, entry_point: str | None, any_module: bool) -> str | None
     if not tested_names(source) and not _uses_candidate(tree, entry_point):
         return "call nothing of the program, so they say nothing about it; call its functions"
     return None
-
-
-def _tests_of_pytest(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in tree.body if isinstance(node, _FUNCTIONS))
 
 
 def _runs_anything(tree: ast.Module, entry_point: str | None) -> bool:

@@ -27,7 +27,7 @@ from entropyfloor.sandbox import LocalSandbox, Program, Sandbox
 # Columns that may hold a reference solution: HumanEval's name, ours, the usual one and MBPP's.
 REFERENCE_COLUMNS = ("canonical_solution", "reference_solution", "solution", "code")
 
-_COLUMNS = {"prompt", "tests", "test", "entry_point", *REFERENCE_COLUMNS}
+_COLUMNS = ("prompt", "tests", "test", "entry_point", *REFERENCE_COLUMNS)
 
 # As CommonMark has it; then with any indentation and without lists, for models that get it wrong.
 # A line `<answer>` does not begin HTML that would swallow a fence.
@@ -67,22 +67,19 @@ def unit_tests(
     """
     if tests is None and test is None:
         raise ValueError(NEEDED)
-    columns = {
-        "prompt": prompts,
-        "tests": tests,
-        "test": test,
-        "entry_point": entry_point,
-    } | columns
-    names = [name for name, column in columns.items() if name in _COLUMNS and column is not None]
+    columns |= {"prompt": prompts, "tests": tests, "test": test, "entry_point": entry_point}
     programs: list[Program | None] = []
     references: list[Program | None] = []
     for index, completion in enumerate(completions):
-        row = {name: columns[name][index] for name in names}
+        row = {n: columns[n][index] for n in _COLUMNS if columns.get(n) is not None}
         source = row_tests(row, where=f"completion {index}", any_module=sandbox is not None)
         solution = reference_solution(row, where=f"completion {index}")
-        make = functools.partial(_program, row, source)
-        programs.append(make(completion_text(completion)))
-        references.append(None if solution is None else make(solution))
+        for text, made in ((completion_text(completion), programs), (solution, references)):
+            made.append(
+                None
+                if source is None or text is None
+                else program_of(text, row.get("prompt"), source, row.get("entry_point"))
+            )
     chosen = _local_sandbox() if sandbox is None else sandbox
     known = _REFERENCES.setdefault(id(chosen), (chosen, {}))[1]
     untried = [program for program in references if program is not None and program not in known]
@@ -120,21 +117,13 @@ def reference_solution(row: Mapping[str, Any], *, where: str = "a row") -> str |
         text = row.get(column)
         if tests is None or not isinstance(text, str):
             continue
-        entry_point = row.get("entry_point")
-        wanted = _wanted(tests, entry_point)
-        program = program_of(text, row.get("prompt"), tests, entry_point)
+        wanted = _wanted(tests, row.get("entry_point"))
+        program = program_of(text, row.get("prompt"), tests, row.get("entry_point"))
         body = program.prelude and code_in(text)[:1].isspace()
-        if _tree(program.code) is not None and (
-            body or _definitions(code_in(text, wanted), wanted)
-        ):
+        defines = body or _definitions(code_in(text, wanted), wanted)
+        if defines and _tree(program.code) is not None:
             return text
     return None
-
-
-def _program(row: Mapping[str, Any], tests: str | None, text: str) -> Program | None:
-    if tests is None:
-        return None
-    return program_of(text, row.get("prompt"), tests, row.get("entry_point"))
 
 
 def unit_tests_in(sandbox: Sandbox) -> Callable[..., list[float | None]]:

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 
 from entropyfloor.sandbox.program import Limits, Outcome, Program
 from entropyfloor.sandbox.zygotes import Zygote, ZygoteError
@@ -82,12 +81,7 @@ class LocalSandbox:
         if len(programs) == 1:
             return [one(programs[0])]
         with ThreadPoolExecutor(min(self.workers, len(programs))) as threads:
-            pending = [threads.submit(one, program) for program in programs]
-            try:
-                return [future.result() for future in pending]
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+            return list(threads.map(one, programs))
 
     def isolation(self) -> list[str]:
         """Which protections are active, in words; the first is the level's name.
@@ -116,12 +110,7 @@ class LocalSandbox:
         """Nothing is started yet."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 
@@ -133,11 +122,7 @@ class LocalSandbox:
                 try:
                     outcome = zygote.run(program, self.limits)
                 except ZygoteError as error:
-                    zygote.close()
                     failure = error
-                except BaseException:
-                    zygote.close()  # its answer would go to the next program
-                    raise
                 else:
                     self._idle.put(zygote)
                     return outcome
@@ -163,13 +148,8 @@ class LocalSandbox:
                 continue
             try:
                 zygote = Zygote(level)
-            except ZygoteError as error:
-                failures.append(f"{level}: {error}")
-                continue
-            try:
                 outcome = zygote.run(_TRIAL, Limits())
             except ZygoteError as error:
-                zygote.close()
                 failures.append(f"{level}: {error}")
                 continue
             if outcome.passed:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from entropyfloor.sandbox.program import Limits, Outcome, Program
 
@@ -33,7 +33,9 @@ class ZygoteError(RuntimeError):
 
 
 class Zygote:
-    """A running zygote; one program at a time."""
+    """A running zygote; one program at a time. One that fails is ended."""
+
+    _last_words = ""
 
     def __init__(self, level: str) -> None:
         """Start it.
@@ -43,7 +45,9 @@ class Zygote:
 
         """
         self.owner = os.getpid()
-        ours, theirs = socket.socketpair()
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(_START_SECONDS)
+        self._answers = self._control.makefile("rb")
         command = [sys.executable, "-I", "-B", "-X", "utf8", "-c", _START]
         with theirs:
             self._process = subprocess.Popen(
@@ -54,8 +58,6 @@ class Zygote:
                 env={},
                 cwd="/",
             )
-        self._control = ours
-        self._control.settimeout(_START_SECONDS)
         try:
             hello = self._receive()
         except (OSError, ZygoteError) as error:
@@ -65,9 +67,6 @@ class Zygote:
             self.close()
             raise ZygoteError(hello["error"])
         self.words: list[str] = hello["words"]
-        self.user_id: int | None = hello["own_id"]
-
-    _last_words = ""
 
     def run(self, program: Program, limits: Limits) -> Outcome:
         """Run one program.
@@ -76,33 +75,31 @@ class Zygote:
             ZygoteError: the harness failed.
 
         """
-        tests = json.dumps(
-            {
-                "tests": program.tests,
-                "prelude": program.prelude,
-                "entry_point": program.entry_point,
-            }
-        )
         started = time.perf_counter()
-        code = _memory_file(program.code.encode("utf-8", "replace"))
-        specification = _memory_file(tests.encode())
+        trusted = {name: getattr(program, name) for name in ("tests", "prelude", "entry_point")}
+        body = json.dumps(asdict(limits)).encode()
         try:
-            body = json.dumps(asdict(limits)).encode()
-            self._control.settimeout(limits.wall_seconds + _GRACE_SECONDS)
-            socket.send_fds(self._control, [_HEADER.pack(len(body))], [code, specification])
-            self._control.sendall(body)
-            reply = self._receive()
-        except OSError as error:
-            raise ZygoteError(f"its process does not answer: {error}") from error
-        finally:
-            os.close(code)
-            os.close(specification)
-        if reply["status"] == "error":
-            raise ZygoteError(reply["detail"])
-        return Outcome(**reply, seconds=time.perf_counter() - started)
+            with (
+                _memory_file(program.code.encode("utf-8", "replace")) as code,
+                _memory_file(json.dumps(trusted).encode()) as tests,
+            ):
+                self._control.settimeout(limits.wall_seconds + _GRACE_SECONDS)
+                files = [code.fileno(), tests.fileno()]
+                socket.send_fds(self._control, [_HEADER.pack(len(body))], files)
+                self._control.sendall(body)
+                answer = self._receive()
+            if answer["status"] == "error":
+                raise ZygoteError(answer["detail"])
+        except BaseException as error:
+            self.close()  # its answer would go to the next program
+            if isinstance(error, OSError):
+                raise ZygoteError(f"its process does not answer: {error}") from error
+            raise
+        return Outcome(**answer, seconds=time.perf_counter() - started)
 
     def close(self) -> None:
         """End it, and with it whatever it runs."""
+        self._answers.close()
         self._control.close()
         if self.owner != os.getpid():
             return  # a fork of the owner: not our child
@@ -117,22 +114,16 @@ class Zygote:
             self._process.stderr.close()
 
     def _receive(self) -> dict[str, Any]:
-        (length,) = _HEADER.unpack(self._exactly(_HEADER.size))
-        return json.loads(self._exactly(length))
-
-    def _exactly(self, length: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < length:
-            part = self._control.recv(length - len(parts))
-            if not part:
-                raise ZygoteError("its process ended")
-            parts += part
-        return bytes(parts)
+        header = self._answers.read(_HEADER.size)
+        length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 1
+        body = self._answers.read(length)
+        if len(body) < length:
+            raise ZygoteError("its process ended")
+        return json.loads(body)
 
 
-def _memory_file(content: bytes) -> int:
-    descriptor = os.memfd_create("entropyfloor-sandbox")
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    return descriptor
+def _memory_file(content: bytes) -> BinaryIO:
+    file = open(os.memfd_create("entropyfloor-sandbox"), "wb")  # noqa: SIM115 - the caller's
+    file.write(content)
+    file.flush()
+    return file

@@ -19,6 +19,7 @@ def arguments(sft, rl, files, *more):
     ]
 
 
+@pytest.mark.pictures
 def test_end_to_end(save_checkpoint, files, tmp_path, capsys):
     sft, rl = save_checkpoint("sft"), save_checkpoint("rl", seed=1)
     out = tmp_path / "out"

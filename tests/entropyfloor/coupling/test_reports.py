@@ -153,6 +153,7 @@ def test_the_answer_follows_the_last_checkpoint(change, where, words):
     assert words in answer(replace(found, checkpoints=(*found.checkpoints[:-1], last)))[where]
 
 
+@pytest.mark.pictures
 def test_one_table_three_ways(tmp_path):
     found = report(name="a|b*{}")
     write_report(found, tmp_path / "new")
@@ -168,6 +169,7 @@ def test_one_table_three_ways(tmp_path):
     assert durations_table(found).rows[1][:4] == ("threshold", "1", "10", "–")
 
 
+@pytest.mark.pictures
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_in_chromium(tmp_path):
     write_report(report(), tmp_path)

@@ -5,6 +5,7 @@ import pytest
 
 from entropyfloor.cli.main import main
 
+pytestmark = pytest.mark.pictures
 SMALL = "depths=[1,2] model.pretraining_steps=3 data.train_problems=6 data.held_out_problems=3"
 SMALL += " data.pretraining_problems=40 sft.per_device_train_batch_size=8 threads=1"
 

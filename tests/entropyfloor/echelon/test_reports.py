@@ -191,6 +191,7 @@ def test_numbers_of_the_table_are_those_of_the_cells():
 
 
 @pytest.mark.parametrize(("shape", "options"), SHAPES)
+@pytest.mark.pictures
 def test_the_report_stands_alone(tmp_path, shape, options):
     found = echelon(*shape, **options)
     write_report(found, tmp_path / "new")

@@ -32,6 +32,7 @@ from entropyfloor.sft.floor.plot import write_floor_plot
 from made_up_echelon import SETTINGS, made_up
 from sample_reports import report as sample_report
 
+pytestmark = pytest.mark.pictures
 _SPEC = importlib.util.spec_from_file_location(  # the echelon has a test_reports of its own
     "coupling_reports", Path(__file__).parents[1] / "coupling/test_reports.py"
 )
@@ -133,7 +134,7 @@ def test_files(text, tmp_path):
     verdict = {"event": "verdict", "message": text}
     course = [{"step": i, "floor_entropy": 0.2, "floor_weight": 0.1} for i in (1, 2)]
     chart = Chart(300, 200, text, text)
-    axes = chart.axes(below=text[:40], beside=text[:20])
+    axes = chart.axes(below=text[:40])
     axes.set_title(text[:40])
     threshold(axes, 0.5, text[:40])
     chart.legend([(axes.plot([0, 1], [0, 1], **series(0))[0], text)])

@@ -78,7 +78,7 @@ def test_common_beginning():
 
 def chart():
     found = Chart(370, 260, "rates", "they rise")
-    axes = found.axes(below="k", beside="share")
+    axes = found.axes(below="k")
     (line,) = axes.plot([1, 2], [0.1, 0.2], **series(0))
     found.tip(line, "ce: 0.2 <b>")
     found.legend([(line, "_ce")])

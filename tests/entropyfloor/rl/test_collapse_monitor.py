@@ -186,6 +186,7 @@ def run(folder, curve, policy, monitor=None, **changes):
     return trainer, monitor
 
 
+@pytest.mark.pictures
 def test_stop(tmp_path, caplog):
     trainer, monitor = run(
         tmp_path, FALLING, "stop", save_strategy="steps", save_steps=4, save_total_limit=2

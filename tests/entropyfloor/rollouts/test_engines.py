@@ -1,4 +1,3 @@
-import copy
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
@@ -9,17 +8,14 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from entropyfloor.models.checkpoint_sources import find_checkpoints
-from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts import teacher_forced
 from entropyfloor.rollouts.engines import choose_engine
-from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rollouts import generate_rollouts
 from entropyfloor.rollouts.teacher_forced import Completion, token_entropies
 from flat_calls import screen
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, drawn_from, tiny_checkpoint
 
 PROMPTS = PromptSet(
     tuple({"prompt": text} for text in ["1+2=", "a", "12+34+56=", "bcdef: 7-", "0", "99-1=#"])
@@ -32,15 +28,10 @@ ENDS = [1, *range(20, 60)]
 def test_rescored_entropies_equal_those_recorded_in_generation(family, chunk_bytes, monkeypatch):
     monkeypatch.setattr(teacher_forced, "_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(teacher_forced, "_ROW_TOKENS", 60)
-    model = tiny_model(family).eval()
-    model.generation_config.eos_token_id = ENDS
-    checkpoint = LoadedCheckpoint("tiny", "tiny", model, copy.deepcopy(tiny_tokenizer()))
+    checkpoint = tiny_checkpoint(family, ends=ENDS)
     encoded = encode_prompts(PROMPTS, checkpoint.tokenizer, where="tiny")
-    requests = [(prompt, sample) for prompt in range(len(PROMPTS)) for sample in range(3)]
-    settings = Sampling(max_new_tokens=10, batch_size=7, temperature=0.8, top_k=50)
-    drawn = [
-        r for batch in generate_rollouts(checkpoint, encoded, requests, settings) for r in batch
-    ]
+    sampling = {"max_new_tokens": 10, "batch_size": 7, "temperature": 0.8, "top_k": 50}
+    drawn = list(drawn_from(checkpoint, encoded, 3, **sampling).values())
     completions = [
         Completion(r.prompt_index, tuple(encoded[r.prompt_index]), r.token_ids) for r in drawn
     ]

@@ -21,6 +21,8 @@ def even(completion_ids, **_):
 # Every case in one launch: starting costs seconds. A list of command lines comes as JSON.
 PROGRAM = """
 import json, os, sys
+from entropyfloor import io
+io.write_pictures = lambda files: [io.write_atomic(path, "a picture") for path in files]
 from entropyfloor.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     code = main(["screen", *arguments])
@@ -99,10 +101,11 @@ def folders(tmp_path_factory):
     ]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     launch += ["--num_processes", "2", "--main_process_port", "0", "program.py", json.dumps(cases)]
+    path = os.pathsep.join([str(work), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         launch,
         cwd=work,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(work)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,4 +1,5 @@
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -7,15 +8,12 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy import stats
 from transformers import GenerationConfig
 
-from entropyfloor.models.checkpoints import LoadedCheckpoint, load_checkpoint
+from entropyfloor.models.checkpoints import load_checkpoint
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rollouts import (
-    check_lengths,
-    generate_rollouts,
-)
-from tiny_models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
+from entropyfloor.rollouts.rollouts import check_lengths, shared_prefill
+from tiny_models import FAMILIES, VOCABULARY, drawn_from, tiny_checkpoint, tiny_tokenizer
 
 PROMPTS = PromptSet(
     tuple({"prompt": text} for text in ["1+2=", "a", "12+34+56=", "bcdef: 7-", "0", "99-1=#"])
@@ -26,25 +24,13 @@ PROMPTS = PromptSet(
 ENDS = [1, *range(20, 60)]
 
 
-@pytest.fixture
-def checkpoint():
-    def make(family="llama", *, ends=ENDS, seed=0) -> LoadedCheckpoint:
-        model = tiny_model(family, seed).eval()
-        model.generation_config.eos_token_id = ends
-        return LoadedCheckpoint("tiny", "path/of/tiny", model, copy.deepcopy(tiny_tokenizer()))
-
-    return make
+def checkpoint(family="llama", *, ends=ENDS):
+    return tiny_checkpoint(family, ends=ends)
 
 
 def rollouts_of(checkpoint, prompts=PROMPTS, samples=3, **settings):
     encoded = encode_prompts(prompts, checkpoint.tokenizer, where=checkpoint.name)
-    requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)]
-    options = Sampling(**{"max_new_tokens": 10, **settings})
-    found = [
-        r for batch in generate_rollouts(checkpoint, encoded, requests, options) for r in batch
-    ]
-    assert sorted((r.prompt_index, r.sample_index) for r in found) == requests
-    return {(r.prompt_index, r.sample_index): r for r in found}
+    return drawn_from(checkpoint, encoded, samples, **{"max_new_tokens": 10, **settings})
 
 
 def tokens(rollouts):
@@ -63,7 +49,7 @@ def teacher_forced_entropies(model, prompt_ids, token_ids):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("warped", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}])
-def test_entropy_equals_brute_force(checkpoint, family, warped):
+def test_entropy_equals_brute_force(family, warped):
     loaded = checkpoint(family)
     encoded = encode_prompts(PROMPTS, loaded.tokenizer, where="tiny")
     found = rollouts_of(loaded, batch_size=5, **warped)
@@ -75,17 +61,14 @@ def test_entropy_equals_brute_force(checkpoint, family, warped):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rollouts_do_not_depend_on_the_batch(checkpoint, family):
+def test_rollouts_do_not_depend_on_the_batch(family):
     loaded = checkpoint(family)
     alone = rollouts_of(loaded, batch_size=1)
     for batch_size in (3, 16):
-        together = rollouts_of(loaded, batch_size=batch_size)
-        for key, rollout in alone.items():
-            assert together[key].token_ids == rollout.token_ids
-            assert together[key].entropies_nats == pytest.approx(rollout.entropies_nats, abs=1e-5)
+        check_same(alone, rollouts_of(loaded, batch_size=batch_size))
 
 
-def test_more_samples_and_tokens_extend_what_was_drawn(checkpoint):
+def test_more_samples_and_tokens_extend_what_was_drawn():
     loaded = checkpoint()
     short = rollouts_of(loaded, samples=2, max_new_tokens=4)
     longer = rollouts_of(loaded, samples=3, max_new_tokens=9)
@@ -93,13 +76,13 @@ def test_more_samples_and_tokens_extend_what_was_drawn(checkpoint):
         assert longer[key].token_ids[: len(rollout.token_ids)] == rollout.token_ids
 
 
-def test_seed_changes_rollouts(checkpoint):
+def test_seed_changes_rollouts():
     loaded = checkpoint()
     first, second = rollouts_of(loaded, seed=0), rollouts_of(loaded, seed=1)
     assert any(first[key].token_ids != second[key].token_ids for key in first)
 
 
-def test_first_tokens_follow_softmax(checkpoint):
+def test_first_tokens_follow_softmax():
     loaded = checkpoint()
     prompts = PromptSet(({"prompt": "1+2="},))
     found = rollouts_of(loaded, prompts, samples=4000, max_new_tokens=1, batch_size=1000)
@@ -113,7 +96,7 @@ def test_first_tokens_follow_softmax(checkpoint):
     assert stats.chisquare(observed, [*expected[~rare], expected[rare].sum()]).pvalue > 0.01
 
 
-def test_top_k_one_is_greedy(checkpoint):
+def test_top_k_one_is_greedy():
     loaded = checkpoint()
     found = rollouts_of(loaded, samples=2, top_k=1)
     ids = torch.tensor([loaded.tokenizer("1+2=")["input_ids"]])
@@ -121,7 +104,7 @@ def test_top_k_one_is_greedy(checkpoint):
     assert found[0, 0].token_ids == found[0, 1].token_ids == tuple(greedy.tolist())
 
 
-def test_every_end_of_sequence_token_ends(checkpoint):
+def test_every_end_of_sequence_token_ends():
     loaded = checkpoint(ends=list(range(100, 140)))
     assert loaded.eos_token_ids == (*range(100, 140), 1)
     ends = set(loaded.eos_token_ids)
@@ -135,7 +118,7 @@ def test_every_end_of_sequence_token_ends(checkpoint):
     assert len(seen) > 5
 
 
-def test_without_any_end_of_sequence_token_all_are_truncated(checkpoint):
+def test_without_any_end_of_sequence_token_all_are_truncated():
     loaded = checkpoint(ends=None)
     loaded.tokenizer.eos_token = None
     assert loaded.eos_token_ids == ()
@@ -143,14 +126,14 @@ def test_without_any_end_of_sequence_token_all_are_truncated(checkpoint):
     assert all(r.truncated and len(r.token_ids) == 10 for r in found.values())
 
 
-def test_a_tokenizer_without_pad_token(checkpoint):
+def test_a_tokenizer_without_pad_token():
     padded, bare = checkpoint(), checkpoint()
     bare.tokenizer.pad_token = None
     assert bare.pad_token_id != padded.pad_token_id
     assert tokens(rollouts_of(padded)) == tokens(rollouts_of(bare))
 
 
-def test_the_models_own_generation_config_adds_nothing(checkpoint):
+def test_the_models_own_generation_config_adds_nothing():
     plain = rollouts_of(checkpoint())
     loaded = checkpoint()
     own = GenerationConfig(
@@ -171,7 +154,7 @@ def test_the_models_own_generation_config_adds_nothing(checkpoint):
     assert loaded.model.generation_config is own
 
 
-def test_nan_logits_name_the_checkpoint(checkpoint):
+def test_nan_logits_name_the_checkpoint():
     loaded = checkpoint()
     with torch.no_grad():
         loaded.model.get_output_embeddings().weight[3] = torch.nan
@@ -246,3 +229,62 @@ def test_lengths():
 def test_impossible_settings(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+ENCODED = [[7, 8, 9, 10, 11, 12, 13, 14, 15], [20, 21, 22], [30]]
+
+
+def shared_rollouts(model, batch_size, prompts=(0, 1)):
+    return drawn_from(model, ENCODED, 4, prompts, max_new_tokens=8, batch_size=batch_size)
+
+
+def check_same(one, other):
+    assert one.keys() == other.keys()
+    for key, rollout in one.items():
+        assert other[key].token_ids == rollout.token_ids
+        assert other[key].entropies_nats == pytest.approx(rollout.entropies_nats, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_changes_nothing(family, monkeypatch):
+    model = checkpoint(family, ends=None)
+    shared = shared_rollouts(model, batch_size=8)
+    monkeypatch.setattr("entropyfloor.rollouts.rollouts.shared_prefill", lambda *_: None)
+    check_same(shared_rollouts(model, batch_size=8), shared)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "prompts"),
+    [("gemma2", {"sliding_window": 4}, (0, 1)), ("llama", {}, (0, 2))],
+)
+def test_a_short_window_and_a_prompt_of_one_token(family, options, prompts):
+    model = tiny_checkpoint(family, ends=None, **options)
+    alone, together = (shared_rollouts(model, size, prompts) for size in (1, 8))
+    check_same(alone, together)
+
+
+def test_each_prompt_is_read_once(monkeypatch):
+    model = checkpoint(ends=None)
+    rows = []
+    forward = model.model.forward
+
+    def counting(input_ids=None, **arguments):
+        rows.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **arguments)
+
+    counting.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(model.model, "forward", counting)
+    shared_rollouts(model, batch_size=8)
+    assert rows == [(2, 8), *[(8, 1)] * 8]
+
+
+@torch.inference_mode()
+def test_nothing_to_share():
+    model = checkpoint()
+    ids = torch.tensor([[1, 2], [3, 4]])
+    assert shared_prefill(model, ids, torch.ones_like(ids), [0, 1]) is None
+    assert shared_prefill(model, ids[:, :1], torch.ones_like(ids[:, :1]), [0, 0]) is None
+    cache = shared_prefill(model, ids[[0, 0, 1]], torch.ones(3, 2, dtype=torch.long), [5, 5, 9])
+    assert cache.get_seq_length() == 1
+    keys = cache.layers[0].keys
+    assert len(keys) == 3 and torch.equal(keys[0], keys[1]) and not torch.equal(keys[0], keys[2])

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -10,7 +8,7 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import encode_held_out, held_out_loss, kl_to_base
 from flat_calls import screen
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, tiny_checkpoint, tiny_tokenizer
 
 HELD_OUT = PromptSet(
     tuple(
@@ -20,10 +18,6 @@ HELD_OUT = PromptSet(
     "held out",
 )
 OPTIONS = {"max_new_tokens": 5, "progress": False, "num_samples": 2}
-
-
-def loaded(family="llama", seed=0):
-    return LoadedCheckpoint("m", "m", tiny_model(family, seed).eval(), tiny_tokenizer())
 
 
 def completions_of(checkpoint, held_out=HELD_OUT):
@@ -44,7 +38,7 @@ def log_probabilities(checkpoint, completion):
 def test_loss_and_kl_equal_those_of_full_logits(family, chunk_bytes, monkeypatch):
     monkeypatch.setattr(teacher_forced, "_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(teacher_forced, "_ROW_TOKENS", 60)  # several rows, several batches
-    checkpoint, base = loaded(family), loaded(family, seed=1)
+    checkpoint, base = tiny_checkpoint(family), tiny_checkpoint(family, 1)
     completions = completions_of(checkpoint)
     loss = held_out_loss(checkpoint, completions, num_prompts=4)
     kl = kl_to_base(checkpoint, base, completions, num_prompts=4)
@@ -59,8 +53,8 @@ def test_loss_and_kl_equal_those_of_full_logits(family, chunk_bytes, monkeypatch
 
 
 def test_kl_to_itself_is_zero():
-    checkpoint = loaded()
-    kl = kl_to_base(checkpoint, loaded(), completions_of(checkpoint), num_prompts=4)
+    checkpoint = tiny_checkpoint()
+    kl = kl_to_base(checkpoint, tiny_checkpoint(), completions_of(checkpoint), num_prompts=4)
     assert kl.sums == pytest.approx((0.0,) * 4, abs=1e-6)
 
 
@@ -85,7 +79,7 @@ def test_adapters_count(save_checkpoint, tmp_path):
 
 def test_completions_end_as_in_training():
     tokenizer = tiny_tokenizer()
-    first = completions_of(loaded())[0]
+    first = completions_of(tiny_checkpoint())[0]
     assert tokenizer.decode(first.ids) == "3<|end|>"
     chat = PromptSet(
         (
@@ -96,7 +90,7 @@ def test_completions_end_as_in_training():
             },
         )
     )
-    for completion in completions_of(loaded(), chat):
+    for completion in completions_of(tiny_checkpoint(), chat):
         assert tokenizer.decode(completion.prompt_ids) == "<|user|>1+2=<|end|><|assistant|>"
         assert tokenizer.decode(completion.ids) == "3<|end|>"
 
@@ -151,8 +145,8 @@ def test_errors_come_before_any_model_is_loaded(save_checkpoint, monkeypatch):
 
 
 def test_vocabularies_of_different_sizes():
-    checkpoint = loaded()
-    bigger = copy.copy(loaded())
+    checkpoint = tiny_checkpoint()
+    bigger = tiny_checkpoint()
     bigger.model.resize_token_embeddings(300)
-    with pytest.raises(ValueError, match="has 261 tokens in its head and the base m 300"):
+    with pytest.raises(ValueError, match=r"has 261 tokens in its head and the base .* 300"):
         kl_to_base(checkpoint, bigger, completions_of(checkpoint), num_prompts=4)

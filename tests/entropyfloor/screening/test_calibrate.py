@@ -1,7 +1,8 @@
 import pytest
 
 from entropyfloor.screening.calibrate import calibrate, fit_threshold, read_outcomes
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.report import ScreeningReport
+from sample_reports import bare_checkpoint
 
 PAPER = """checkpoint,score,entropy_nats,pass_at_1
 1.0,0.806,0.227,0.151
@@ -54,15 +55,9 @@ def test_too_little_data(write):
 
 def test_joined_with_a_screening_by_name(write):
     checkpoints = tuple(
-        CheckpointScreening(
-            name=f"checkpoint-{i}",
-            path="",
-            num_prompts=9,
-            num_rollouts=72,
-            entropy_nats=0.1 * i,
-            unique_fraction=1.0,
-            mean_tokens=1.0,
-            truncated_fraction=0.0,
+        bare_checkpoint(
+            f"checkpoint-{i}",
+            0.1 * i,
             pass_at_1=0.5 - 0.01 * i,
             degenerate_fraction=1.0 - 0.1 * i,
         )

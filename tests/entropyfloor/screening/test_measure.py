@@ -69,31 +69,22 @@ def test_order_does_not_matter():
     assert shuffled == measured()
 
 
+UNSCORED = {
+    *("entropy_nats", "entropy_sequence_mean", "entropy_sequence_p10", "entropy_sequence_p25"),
+    *("mean_tokens", "repetition", "self_bleu", "truncated_fraction", "unique_fraction"),
+}
+SCORED_TOO = UNSCORED | {
+    *("degenerate_predicted", "degenerate_predicted_all_wrong", "degenerate_predicted_all_right"),
+    *("degenerate_fraction", "degenerate_all_wrong", "degenerate_all_right", "pass_at_1"),
+    *("within_group_variance", "p_hat_over_p_star", "mean_reward"),
+}
+
+
 def test_every_measure_has_an_interval_around_it():
     result = measured()
-    expected = {
-        "entropy_nats": result.entropy_nats,
-        "entropy_sequence_mean": result.entropy_sequence_mean,
-        "entropy_sequence_p10": result.entropy_sequence_p10,
-        "entropy_sequence_p25": result.entropy_sequence_p25,
-        "self_bleu": result.self_bleu,
-        "repetition": result.repetition,
-        "degenerate_predicted": result.degenerate_predicted,
-        "degenerate_predicted_all_wrong": result.degenerate_predicted_all_wrong,
-        "degenerate_predicted_all_right": result.degenerate_predicted_all_right,
-        "pass_at_1": result.pass_at_1,
-        "pass_at_3": result.pass_at_k[3],
-        "degenerate_fraction": result.degenerate_fraction,
-        "degenerate_all_wrong": result.degenerate_all_wrong,
-        "degenerate_all_right": result.degenerate_all_right,
-        "within_group_variance": result.within_group_variance,
-        "p_hat_over_p_star": result.p_hat_over_p_star,
-        "mean_reward": result.mean_reward,
-        "unique_fraction": result.unique_fraction,
-        "mean_tokens": result.mean_tokens,
-        "truncated_fraction": result.truncated_fraction,
-    }
-    for name, value in expected.items():
+    values = {name: getattr(result, name, None) for name in SCORED_TOO}
+    values["pass_at_3"] = result.pass_at_k[3]
+    for name, value in values.items():
         low, high = result.intervals[name]
         assert low <= value <= high, name
 
@@ -109,17 +100,7 @@ def test_without_reward_nothing_is_scored():
     assert result.pass_at_k == {}
     assert result.entropy_nats == measured().entropy_nats
     assert not {key for key in result.to_dict() if "pass" in key or "degenerate" in key}
-    assert set(result.intervals) == {
-        "entropy_nats",
-        "entropy_sequence_mean",
-        "entropy_sequence_p10",
-        "entropy_sequence_p25",
-        "mean_tokens",
-        "repetition",
-        "self_bleu",
-        "truncated_fraction",
-        "unique_fraction",
-    }
+    assert set(result.intervals) == UNSCORED
 
 
 def test_prompts_that_the_reward_does_not_apply_to_are_left_out():

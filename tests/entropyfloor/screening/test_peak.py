@@ -3,26 +3,16 @@
 import pytest
 
 from entropyfloor.screening.peak import find_peaks, peak_words
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.stats.intervals import Interval
+from sample_reports import bare_checkpoint
 
 
 def checkpoint(path, pass_at_1=None, pass_at_8=None):
     scored = {}
     if pass_at_1 is not None:
         scored = {"pass_at_1": pass_at_1, "pass_at_k": {1: pass_at_1, 8: pass_at_8}}
-    return CheckpointScreening(
-        name=path,
-        path=path,
-        num_prompts=4,
-        num_rollouts=32,
-        entropy_nats=0.3,
-        unique_fraction=1.0,
-        mean_tokens=3.0,
-        truncated_fraction=0.0,
-        intervals={"pass_at_8": Interval(0.1, 0.9)},
-        **scored,
-    )
+    return bare_checkpoint(path, intervals={"pass_at_8": Interval(0.1, 0.9)}, **scored)
 
 
 RUN = [

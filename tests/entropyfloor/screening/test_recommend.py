@@ -1,22 +1,11 @@
 import pytest
 
 from entropyfloor.screening.recommend import recommend
-from entropyfloor.screening.report import CheckpointScreening
+from sample_reports import bare_checkpoint
 
 
 def found(name, verdict, entropy=0.3, **more):
-    return CheckpointScreening(
-        name=name,
-        path=name,
-        num_prompts=9,
-        num_rollouts=72,
-        entropy_nats=entropy,
-        unique_fraction=1.0,
-        mean_tokens=1.0,
-        truncated_fraction=0.0,
-        verdict=verdict,
-        **more,
-    )
+    return bare_checkpoint(name, entropy, verdict=verdict, **more)
 
 
 def scored(name, verdict, pass_at_1, degenerate, pass_at_8, **more):

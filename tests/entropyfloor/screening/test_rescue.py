@@ -19,24 +19,24 @@ PROMPTS = PromptSet(tuple({"prompt": f"{i} + {i} ="} for i in range(6)))
 SCREENING = {"num_samples": 4, "max_new_tokens": 6, "progress": False}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "base"
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def collapsed(tmp_path_factory, base):
-    """The base with a head so large that its distribution has no entropy."""
-    folder = tmp_path_factory.mktemp("collapsed") / "collapsed"
+def saved(folder, peak=1.0):
     model = tiny_model()
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(400.0)
+        model.get_output_embeddings().weight.mul_(peak)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory):
+    """The base with a head so large that its distribution has no entropy."""
+    return saved(tmp_path_factory.mktemp("collapsed") / "collapsed", peak=400.0)
 
 
 @pytest.fixture(scope="module")
@@ -159,27 +159,8 @@ def test_bad_input(tmp_path, base, adapter, collapsed):
 def test_command(tmp_path, base, collapsed, capsys):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS.rows))
-    code = main(
-        [
-            "rescue",
-            str(collapsed),
-            "--base",
-            str(base),
-            "--floor",
-            "1.0",
-            "--no-progress",
-            "--prompts",
-            str(prompts),
-            "--output-dir",
-            str(tmp_path / "out"),
-            "--num_samples",
-            "2",
-            "--max-new-tokens",
-            "4",
-            "--tolerance",
-            "0.5",
-        ]
-    )
-    assert code == 0
+    options = "--floor 1.0 --no-progress --num_samples 2 --max-new-tokens 4 --tolerance 0.5"
+    paths = ["--base", base, "--prompts", prompts, "--output-dir", tmp_path / "out"]
+    assert main(["rescue", str(collapsed), *map(str, paths), *options.split()]) == 0
     assert (tmp_path / "out" / "rescued" / "model.safetensors").is_file()
     assert "of the base clears the floor 1.0" in capsys.readouterr().out

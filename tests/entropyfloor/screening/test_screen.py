@@ -34,6 +34,7 @@ def without_runtime(report):
     return document
 
 
+@pytest.mark.pictures
 def test_report(save_checkpoint, tmp_path):
     wide, narrow = save_checkpoint("wide"), save_checkpoint("narrow", peak=300.0)
     report = screen(

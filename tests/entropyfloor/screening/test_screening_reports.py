@@ -7,7 +7,7 @@ from rich.console import Console
 
 import sample_reports
 from entropyfloor.screening.figures import write_plot
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.table import remarks, screening_markdown, screening_table
 from entropyfloor.stats.intervals import Interval
 
@@ -34,15 +34,9 @@ def checkpoint(name, entropy, *, scored=True):
         "p_hat_over_p_star": 3.01,
     }
     flagged = entropy < 0.18
-    return CheckpointScreening(
-        name=name,
-        path=name,
-        num_prompts=24,
-        num_rollouts=192,
-        entropy_nats=entropy,
-        unique_fraction=0.9,
-        mean_tokens=12.5,
-        truncated_fraction=0.0,
+    return sample_reports.bare_checkpoint(
+        name,
+        entropy,
         intervals={"entropy_nats": Interval(entropy - 0.01, entropy + 0.01)},
         flagged=flagged,
         reasons=("entropy is low",) if flagged else (),

@@ -56,29 +56,29 @@ def test_the_schema_names_every_field(name):
     assert set(DOCUMENT["$defs"][name]["properties"]) == {f.name for f in fields(RECORDS[name])}
 
 
-def broken(document, kind):
-    checkpoint = document["checkpoints"][0]
-    if kind == "version":
-        document["schema_version"] = 99
-    elif kind == "verdict":
-        checkpoint["verdict"] = "fine"
-    elif kind == "rate":
-        checkpoint["pass_at_1"] = 1.5
-    elif kind == "interval":
-        checkpoint["intervals"]["entropy_nats"] = [0.1]
-    elif kind == "k":
-        checkpoint["pass_at_k"]["x"] = 0.5
-    elif kind == "field":
-        checkpoint["another"] = 1
-    elif kind == "missing":
-        del checkpoint["entropy_nats"]
-    else:
-        document["settings"]["temperature"] = 0
-    return document
+ROW = ("checkpoints", 0)
 
 
 @pytest.mark.parametrize(
-    "kind", ["version", "verdict", "rate", "interval", "k", "field", "missing", "temperature"]
+    ("path", "value"),
+    [
+        (("schema_version",), 99),
+        ((*ROW, "verdict"), "fine"),
+        ((*ROW, "pass_at_1"), 1.5),
+        ((*ROW, "intervals", "entropy_nats"), [0.1]),
+        ((*ROW, "pass_at_k", "x"), 0.5),
+        ((*ROW, "another"), 1),
+        ((*ROW, "entropy_nats"), None),
+        (("settings", "temperature"), 0),
+    ],
+    ids=lambda part: str(part[-1]) if isinstance(part, tuple) else "",
 )
-def test_what_is_wrong_is_found(kind, tmp_path):
-    assert not VALIDATOR.is_valid(broken(written(report(2), tmp_path), kind))
+def test_what_is_wrong_is_found(path, value, tmp_path):
+    document = written(report(2), tmp_path)
+    part = document
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+    if value is None:
+        del part[path[-1]]
+    assert not VALIDATOR.is_valid(document)

@@ -1,12 +1,12 @@
 import pytest
 
 from entropyfloor.screening.recommend import recommend
-from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.verdict import judge
 from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.groups import p_star
 from entropyfloor.stats.intervals import Interval
 from entropyfloor.stats.rank_correlation import spearman
+from sample_reports import bare_checkpoint
 
 # arXiv 2606.18487, Qwen2.5-Coder-3B: epochs, entropy, pass@1, peak pass@10 of GRPO.
 PAPER = [
@@ -43,15 +43,9 @@ def record(name, entropy, pass_at_1=None, **more):
     found = judge(
         {"entropy_nats": entropy, "p_hat_over_p_star": ratio, **more}, {}, tau_h=0.18, group_size=8
     )
-    return CheckpointScreening(
-        name=name,
-        path=name,
-        num_prompts=24,
-        num_rollouts=192,
-        entropy_nats=entropy,
-        unique_fraction=1.0,
-        mean_tokens=1.0,
-        truncated_fraction=0.0,
+    return bare_checkpoint(
+        name,
+        entropy,
         pass_at_1=pass_at_1,
         verdict=found.verdict,
         flagged=found.flagged,

@@ -154,6 +154,7 @@ def test_resume_from_a_run_without_floor_is_refused(tmp_path):
         floored(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.pictures
 def test_checkpoints_carry_their_entropy(tmp_path):
     run = Run.of(
         floored(tmp_path, max_steps=20, save_strategy="steps", save_steps=10, floor_probe_steps=100)

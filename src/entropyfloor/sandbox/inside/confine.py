@@ -23,7 +23,6 @@ from entropyfloor.sandbox.inside.landlock import confine_files
 from entropyfloor.sandbox.inside.seccomp import install_filter
 
 NAMESPACES, LANDLOCK, READ_ONLY = "namespaces", "landlock", "read-only"
-LEVELS = (NAMESPACES, LANDLOCK, READ_ONLY)
 
 BOX = "/box"  # a program's folder, where it has a file system of its own
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")

@@ -32,23 +32,10 @@ _UNARY = ["neg", "pos", "abs", "invert", "index"]
 _ITEMS = ["getitem", "setitem", "delitem", "contains", "len", "iter", "next"]
 _CONVERSIONS = ["bool", "str", "repr", "int", "float"]
 _COMPARE = ["eq", "ne", "lt", "le", "gt", "ge"]
+_ATTRIBUTES = ["isinstance", "getattr", "setattr"]
 OPERATORS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in _BINARY + _UNARY + _COMPARE},
-    "getitem": operator.getitem,
-    "setitem": operator.setitem,
-    "delitem": operator.delitem,
-    "contains": operator.contains,
-    "len": len,
-    "iter": iter,
-    "next": next,
-    "bool": bool,
-    "str": str,
-    "repr": repr,
-    "int": int,
-    "float": float,
-    "isinstance": isinstance,
-    "getattr": getattr,
-    "setattr": setattr,
+    name: getattr(operator, name, None) or getattr(builtins, name)
+    for name in [*_BINARY, *_UNARY, *_COMPARE, *_ITEMS, *_CONVERSIONS, *_ATTRIBUTES]
 }
 
 
@@ -134,7 +121,7 @@ class Peer:
     """One end. ``guarded``: this is the judge, which answers little and believes little."""
 
     def __init__(self, channel: socket.socket, *, guarded: bool) -> None:
-        self._channel = channel
+        self._channel, self._incoming = channel, channel.makefile("rb")
         self._guarded = guarded
         self._objects: dict[int, Any] = {}
         self._numbers: dict[int, int] = {}  # id of an own object -> its number
@@ -298,16 +285,13 @@ class Peer:
         return message
 
     def _exactly(self, length: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < length:
-            try:
-                part = self._channel.recv(min(1 << 20, length - len(parts)))
-            except OSError as error:
-                raise OtherSideGone from error
-            if not part:
-                raise OtherSideGone
-            parts += part
-        return bytes(parts)
+        try:
+            content = self._incoming.read(length)
+        except OSError as error:
+            raise OtherSideGone from error
+        if len(content) < length:
+            raise OtherSideGone
+        return content
 
 
 def _builtin_base(kind: type) -> str:

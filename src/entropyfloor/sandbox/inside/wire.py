@@ -23,11 +23,17 @@ _CONTAINERS: dict[str, Any] = {
     "frozenset": frozenset,
     "deque": collections.deque,
 }
-_DATE: dict[str, Any] = {
-    "date": datetime.date,
-    "datetime": datetime.datetime,
-    "time": datetime.time,
+# Exact types that travel as plain numbers and text: what is written of one, and how it is read.
+_PLAIN: dict[type, tuple[Callable[[Any], list[Any]], Callable[..., Any]]] = {
+    complex: (lambda value: [value.real, value.imag], complex),
+    decimal.Decimal: (lambda value: [str(value)], decimal.Decimal),
+    datetime.timedelta: (lambda d: [d.days, d.seconds, d.microseconds], datetime.timedelta),
+    **{
+        kind: (lambda value: [value.isoformat()], kind.fromisoformat)
+        for kind in (datetime.date, datetime.datetime, datetime.time)
+    },
 }
+_PLAIN_TAGS = {kind.__name__: read for kind, (_, read) in _PLAIN.items()}
 _JSON_INTEGER = 1 << 63  # longer ones go as hex: Python limits the digits of a decimal
 
 
@@ -54,22 +60,15 @@ def encode(value: Any, refer: Callable[[Any], Encoded]) -> Encoded:
 def _encode_rare(value: Any, kind: type, refer: Callable[[Any], Encoded]) -> Encoded:
     if isinstance(value, bytes | bytearray):
         return ["bytes" if isinstance(value, bytes) else "bytearray", bytes(value).hex()]
-    if kind is complex:
-        return ["complex", value.real, value.imag]
-    if kind is range:
-        return ["range", *(encode(n, refer) for n in (value.start, value.stop, value.step))]
-    if kind is slice:
-        return ["slice", *(encode(n, refer) for n in (value.start, value.stop, value.step))]
+    if kind in _PLAIN:
+        return [kind.__name__, *_PLAIN[kind][0](value)]
+    if kind is range or kind is slice:
+        parts = value.start, value.stop, value.step
+        return [kind.__name__, *(encode(n, refer) for n in parts)]
     if value is Ellipsis or value is NotImplemented:
         return ["constant", repr(value)]
-    if kind is decimal.Decimal:
-        return ["decimal", str(value)]
     if kind is fractions.Fraction:
         return ["fraction", encode(value.numerator, refer), encode(value.denominator, refer)]
-    if kind in _DATE.values():
-        return [type(value).__name__, value.isoformat()]
-    if kind is datetime.timedelta:
-        return ["timedelta", value.days, value.seconds, value.microseconds]
     numpy = sys.modules.get("numpy")
     if numpy is not None and kind.__module__ == "numpy":
         if isinstance(value, numpy.generic) and kind is not numpy.void:
@@ -101,20 +100,14 @@ def decode(form: Encoded, resolve: Callable[[Encoded], Any]) -> Any:
         return int(form[1], 16)
     if tag in {"bytes", "bytearray"}:
         return getattr(builtins, tag).fromhex(form[1])
-    if tag == "complex":
-        return complex(form[1], form[2])
+    if tag in _PLAIN_TAGS:
+        return _PLAIN_TAGS[tag](*form[1:])
     if tag in {"range", "slice"}:
         return getattr(builtins, tag)(*(decode(n, resolve) for n in form[1:]))
     if tag == "constant":
         return {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}[form[1]]
-    if tag == "decimal":
-        return decimal.Decimal(form[1])
     if tag == "fraction":
         return fractions.Fraction(decode(form[1], resolve), decode(form[2], resolve))
-    if tag in _DATE:
-        return _DATE[tag].fromisoformat(form[1])
-    if tag == "timedelta":
-        return datetime.timedelta(days=form[1], seconds=form[2], microseconds=form[3])
     if tag == "ndarray":
         import numpy
 

@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from entropyfloor.sandbox.inside import kernel
@@ -73,34 +74,29 @@ def _serve(level: str, folder: str) -> None:
         _send(control, {"error": str(error)})
         return
     _warm_up()
-    _send(control, {"words": confinement.words(), "own_id": confinement.user_id})
+    _send(control, {"words": confinement.words()})
     while (request := _receive(control)) is not None:
         limits, files = request
         _send(control, _Run(confinement, limits, files, control, null, folder).outcome())
 
 
+@dataclass
 class _Run:
     """One program, from its fork to the death of the last of its processes."""
 
-    def __init__(
-        self,
-        confinement: Confinement,
-        limits: dict[str, Any],
-        files: list[int],
-        control: socket.socket,
-        null: int,
-        parent_folder: str,
-    ) -> None:
-        self._confinement = confinement
-        self._limits = limits
-        self._files = files
-        self._control = control
-        self._null = null
-        self._on_disk = confinement.level != NAMESPACES
-        self._folder = tempfile.mkdtemp(dir=parent_folder) if self._on_disk else BOX
-        if self._on_disk and confinement.user_id is not None:
-            os.chown(self._folder, confinement.user_id, confinement.user_id)
-        self._output = bytearray()
+    confinement: Confinement
+    limits: dict[str, Any]
+    files: list[int]
+    control: socket.socket
+    null: int
+    parent_folder: str
+
+    def __post_init__(self) -> None:
+        self.on_disk = self.confinement.level != NAMESPACES
+        self.folder = tempfile.mkdtemp(dir=self.parent_folder) if self.on_disk else BOX
+        if self.on_disk and self.confinement.user_id is not None:
+            os.chown(self.folder, self.confinement.user_id, self.confinement.user_id)
+        self.output = bytearray()
 
     def outcome(self) -> dict[str, Any]:
         """Run it; status, detail, output."""
@@ -109,7 +105,7 @@ class _Run:
         guardian = os.fork()
         if guardian == 0:
             _in_child(verdict_write, self._guard, verdict_write, output_write)
-        for descriptor in (verdict_write, output_write, *self._files):
+        for descriptor in (verdict_write, output_write, *self.files):
             os.close(descriptor)
         try:
             verdict = self._watch(verdict_read, output_read)
@@ -117,16 +113,16 @@ class _Run:
             self._end(guardian)
             os.close(verdict_read)
             os.close(output_read)
-        verdict["output"] = bytes(self._output[:_KEPT_OUTPUT]).decode(errors="replace")
+        verdict["output"] = bytes(self.output[:_KEPT_OUTPUT]).decode(errors="replace")
         return verdict
 
     def _watch(self, verdict: int, output: int) -> dict[str, Any]:
-        deadline = time.monotonic() + self._limits["wall_seconds"]
+        deadline = time.monotonic() + self.limits["wall_seconds"]
         poll = select.poll()
-        for descriptor in (verdict, output, self._control.fileno()):
+        for descriptor in (verdict, output, self.control.fileno()):
             poll.register(descriptor, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
-            wait = min(left, _POLL_SECONDS) if self._on_disk else left
+            wait = min(left, _POLL_SECONDS) if self.on_disk else left
             ready = {descriptor for descriptor, _ in poll.poll(max(1, int(wait * 1000)))}
             if output in ready and not self._take_output(output):
                 poll.unregister(output)
@@ -135,22 +131,22 @@ class _Run:
                 while output in ready and self._take_output(output, wait=False):
                     pass
                 return json.loads(data) if data else dict(_EXITED)
-            if len(self._output) > self._limits["output"]:
-                return {"status": "output", "detail": f"more than {self._limits['output']} bytes"}
-            if self._control.fileno() in ready and not self._control.recv(1, socket.MSG_PEEK):
+            if len(self.output) > self.limits["output"]:
+                return {"status": "output", "detail": f"more than {self.limits['output']} bytes"}
+            if self.control.fileno() in ready and not self.control.recv(1, socket.MSG_PEEK):
                 raise _UserGone
-            if self._on_disk and bytes_below(self._folder) > self._limits["disk"]:
-                return {"status": "disk", "detail": f"more than {self._limits['disk']} bytes"}
-        return {"status": "timeout", "detail": f"{self._limits['wall_seconds']} s of wall time"}
+            if self.on_disk and bytes_below(self.folder) > self.limits["disk"]:
+                return {"status": "disk", "detail": f"more than {self.limits['disk']} bytes"}
+        return {"status": "timeout", "detail": f"{self.limits['wall_seconds']} s of wall time"}
 
     def _take_output(self, pipe: int, *, wait: bool = True) -> bool:
         """Read what is there; False when there will be no more. At most one read past the limit."""
-        if len(self._output) > self._limits["output"]:
+        if len(self.output) > self.limits["output"]:
             return False
         if not wait and not select.select([pipe], [], [], 0)[0]:
             return False
         data = os.read(pipe, 1 << 16)
-        self._output += data
+        self.output += data
         return bool(data)
 
     def _end(self, guardian: int) -> None:
@@ -160,17 +156,17 @@ class _Run:
         with suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
-        if self._on_disk:
-            remove_folder(self._folder)
+        if self.on_disk:
+            remove_folder(self.folder)
 
     # -- in the guardian and below ---------------------------------------------------------------
 
     def _guard(self, verdict: int, output: int) -> None:
         os.setsid()
         _die_with_parent()
-        open_box(self._confinement, self._folder, self._limits["disk"])
+        open_box(self.confinement, self.folder, self.limits["disk"])
         _die_with_parent()  # again: a change of user has cleared it
-        _keep_open(verdict, output, self._null, *self._files)
+        _keep_open(verdict, output, self.null, *self.files)
         child = os.fork()
         if child == 0:
             _in_child(verdict, self._judge, verdict, output)
@@ -182,14 +178,14 @@ class _Run:
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
         mine, theirs = socket.socketpair()
-        code, tests = self._files
+        code, tests = self.files
         child = os.fork()
         if child == 0:
             _in_child(None, self._solve, theirs, code)
         theirs.close()
         os.close(code)
         specification = json.loads(_read_file(tests))
-        lock_down(self._confinement, self._folder, self._limits)
+        lock_down(self.confinement, self.folder, self.limits)
         outcome = judge(mine, **specification)
         if outcome["status"] == "exited":
             outcome = _how_it_ended(child, outcome)
@@ -200,9 +196,9 @@ class _Run:
         source = _read_file(code)
         _keep_open(1, 2, channel.fileno())
         os.environ.clear()
-        os.environ.update(HOME=self._folder, TMPDIR=self._folder, PATH="/usr/bin:/bin")
+        os.environ.update(HOME=self.folder, TMPDIR=self.folder, PATH="/usr/bin:/bin")
         os.environ.update(LANG="C.UTF-8", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-        lock_down(self._confinement, self._folder, self._limits)
+        lock_down(self.confinement, self.folder, self.limits)
         run_solution(source.decode(), channel)
 
 
