@@ -3,11 +3,15 @@
 import math
 import random
 
+from entropyfloor.screening.conclude import compare_checkpoints
 from entropyfloor.screening.records import (
     Calibration,
+    DegenerateExample,
     ExampleRollout,
+    GateResult,
     Histogram,
     PredictorCorrelation,
+    PromptResults,
     Recommendation,
 )
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
@@ -72,6 +76,7 @@ def scores(depth, rng):
         "degenerate_fraction": wrong + right,
         "degenerate_all_wrong": wrong,
         "degenerate_all_right": right,
+        "outcome_degenerate_fraction": 0.1 * wrong,
         "within_group_variance": sum(r * (1 - r) for r in rates) / len(rates) * 7 / 8,
         "p_hat_over_p_star": mean / p_star(8),
         "mean_reward": mean,
@@ -81,6 +86,16 @@ def scores(depth, rng):
         "degenerate_predicted_all_right": degenerate_fraction(mean, 8).all_right,
         "per_prompt_pass_rates": tuple(rates),
     }
+
+
+def prompt_results(rates, entropy):
+    return PromptResults(
+        prompt_indices=tuple(range(24)),
+        num_samples=(16,) * 24,
+        num_tokens=tuple(1280 + i for i in range(24)),
+        entropy_sums=tuple(entropy * (1280 + i + 40 * (i % 3)) for i in range(24)),
+        num_passed=tuple(None if rate is None else round(16 * rate) for rate in rates),
+    )
 
 
 def examples(entropy, rng, *, scored, text=None):
@@ -129,9 +144,13 @@ def checkpoint(name, depth, *, scored=True, text=None, seed=0):
         self_bleu=1 - entropy / 2,
         repetition=0.02,
         token_entropy_histogram=Histogram(edges, counts),
+        prompt_results=prompt_results(measures.get("per_prompt_pass_rates", [None] * 24), entropy),
         held_out_loss=1.2 + depth,
         kl_to_base=0.3 * depth,
-        examples=examples(entropy, rng, scored=scored, text=text),
+        examples=(shown := examples(entropy, rng, scored=scored, text=text)),
+        junk_fraction=0.02,
+        degenerate_text={"loop": 0.02, "empty thought": 0.01},
+        degenerate_examples=(DegenerateExample("loop", shown[0]),),
         sequential=SequentialRecord("above", 3, 384, 144, entropy - 0.1, entropy + 0.1, 0.05),
         samples_saved=240,
         flagged=flagged,
@@ -141,6 +160,22 @@ def checkpoint(name, depth, *, scored=True, text=None, seed=0):
         notes=("a pickle of 5 % was cut off",),
         runtime_s=12.3,
         **measures,
+    )
+
+
+def gates(rows):
+    return tuple(
+        GateResult(
+            "min_pass_at 16:0.6",
+            row.name,
+            "pass_at_16",
+            row.pass_at_k[16],
+            row.intervals["pass_at_16"],
+            0.6,
+            row.pass_at_k[16] >= 0.6,
+            False,
+        )
+        for row in rows
     )
 
 
@@ -172,6 +207,15 @@ def report(count=7, *, scored=True, long_names=False, text=None, name=None):
         for predictor, rho in (("entropy_nats", 0.7), ("pass_at_1", -0.9))
     )
     calibration = Calibration(5, correlations, 0.16, 0.7, 0.0, 0.2, "fitted on five checkpoints")
+    texts = [f"{text or 'user: What is'} {i} + 14?" for i in range(24)]
+    told = settings(scored=scored)
     return ScreeningReport(
-        rows, settings(scored=scored), advice, calibration if count > 1 else None
+        rows,
+        told,
+        advice,
+        calibration if count > 1 else None,
+        gates=gates(rows) if scored else (),
+        comparisons=tuple(
+            compare_checkpoints(rows[0], row, told, prompt_texts=texts) for row in rows[1:]
+        ),
     )

@@ -43,6 +43,8 @@ _EXTRAS = {
     "reasoning_gym": "tasks",
     "vllm": "vllm",
     "ray": "ray",
+    "datasketch": "overlap",
+    "tensorboard": "tensorboard",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

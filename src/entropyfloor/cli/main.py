@@ -9,9 +9,12 @@ from entropyfloor.cli.errors import USAGE_ERROR, exit_code
 VERBS = {
     "sft": "train with SEDTrainer: every flag and YAML of `trl sft`, plus our losses",
     "screen": "measure entropy, pass@k and degenerate groups of checkpoints before RL is paid for",
+    "compare": "two screened checkpoints prompt by prompt: who is ahead at which k, what was lost",
     "rescue": "move a collapsed checkpoint back towards its base, just above the entropy floor",
     "band": "keep the prompts of which some but not all rollouts pass, for RL",
     "grpo": "train with GRPO in its DAPO variant, watched for collapse: every flag of `trl grpo`",
+    "overlap": "which prompts are among the rows of training data: exactly, normalised or nearly",
+    "diagnose": "collapse of a run from its log: trl, verl, CSV or TensorBoard",
     "gft": "group fine-tuning: experts and a teacher beside own samples, weighted by advantages",
     "gft-groups": "experts' and a teacher's responses to every prompt, scored, for GFT",
     "echelon": "losses at growing depth, before and after RL, compared: a recipe, resumable",

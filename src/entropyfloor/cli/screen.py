@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from entropyfloor.cli.options import explicit_options, parse
+from entropyfloor.cli.report_files import ReportFiles
 from entropyfloor.io import write_atomic, write_pictures
 from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from entropyfloor.screening.records import Calibration
     from entropyfloor.screening.report import ScreeningReport
 
-FLAGGED = 3
-_VERDICTS = ["collapsed", "at-risk", "undecided", "none"]  # of --fail_on; none is never found
+FLAGGED, GATE_FAILED = 3, 4
+# Of --fail_on; none is never found.
+_VERDICTS = ["collapsed", "at-risk", "junk", "undecided", "none"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class _Flags:
 
     _argument_group_name: ClassVar[str] = "report"
     fail_on: list[str] = flag(
-        ["at-risk", "collapsed"],
+        ["at-risk", "collapsed", "junk"],
         f"verdicts that make the exit code 3, of {', '.join(_VERDICTS)}",
         choices=_VERDICTS,
         metavar="VERDICT",
@@ -40,28 +42,24 @@ class _Flags:
     from_rollouts: str | None = flag(
         None, "report again from an earlier --output_dir, without a model", metavar="DIR"
     )
-    json: str | None = flag(None, "write the report as JSON", metavar="FILE")
-    markdown: str | None = flag(None, "write the table as Markdown", metavar="FILE")
-    html: str | None = flag(None, "write one self-contained HTML page", metavar="FILE")
-    plot: str | None = flag(None, "write the plot as PNG", metavar="FILE")
 
 
 def main(argv: Sequence[str]) -> int:
     """Screen, print the table, write what was asked for.
 
     Returns:
-        3 if a checkpoint has one of --fail_on's verdicts (at risk and collapsed, when left out),
-        else 0; errors are raised.
+        4 if a gate failed, else 3 if a checkpoint has one of --fail_on's verdicts (at risk,
+        collapsed and junk, when left out), else 0; errors are raised.
 
     """
-    options, sampling, judging, flags, loading, output, checkpoints = parse(
+    options, sampling, judging, flags, files, loading, output, checkpoints = parse(
         argv,
-        *(PromptOptions, Sampling, Judging, _Flags, Loading, Output),
+        *(PromptOptions, Sampling, Judging, _Flags, ReportFiles, Loading, Output),
         verb="screen",
         description="Draw rollouts of each checkpoint on a prompt set and measure what "
         "group-relative RL would meet: entropy, pass@k, degenerate groups.",
-        epilog="Exit code: 3 a checkpoint has a verdict of --fail_on (default: at risk or "
-        "collapsed), 0 none has, 2 usage or data error.",
+        epilog="Exit code: 4 a gate failed (--min_pass_at, --min_coverage, --max_degenerate), 3 a "
+        "checkpoint has a verdict of --fail_on, 0 neither, 2 usage or data error.",
         positional={
             "dest": "checkpoints",
             "nargs": "*",
@@ -72,30 +70,26 @@ def main(argv: Sequence[str]) -> int:
     )
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.cli.dry_run import say_what_is_sampled
-    from entropyfloor.rollouts.preparation import check_samples
     from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
+    from entropyfloor.screening.gates import measured_ks
     from entropyfloor.screening.screen import screen
     from entropyfloor.screening.table import (
         advice_words,
+        gates_table,
         remarks,
         screening_markdown,
         screening_table,
     )
 
-    for target in (flags.json, flags.plot, flags.markdown, flags.html):
-        if target is not None:
-            _check_target(target)
+    files.check()
     pictures: dict[str | None, Any] = {}
-    if flags.html is not None or flags.plot is not None:
+    if files.html is not None or files.plot is not None:
         # matplotlib: a second's import, which a table does not need.
-        from entropyfloor.render.figure import check_suffix
         from entropyfloor.screening.figures import write_plot
         from entropyfloor.screening.page import write_page
 
-        if flags.plot is not None:
-            check_suffix(flags.plot)
-        pictures = {flags.html: write_page, flags.plot: write_plot}
+        pictures = {files.html: write_page, files.plot: write_plot}
     outcomes = None if flags.calibrate is None else read_outcomes(flags.calibrate)
     processes = join_processes()
     report = None
@@ -112,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
             judging = replace(judging, held_out=options.load(judging.held_out))
         if options.dry_run:
             scored = options.reward is not None
-            check_samples(sampling.num_samples, judging.group_size, judging.ks, scored=scored)
+            measured_ks(sampling.num_samples, judging, scored=scored)
             held_out = judging.held_out
             return say_what_is_sampled(options, sampling, loading, checkpoints, held_out)
         report = screen(
@@ -137,6 +131,8 @@ def main(argv: Sequence[str]) -> int:
     advice = advice_words(report)
     report = replace(report, calibration=calibration)
     console.print(screening_table(report).to_rich(console.width))
+    if report.gates:
+        console.print(gates_table(report).to_rich(console.width))
     for words in advice:
         print_line(console, words, "bold")
     for remark in remarks(report):
@@ -144,13 +140,15 @@ def main(argv: Sequence[str]) -> int:
     if calibration is not None:
         for words in _calibration_words(calibration):
             print_line(console, words)
-    if flags.json is not None:
-        report.write_json(flags.json)
-    if flags.markdown is not None:
-        write_atomic(Path(flags.markdown), screening_markdown(report))
+    if files.json is not None:
+        report.write_json(files.json)
+    if files.markdown is not None:
+        write_atomic(Path(files.markdown), screening_markdown(report))
     write_pictures(
         {Path(path): partial(write, report) for path, write in pictures.items() if path is not None}
     )
+    if not all(gate.passed for gate in report.gates):
+        return GATE_FAILED
     failing = {word.replace("-", " ") for word in flags.fail_on}
     return FLAGGED if any(c.verdict in failing for c in report.checkpoints) else 0
 
@@ -159,7 +157,7 @@ def _report_again(folder: str, told: dict[str, Any]) -> "ScreeningReport":
     """From rollouts on disk; what the flags leave out is as it was."""
     from entropyfloor.screening.from_rollouts import screen_from_rollouts
 
-    of_drawing = sorted({"greedy", "until_decided", "held_out", "base"} & set(told))
+    of_drawing = sorted({"greedy", "until_decided", "held_out", "base", "trained_on"} & set(told))
     if of_drawing:
         raise ValueError(
             f"--from_rollouts draws nothing: --{' and --'.join(of_drawing)} would have no effect; "
@@ -176,10 +174,3 @@ def _calibration_words(calibration: "Calibration") -> list[str]:
         for c in calibration.correlations
     ]
     return lines
-
-
-def _check_target(target: str) -> None:
-    path = Path(target)
-    if path.is_dir():
-        raise ValueError(f"{target} is a directory; name the file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)

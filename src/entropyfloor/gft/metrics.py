@@ -12,7 +12,7 @@ from entropyfloor.gft.responses import SOURCES
 from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor_losses import IGNORE_INDEX
 
-_SHARES = ("of_one", "degenerate", "all_right", "all_wrong")
+_SHARES = ("of_one", "degenerate", "all_right", "all_wrong", "outcome_degenerate")
 
 GROUP_SUMS = (
     *("groups", "size", "unscored", *_SHARES),
@@ -39,6 +39,7 @@ def group_sums(groups: Sequence[Group], success_threshold: float) -> Tensor:
         sums["degenerate"] += agree
         sums["all_right"] += agree and passed == len(rewards)
         sums["all_wrong"] += agree and passed == 0
+        sums["outcome_degenerate"] += not agree and passed in (0, len(rewards)) and bool(rewards)
         for response in group.responses:
             sums["loss_tokens"] += response.num_scored
             if response.in_loss and response.source != "self":

@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from entropyfloor.gft.config import GFTConfig
 from entropyfloor.gft.data import GroupRowsTrainer
@@ -42,6 +43,9 @@ from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
+from entropyfloor.stats.groups import shaping_is_larger_part
+
+logger = logging.get_logger(__name__)
 
 
 class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
@@ -63,8 +67,9 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
     accumulation steps and processes, for each source S in expert, teacher, other, self:
     ``S/reward`` and ``S/advantage`` (means over responses), ``S/tokens`` (per step),
     ``S/rectified`` (share of tokens), ``S/entropy`` and ``S/nll`` (nats per token, before the
-    update); ``groups/degenerate``, ``groups/all_right``, ``groups/all_wrong``, ``groups/of_one``
-    (shares of groups), ``groups/size``, ``responses/unscored``.
+    update); ``groups/degenerate``, ``groups/all_right``, ``groups/all_wrong``, ``groups/of_one``,
+    ``groups/outcome_degenerate`` (shares of groups; the last all pass or all fail while their
+    rewards differ), ``groups/size``, ``responses/unscored``.
 
     Raises:
         ValueError: a bad row, named by its number, before anything is computed; options that GFT's
@@ -291,7 +296,17 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         if sums := self._sums[mode]:
             self._sums[mode] = {}
             self._metrics[mode].update({name: [value] for name, value in ratios(sums).items()})
+            self._warn_of_shaping(sums)
         super().log(logs, start_time)
+
+    def _warn_of_shaping(self, sums: dict[str, float]) -> None:
+        """Once, over one log's groups: most of those with a gradient all pass or all fail."""
+        differ = sums.get("groups", 0.0) - sums.get("degenerate", 0.0)
+        if differ and shaping_is_larger_part(sums["outcome_degenerate"], differ):
+            logger.warning_once(
+                "Most groups whose rewards differ all pass or all fail (groups/outcome_degenerate):"
+                " what they teach comes from shaped rewards and says nothing about passing"
+            )
 
     # Checkpoints.
 

@@ -196,6 +196,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
             entropy, counts = self._probe.take_step()
             self.memory.read(state.global_step, entropy)
             self.memory.counts += counts
+            self.memory.warn_of_shaping(say=state.is_world_process_zero)
             drop = self._rule.drop_at(self.memory.readings, state.global_step)
             group_size = int(self._probe.trainer.num_generations)
             rates = counts.rates(group_size)

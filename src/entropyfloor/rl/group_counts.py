@@ -9,6 +9,9 @@ Both hold whatever the advantages are divided by. trl's ``frac_reward_zero_std``
 deviation it divides by, which under ``scale_rewards="batch"`` and ``normalize_then_sum`` is that of
 the whole batch: it reports 0 as long as any two groups differ.
 
+A group may have advantages although all its rollouts passed, or none did, because shaped rewards
+differ: it is *outcome-degenerate*, and counted apart from these.
+
 Whether a rollout *passed* is told by one reward function, unweighted: reward >= success_threshold.
 NaN is what trl makes of a None: a rollout that no function scored is left out, a group of such
 rollouts is counted as unscored.
@@ -22,6 +25,7 @@ from entropyfloor.stats.groups import (
     estimate_within_group_variance,
     expected_within_group_variance,
     p_star,
+    shaping_is_larger_part,
 )
 
 
@@ -41,11 +45,18 @@ class GroupCounts:
     # Sum over variance_groups of the unbiased p(1-p)(g-1)/g of each group
     variance_sum: float = 0.0
     variance_groups: int = 0  # groups with two or more rollouts of which it is known
+    # Not degenerate, although all passed or none did: shaped rewards differ
+    outcome_degenerate: int = 0
 
     def __add__(self, other: "GroupCounts") -> "GroupCounts":
         return GroupCounts(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         )
+
+    @property
+    def shaping_is_larger_part(self) -> bool:
+        """Whether most groups with a gradient have it from shaping alone."""
+        return shaping_is_larger_part(self.outcome_degenerate, self.groups - self.degenerate)
 
     @property
     def degenerate(self) -> int:
@@ -59,6 +70,7 @@ class GroupCounts:
             rates["degenerate_fraction"] = self.degenerate / self.groups
             rates["degenerate_all_wrong"] = self.all_wrong / self.groups
             rates["degenerate_all_right"] = self.all_right / self.groups
+            rates["outcome_degenerate_fraction"] = self.outcome_degenerate / self.groups
         if self.rewarded:
             rates["mean_reward"] = self.reward_sum / self.rewarded
         if self.rollouts:
@@ -132,6 +144,7 @@ def count_groups(
             reward_sum=float(scored.sum()),
             variance_sum=variance,
             variance_groups=int(known > 1),
+            outcome_degenerate=int(not degenerate and known > 0 and passed in (0, known)),
         )
     return counts
 

@@ -17,6 +17,8 @@ from entropyfloor.rl.collapse_rule import (
 from entropyfloor.rl.group_counts import GroupCounts
 
 _log = logging.getLogger(__name__)
+# Groups with a gradient before it is said that most of them have it from shaping (our choice).
+_ENOUGH_GROUPS = 20
 
 
 @dataclass
@@ -36,6 +38,8 @@ class MonitorMemory:
     # Step of the last checkpoint from before a collapse; None if there is none
     healthy_step: int | None = None
     restored: str | None = None  # path of the checkpoint whose weights were restored; None without
+    # It was said that most gradients come from shaped rewards alone
+    warned_of_shaping: bool = False
 
     def read(self, step: int, entropy: float | None) -> None:
         """Add a reading; nothing is kept once the decision is made."""
@@ -60,6 +64,22 @@ class MonitorMemory:
                 "temperature. tau_2 was found at 1, and entropies elsewhere in entropyfloor are at "
                 "1: compare these with neither",
                 temperature,
+            )
+
+    def warn_of_shaping(self, *, say: bool) -> None:
+        """Say once if most groups with a gradient all pass or all fail."""
+        counts = self.counts
+        enough = counts.groups - counts.degenerate >= _ENOUGH_GROUPS
+        if self.warned_of_shaping or not enough or not counts.shaping_is_larger_part:
+            return
+        self.warned_of_shaping = True
+        if say:
+            _log.warning(
+                "%d of %d groups with a gradient all pass or all fail, and only their shaped "
+                "rewards differ: most of what this run learns says nothing about passing. Give "
+                "harder or easier prompts (entropyfloor band), or weigh shaping less",
+                counts.outcome_degenerate,
+                counts.groups - counts.degenerate,
             )
 
     def judge(self, rule: CollapseRule, step: int, tau_h: float | None) -> bool:

@@ -15,7 +15,7 @@ as they are here, and None for a column that other rows have.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,17 @@ class PromptSet:
             prompt
             if isinstance(prompt, str)
             else "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+            for prompt in self.prompts
+        ]
+
+    @property
+    def user_texts(self) -> list[str]:
+        """What is asked: plain prompts, and of conversations what users say in them."""
+        return [
+            prompt
+            if isinstance(prompt, str)
+            else "\n\n".join(m["content"] for m in prompt if m["role"] == "user")
+            or "\n\n".join(m["content"] for m in prompt)
             for prompt in self.prompts
         ]
 
@@ -257,6 +268,25 @@ def load_prompts(spec: str | Path) -> PromptSet:
     if path.is_file():
         return PromptSet(tuple(read_rows(path)), str(path))
     raise FileNotFoundError(f"no prompts at {str(spec)!r}; give {_ALLOWED}")
+
+
+def stream_rows(spec: str | Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of what :func:`load_prompts` reads, one at a time, whatever columns they have.
+
+    Raises:
+        FileNotFoundError: nothing is at that path.
+        ValueError: a file that cannot be read.
+
+    """
+    path = Path(spec)
+    if isinstance(spec, str) and spec.startswith(PREFIX):
+        yield from reasoning_gym_rows(spec)
+    elif path.is_dir():
+        yield from _saved_dataset_rows(path)
+    elif path.is_file():
+        yield from read_rows(path)
+    else:
+        raise FileNotFoundError(f"no rows at {str(spec)!r}; give {_ALLOWED}")
 
 
 def _saved_dataset_rows(path: Path) -> Iterable[dict[str, Any]]:

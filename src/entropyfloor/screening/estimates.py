@@ -7,6 +7,7 @@ from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import (
     degenerate_fraction,
     estimate_degenerate_fraction,
+    estimate_rewards_agree,
     estimate_within_group_variance,
     p_star,
 )
@@ -80,6 +81,13 @@ def scored_metrics(
         ),
         "degenerate_all_right": estimate.share(
             "degenerate_all_right", [part.all_right for part in degenerate]
+        ),
+        "outcome_degenerate_fraction": estimate.share(
+            "outcome_degenerate_fraction",
+            [
+                max(0.0, part.total - estimate_rewards_agree(group, size))
+                for part, group in zip(degenerate, rewards, strict=True)
+            ],
         ),
         **_predicted(pass_at_1, size, estimate.intervals),
         "within_group_variance": variance,

@@ -251,7 +251,7 @@ def _draw_curves(chart: Chart, axes: Axes, report: ScreeningReport) -> str:
         words = "one other" if len(others) == 1 else f"{len(others)} others"
         keys.append((Line2D([], [], **grey), words))
     axes.set(xscale="log", ylim=(0.0, 1.03), xlabel="k (logarithmic)")
-    axes.xaxis.set_major_locator(FixedLocator(_apart(ks)))
+    axes.xaxis.set_major_locator(FixedLocator(apart(ks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y")
@@ -259,7 +259,7 @@ def _draw_curves(chart: Chart, axes: Axes, report: ScreeningReport) -> str:
     return "; ".join(said)
 
 
-def _apart(ks: Sequence[int], most: int = 9) -> list[int]:
+def apart(ks: Sequence[int], most: int = 9) -> list[int]:
     """At most so many of them, the last among them: their labels would run into each other."""
     step = -(-len(ks) // most)
     return list(ks[::-1][::step])

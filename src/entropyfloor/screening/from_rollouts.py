@@ -3,6 +3,7 @@
 Scores are taken as they are; thresholds, group size and ks may be others than they were.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,33 +11,29 @@ from typing import Any
 
 from entropyfloor.rollouts.draw import Drawing, replay
 from entropyfloor.rollouts.options import Sampling
-from entropyfloor.rollouts.preparation import check_samples
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore, read_folder
-from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
+from entropyfloor.screening.conclude import conclude, name_of
+from entropyfloor.screening.gates import check_base, measured_ks
+from entropyfloor.screening.measure import measure_checkpoint, with_examples
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.stats.group_sequential import SequentialRecord
 
+_JUDGED = (
+    *("group_size", "tau_h", "ks", "success_threshold"),
+    *("min_pass_at", "min_coverage", "max_degenerate"),
+)
 
-def screen_from_rollouts(
-    folder: str | Path,
-    *,
-    tau_h: float | None = None,
-    group_size: int | None = None,
-    ks: Sequence[int] | None = None,
-    success_threshold: float | None = None,
-) -> ScreeningReport:
+
+def screen_from_rollouts(folder: str | Path, **told: Any) -> ScreeningReport:
     """Compute a report again; what is left out is as it was.
 
     Args:
         folder: a screening's ``output_dir``, also of one that was killed: its checkpoints that have
             rollouts are reported.
-        tau_h: nats.
-        group_size: rollouts per prompt in RL.
-        ks: pass@k to report.
-        success_threshold: a rollout passes if its reward is at least this.
+        **told: fields of `Judging` that need no drawing, in place of what they were: ``tau_h``,
+            ``group_size``, ``ks``, ``success_threshold``, ``compare_to``, and the gates.
 
     Raises:
         FileNotFoundError: no such folder, or none of a screening.
@@ -45,23 +42,13 @@ def screen_from_rollouts(
     """
     context = read_folder(Path(folder))["context"]
     before = context["settings"]
-    settings = {
-        **before,
-        "tau_h": before["tau_h"] if tau_h is None else tau_h,
-        "group_size": before["group_size"] if group_size is None else group_size,
-        "success_threshold": (
-            before["success_threshold"] if success_threshold is None else success_threshold
-        ),
-    }
+    settings = {**before, **{name: value for name, value in told.items() if value is not None}}
     scored = settings["reward"] is not None
-    kept = before["ks"] if ks is None else ks
-    settings["ks"] = list(
-        check_samples(settings["num_samples"], settings["group_size"], kept, scored=scored)
-    )
     sampling = Sampling(**{part.name: settings[part.name] for part in fields(Sampling)})
-    judging = Judging(
-        settings["group_size"], settings["tau_h"], settings["ks"], settings["success_threshold"]
-    )
+    judging = Judging(**{name: settings[name] for name in _JUDGED if name in settings})
+    check_base(judging, len(context["checkpoints"]))
+    settings["ks"] = list(measured_ks(sampling.num_samples, judging, scored=scored))
+    judging = replace(judging, ks=settings["ks"])
     screened = []
     for name, path in context["checkpoints"]:
         store = RolloutStore(Path(folder), name, repair=False)
@@ -80,11 +67,42 @@ def screen_from_rollouts(
             teacher_forced=store.read_sums(),
             sequential=sequential,
         )
-        examples = example_rollouts(rollouts, rewards, context["prompt_texts"])
-        screened.append(replace(measured, examples=examples))
+        screened.append(with_examples(measured, rollouts, rewards, context["prompt_texts"]))
     if not screened:
         raise ValueError(f"{folder} holds no prompt with all its rollouts; let screen finish first")
-    return ScreeningReport(tuple(screened), settings, recommend(screened))
+    names = [(checkpoint.name, checkpoint.path) for checkpoint in screened]
+    if told.get("compare_to") is None and settings.get("compare_to") not in dict(names):
+        settings["compare_to"] = None  # its rollouts were not drawn before a kill
+    settings["compare_to"] = name_of(settings["compare_to"], names)
+    return conclude(
+        screened,
+        settings,
+        prompt_texts=context["prompt_texts"],
+        compare_to=settings["compare_to"],
+        gates=judging.gates,
+    )
+
+
+def read_screening(folder: str | Path) -> tuple[ScreeningReport, list[str]]:
+    """The report of a screening's ``output_dir``, and the texts of its prompts.
+
+    Where the written one is of other settings than the rollouts, of an earlier version, or not
+    there after a kill, it is computed from the rollouts.
+
+    Raises:
+        FileNotFoundError: no such folder, or none of a screening.
+        ValueError: no rollouts in it.
+
+    """
+    context = read_folder(Path(folder))["context"]
+    file, names = Path(folder) / "screening.json", [name for name, _ in context["checkpoints"]]
+    if file.is_file():
+        report = ScreeningReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        whole = all(checkpoint.prompt_results is not None for checkpoint in report.checkpoints)
+        written = [checkpoint.name for checkpoint in report.checkpoints]
+        if whole and written == names and report.settings == context["settings"]:
+            return report, context["prompt_texts"]
+    return screen_from_rollouts(folder), context["prompt_texts"]
 
 
 def _choose(

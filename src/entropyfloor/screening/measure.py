@@ -1,6 +1,7 @@
 """Rollouts and rewards of one checkpoint -> its measures, each with an interval over prompts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,22 @@ import numpy as np
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.rollouts.teacher_forced import TokenSums
+from entropyfloor.screening.degenerate_text import JUNK, KINDS, kind_of_degenerate
 from entropyfloor.screening.estimates import Estimates, scored_groups, scored_metrics
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.records import ExampleRollout, Histogram
+from entropyfloor.screening.records import (
+    DegenerateExample,
+    ExampleRollout,
+    Histogram,
+    PromptResults,
+)
 from entropyfloor.screening.report import CheckpointScreening
 from entropyfloor.screening.verdict import judge
 from entropyfloor.stats.diversity import repetition, self_bleu, unique_fraction
 from entropyfloor.stats.group_sequential import SequentialRecord
 
 _EXAMPLE_PROMPTS, _EXAMPLE_SAMPLES = 3, 2
+_EXAMPLES_OF_KIND = 2
 _HISTOGRAM_EDGES = tuple(np.linspace(0.0, 6.0, 31).round(10).tolist())  # the last bin is open
 
 
@@ -58,6 +66,11 @@ def measure_checkpoint(
 
     estimate = Estimates(sampling.seed)
     metrics = _unscored_metrics(groups, estimate)
+    kinds = {index: kind for index in sampled if (kind := _kind(rollouts[index])) is not None}
+    passing = {i for i in kinds if (rewards and (rewards[i] or 0.0) >= judging.success_threshold)}
+    junk = [i for i, kind in kinds.items() if kind in JUNK and i not in passing]
+    shares = [len(set(junk).intersection(own)) / len(own) for own in by_prompt.values()]
+    metrics["junk_fraction"] = estimate.share("junk_fraction", shares)
     for measure, sums in (teacher_forced or {}).items():
         metrics[measure] = estimate.ratio(measure, sums.sums, sums.tokens)
     if rewards is not None:
@@ -88,11 +101,44 @@ def measure_checkpoint(
         notes=(*judged.notes, *_unscored_prompts(len(groups), metrics)),
         temperature=sampling.temperature,
         token_entropy_histogram=_histogram([r for group in groups for r in group]),
+        degenerate_text={
+            kind: share
+            for kind in KINDS
+            if (share := sum(k == kind for k in kinds.values()) / len(sampled))
+        },
+        prompt_results=_prompt_results(by_prompt, rollouts, rewards, judging.success_threshold),
         sequential=sequential,
         samples_saved=(
             0 if sequential is None else sequential.samples_planned - sequential.samples_drawn
         ),
         **metrics,
+    )
+
+
+def _kind(rollout: Rollout) -> str | None:
+    mean = float(rollout.entropies_nats.mean(dtype=float))
+    return kind_of_degenerate(rollout.text, rollout.token_ids, mean)
+
+
+def _prompt_results(
+    by_prompt: Mapping[int, Sequence[int]],
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[float | None] | None,
+    threshold: float,
+) -> PromptResults:
+    passed: list[int | None] = []
+    for indices in by_prompt.values():
+        scores = [] if rewards is None else [r for i in indices if (r := rewards[i]) is not None]
+        passed.append(sum(score >= threshold for score in scores) if scores else None)
+    groups = [[rollouts[i] for i in indices] for indices in by_prompt.values()]
+    return PromptResults(
+        prompt_indices=tuple(by_prompt),
+        num_samples=tuple(map(len, groups)),
+        num_tokens=tuple(sum(len(r.token_ids) for r in group) for group in groups),
+        entropy_sums=tuple(
+            float(sum(r.entropies_nats.sum(dtype=float) for r in group)) for group in groups
+        ),
+        num_passed=tuple(passed),
     )
 
 
@@ -149,16 +195,21 @@ def _request_order(rollouts: Sequence[Rollout]) -> list[int]:
     )
 
 
-def example_rollouts(
+def with_examples(
+    measured: CheckpointScreening,
     rollouts: Sequence[Rollout],
     rewards: Sequence[float | None] | None,
     prompt_texts: Sequence[str],
-) -> tuple[ExampleRollout, ...]:
-    """The first samples of the first prompts, with the texts of all prompts of the set."""
-    sampled = [index for index in _request_order(rollouts) if not rollouts[index].greedy]
-    shown = sorted({rollouts[index].prompt_index for index in sampled})[:_EXAMPLE_PROMPTS]
-    return tuple(
-        ExampleRollout(
+) -> CheckpointScreening:
+    """The record with rollouts to look at, and the texts of all prompts of the set.
+
+    These are the first samples of the first prompts, the same for every checkpoint, and the first
+    ones of each kind of degenerate text.
+    """
+
+    def example(index: int) -> ExampleRollout:
+        rollout = rollouts[index]
+        return ExampleRollout(
             prompt_index=rollout.prompt_index,
             sample_index=rollout.sample_index,
             prompt=prompt_texts[rollout.prompt_index],
@@ -168,7 +219,25 @@ def example_rollouts(
             reward=None if rewards is None else rewards[index],
             truncated=rollout.truncated,
         )
-        for index in sampled
-        for rollout in [rollouts[index]]
-        if rollout.prompt_index in shown and rollout.sample_index < _EXAMPLE_SAMPLES
+
+    sampled = [index for index in _request_order(rollouts) if not rollouts[index].greedy]
+    shown = sorted({rollouts[index].prompt_index for index in sampled})[:_EXAMPLE_PROMPTS]
+    degenerate: dict[str, list[int]] = {kind: [] for kind in measured.degenerate_text}
+    for index in sampled if degenerate else ():
+        kind = _kind(rollouts[index])
+        if kind is not None and len(degenerate[kind]) < _EXAMPLES_OF_KIND:
+            degenerate[kind].append(index)
+    return replace(
+        measured,
+        examples=tuple(
+            example(index)
+            for index in sampled
+            if rollouts[index].prompt_index in shown
+            and rollouts[index].sample_index < _EXAMPLE_SAMPLES
+        ),
+        degenerate_examples=tuple(
+            DegenerateExample(kind, example(index))
+            for kind, indices in degenerate.items()
+            for index in indices
+        ),
     )

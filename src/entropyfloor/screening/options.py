@@ -18,13 +18,59 @@ def check_tau_h(tau_h: float) -> None:
         raise ValueError(f"tau_h is an entropy in nats, 0 or more, such as {TAU_H}; got {tau_h}")
 
 
+@dataclass(frozen=True)
+class Gate:
+    """One limit that every checkpoint must keep.
+
+    Attributes:
+        flag: ``min_pass_at``, ``min_coverage`` or ``max_degenerate``.
+        limit: in [0, 1].
+        k: of ``min_pass_at``; None of the others.
+
+    """
+
+    flag: str
+    limit: float
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.limit <= 1.0:
+            raise ValueError(f"--{self.flag} is a share between 0 and 1; got {self.limit}")
+
+    @classmethod
+    def pass_at(cls, words: str) -> "Gate":
+        """Read ``16:0.6``."""
+        k, _, share = words.partition(":")
+        try:
+            gate = cls("min_pass_at", float(share), int(k))
+        except ValueError as error:
+            raise ValueError(
+                f"--min_pass_at is K:SHARE, such as 16:0.6 for pass@16 of at least 0.6; got {words}"
+            ) from error
+        return gate
+
+    @property
+    def is_upper(self) -> bool:
+        """Whether the limit is the greatest value allowed."""
+        return self.flag == "max_degenerate"
+
+    @property
+    def metric(self) -> str:
+        """The name of what is limited."""
+        others = {"min_coverage": "coverage", "max_degenerate": "degenerate_fraction"}
+        return others.get(self.flag, f"pass_at_{self.k}")
+
+    def __str__(self) -> str:
+        return f"{self.flag} {self.limit if self.k is None else f'{self.k}:{self.limit}'}"
+
+
 @described
 @dataclass(frozen=True)
 class Judging:
     """What is computed from the rollouts, beside how they were drawn.
 
     Raises:
-        ValueError: an impossible group size or threshold.
+        ValueError: an impossible group size, threshold or gate.
 
     """
 
@@ -49,11 +95,47 @@ class Judging:
         "measure the KL to this model, on rollouts and held-out completions; it stays in memory",
         metavar="CKPT",
     )
+    compare_to: str | None = flag(
+        None,
+        "the checkpoint that the others are compared with, prompt by prompt (default: the first)",
+        metavar="CKPT",
+    )
+    trained_on: Path | str | None = flag(
+        None,
+        "rows that the checkpoints were trained on: prompts that are among them, exactly or "
+        "nearly, are said (see `entropyfloor overlap`)",
+        metavar="SPEC",
+    )
+    min_pass_at: list[str] = flag(
+        [],
+        "gate: pass@K of every checkpoint must be at least SHARE, as 16:0.6; any number of them",
+        action="extend",
+        metavar="K:SHARE",
+    )
+    min_coverage: float | None = flag(
+        None,
+        "gate: of the prompts that the checkpoint of compare_to solves, the others must solve at "
+        "least this share",
+        metavar="SHARE",
+    )
+    max_degenerate: float | None = flag(
+        None, "gate: at most this share of groups may be degenerate", metavar="SHARE"
+    )
 
     def __post_init__(self) -> None:
         check_tau_h(self.tau_h)
         check_success_threshold(self.success_threshold)
         p_star(self.group_size)  # raises for an impossible group size
+        assert self.gates is not None  # raises for an impossible gate
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The limits that checkpoints must keep."""
+        single = (("min_coverage", self.min_coverage), ("max_degenerate", self.max_degenerate))
+        return (
+            *map(Gate.pass_at, self.min_pass_at),
+            *(Gate(name, limit) for name, limit in single if limit is not None),
+        )
 
 
 @described

@@ -22,10 +22,12 @@ from entropyfloor.screening.figures import (
     token_entropy_figure,
     write_plot,
 )
+from entropyfloor.screening.paired_page import paired_parts
 from entropyfloor.screening.records import Calibration, ExampleRollout
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.table import (
     further_table,
+    gates_table,
     screening_markdown,
     screening_table,
     undecided_advice,
@@ -112,10 +114,15 @@ def screening_html(report: ScreeningReport) -> str:
         lead=_lead(settings),
         table=screening_table(report).to_html(),
         further=further_table(report).to_html(),
+        gates=gates_table(report).to_html() if report.gates else None,
+        gates_failed=sum(not gate.passed for gate in report.gates),
         sentence=_sentence,
         figures={name: chart.svg(name) for name, chart in row_figures(report).items()},
         pass_at_k=None if curves is None else curves.svg("pass-at-k"),
         examples=_examples(rows),
+        degenerate=_degenerate(rows),
+        pairs=paired_parts(report.comparisons),
+        open_names={row.name for row in rows if row.open},
     )
 
 
@@ -127,7 +134,7 @@ def _charts(index: int, report: ScreeningReport) -> tuple[Markup, ...]:
 
 def _counts(rows: Iterable[_Row]) -> list[tuple[str, str, int]]:
     """(verdict, style, how many), the good ones first."""
-    order = ["ready", "not flagged", "at risk", "collapsed", "flagged", "undecided"]
+    order = ["ready", "not flagged", "at risk", "collapsed", "junk", "flagged", "undecided"]
     counts = Counter((row.word, row.style) for row in rows)
     return sorted(((w, s, n) for (w, s), n in counts.items()), key=lambda c: order.index(c[0]))
 
@@ -176,6 +183,22 @@ def _examples(rows: list[_Row]) -> list[dict[str, Any]]:
             ],
         }
         for index, text in sorted(prompts.items())
+    ]
+
+
+def _degenerate(rows: list[_Row]) -> list[dict[str, Any]]:
+    """Checkpoints with degenerate text: the shares of its kinds, and examples."""
+    return [
+        {
+            "row": row,
+            "shares": ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items()),
+            "examples": [
+                (f"{e.kind}, prompt {e.rollout.prompt_index}", _shown(e.rollout))
+                for e in row.record.degenerate_examples
+            ],
+        }
+        for row in rows
+        if (shares := row.record.degenerate_text)
     ]
 
 

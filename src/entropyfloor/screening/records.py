@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+from entropyfloor.stats.intervals import Interval
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -10,6 +12,18 @@ class Histogram:
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptResults:
+    """What a checkpoint's rollouts came to, prompt by prompt: what a paired comparison needs."""
+
+    prompt_indices: tuple[int, ...]  # rows of the prompt set, rising
+    num_samples: tuple[int, ...]  # rollouts
+    num_tokens: tuple[int, ...]  # generated tokens over all of them
+    entropy_sums: tuple[float, ...]  # nats, summed over these tokens
+    # Rollouts that passed; None where the reward does not apply, or without one
+    num_passed: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,14 @@ class ExampleRollout:
 
 
 @dataclass(frozen=True)
+class DegenerateExample:
+    """A rollout that is degenerate text, and its kind (``screening/degenerate_text.py``)."""
+
+    kind: str
+    rollout: ExampleRollout
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """Which checkpoint to start RL from, beside what "highest pass@1" would have picked.
 
@@ -64,6 +86,32 @@ class Recommendation:
     k: int | None = None
     predictors: dict[str, str] = field(default_factory=dict)
     disagreements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate on one checkpoint.
+
+    Attributes:
+        gate: as it was given, ``min_pass_at 16:0.6``.
+        checkpoint: its name.
+        metric: ``pass_at_16``, ``coverage`` or ``degenerate_fraction``.
+        value: what it is; None if the base of coverage solves nothing.
+        interval: 95 %, where there is one.
+        limit: that it must keep.
+        passed: whether it does.
+        certain: whether the interval leaves the limit out.
+
+    """
+
+    gate: str
+    checkpoint: str
+    metric: str
+    value: float | None
+    interval: Interval | None
+    limit: float
+    passed: bool
+    certain: bool
 
 
 @dataclass(frozen=True)

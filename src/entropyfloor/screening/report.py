@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.io import save_json
+from entropyfloor.screening.paired import PairedComparison
 from entropyfloor.screening.peak import Peak, find_peaks
 from entropyfloor.screening.records import (
     Calibration,
+    DegenerateExample,
     ExampleRollout,
+    GateResult,
     Histogram,
+    PromptResults,
     Recommendation,
     plain,
     restore,
@@ -26,6 +30,7 @@ _NEEDS_REWARD = (
     "degenerate_fraction",
     "degenerate_all_wrong",
     "degenerate_all_right",
+    "outcome_degenerate_fraction",
     "within_group_variance",
     "p_hat_over_p_star",
     "mean_reward",
@@ -58,11 +63,13 @@ class CheckpointScreening:
         degenerate_fraction: groups whose rewards all agree, unbiased, mean over prompts.
         degenerate_all_wrong: the part of it where all are wrong.
         degenerate_all_right: the part of it where all are right.
+        outcome_degenerate_fraction: the part of it where rewards differ all the same, because they
+            are shaped: an advantage that says nothing about passing.
         within_group_variance: p(1-p)(g-1)/g, unbiased, mean over prompts; None for one sample per
             prompt.
         p_hat_over_p_star: ``pass_at_1 / p*(group_size)``.
         mean_reward: mean of the reward itself.
-        verdict: ``ready``, ``at risk``, ``collapsed`` or ``undecided``.
+        verdict: ``ready``, ``at risk``, ``collapsed``, ``junk`` or ``undecided``.
         entropy_sequence_mean: mean entropy of a rollout's tokens, mean over rollouts, nats.
         entropy_sequence_p10: the tenth percentile of that over rollouts, nats.
         entropy_sequence_p25: the lower quartile.
@@ -78,6 +85,7 @@ class CheckpointScreening:
         degenerate_predicted_all_right: its part ``p^g``.
         per_prompt_pass_rates: one per scored prompt, in order.
         token_entropy_histogram: of all generated tokens, nats.
+        prompt_results: what its rollouts came to, prompt by prompt, for paired comparisons.
         held_out_loss: nats per token of held-out completions; None without any.
         kl_to_base: ``KL(p_checkpoint || p_base)`` per token, nats, on its own rollouts.
         held_out_kl_to_base: the same on held-out completions.
@@ -85,7 +93,11 @@ class CheckpointScreening:
         sequential: what ``until_decided`` did; None without.
         samples_saved: rollouts that it did not have to draw.
         intervals: 95 % interval by measure name (``pass_at_8`` for k = 8), where there is one.
-        flagged: whether the verdict is ``at risk`` or ``collapsed``.
+        junk_fraction: rollouts that are degenerate text of a kind that is no answer and did not
+            pass, mean over prompts.
+        degenerate_text: kind -> share of rollouts, of the kinds that there are.
+        degenerate_examples: a few of them.
+        flagged: whether the verdict is ``at risk``, ``collapsed`` or ``junk``.
         reasons: why the verdict is what it is.
         notes: what else to know.
         runtime_s: seconds for loading, generating and scoring.
@@ -123,11 +135,16 @@ class CheckpointScreening:
     degenerate_predicted_all_wrong: float | None = None
     degenerate_predicted_all_right: float | None = None
     per_prompt_pass_rates: tuple[float, ...] = ()
+    outcome_degenerate_fraction: float | None = None
     token_entropy_histogram: Histogram | None = None
+    prompt_results: PromptResults | None = None
     held_out_loss: float | None = None
     kl_to_base: float | None = None
     held_out_kl_to_base: float | None = None
     examples: tuple[ExampleRollout, ...] = ()
+    junk_fraction: float | None = None
+    degenerate_text: dict[str, float] = field(default_factory=dict)
+    degenerate_examples: tuple[DegenerateExample, ...] = ()
     sequential: SequentialRecord | None = None
     samples_saved: int = 0
     flagged: bool = False
@@ -167,6 +184,8 @@ class ScreeningReport:
             tau_h, prompts, reward, versions), and batch size, dtype and device.
         recommendation: which checkpoint to start RL from.
         calibration: tau_H fitted on outcomes after RL, where they were given.
+        comparisons: one checkpoint, the base, with each of the others, prompt by prompt.
+        gates: limits that checkpoints had to keep, each on each of them.
 
     """
 
@@ -174,10 +193,12 @@ class ScreeningReport:
     settings: dict[str, Any]
     recommendation: Recommendation | None = None
     calibration: Calibration | None = None
+    comparisons: tuple[PairedComparison, ...] = ()
+    gates: tuple[GateResult, ...] = ()
 
     @property
     def flagged(self) -> tuple[CheckpointScreening, ...]:
-        """The checkpoints that are at risk or collapsed."""
+        """The checkpoints that are at risk, collapsed or junk."""
         return tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.flagged)
 
     @property
@@ -200,6 +221,8 @@ class ScreeningReport:
             "recommendation": _optional(self.recommendation),
             "calibration": _optional(self.calibration),
             "peaks": [plain(asdict(peak)) for peak in self.peaks],
+            "comparisons": [plain(asdict(pair)) for pair in self.comparisons],
+            "gates": [plain(asdict(gate)) for gate in self.gates],
         }
 
     @classmethod
@@ -221,6 +244,8 @@ class ScreeningReport:
             document["settings"],
             restore(Recommendation | None, document.get("recommendation")),
             restore(Calibration | None, document.get("calibration")),
+            restore(tuple[PairedComparison, ...], document.get("comparisons", [])),
+            restore(tuple[GateResult, ...], document.get("gates", [])),
         )
 
     def write_json(self, path: str | Path) -> Path:

@@ -21,10 +21,10 @@ from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.rollouts.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
 from entropyfloor.rollouts.engines import ready_to_draw
 from entropyfloor.rollouts.options import Loading, Output, Sampling
-from entropyfloor.rollouts.preparation import check_samples
+from entropyfloor.rollouts.overlap import find_overlap
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.prompts import PromptSet, stream_rows
 from entropyfloor.rollouts.rewards import (
     RewardFunction,
     reward_by_name,
@@ -35,9 +35,10 @@ from entropyfloor.rollouts.rollout_store import (
     open_folder,
     what_determines,
 )
-from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
+from entropyfloor.screening.conclude import conclude, name_of
+from entropyfloor.screening.gates import check_base, measured_ks
+from entropyfloor.screening.measure import measure_checkpoint, with_examples
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.recommend import recommend
 from entropyfloor.screening.reference import Reference, find_held_out
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
@@ -74,9 +75,7 @@ def screen(
         FileNotFoundError: a checkpoint that does not exist.
 
     """
-    all_ks = check_samples(
-        sampling.num_samples, judging.group_size, judging.ks, scored=reward is not None
-    )
+    all_ks = measured_ks(sampling.num_samples, judging, scored=reward is not None)
     judging = replace(judging, ks=list(all_ks))
     if judging.until_decided and len(prompts) < FEWEST_PROMPTS:
         raise ValueError(
@@ -100,6 +99,13 @@ def screen(
         base_source = check_checkpoint(judging.base, trust_remote_code=loading.trust_remote_code)
     reference = Reference(held_out, base_source, ready.load, processes)
     tasks = ready.tasks
+    names = [(task.source.name, task.source.path) for task in tasks]
+    compare_to = name_of(judging.compare_to, names)
+    check_base(judging, len(names))
+    trained_on = None if judging.trained_on is None else str(judging.trained_on)
+    overlap = None
+    if trained_on is not None and processes.main:
+        overlap = find_overlap(partial(stream_rows, trained_on), prompts.user_texts)
     folder = None if output.output_dir is None else output.folder
     settings = {
         **asdict(sampling),
@@ -111,6 +117,13 @@ def screen(
         "success_threshold": judging.success_threshold,
         "confidence": 0.95,
         "until_decided": ERROR_RATE if judging.until_decided else None,
+        "compare_to": compare_to,
+        "trained_on": None
+        if overlap is None
+        else {"source": trained_on, **overlap.counts(), "words": overlap.words()},
+        "min_pass_at": judging.min_pass_at,
+        "min_coverage": judging.min_coverage,
+        "max_degenerate": judging.max_degenerate,
         "prompts": {
             "source": prompts.source,
             "count": len(prompts),
@@ -137,7 +150,7 @@ def screen(
             context={
                 "settings": settings,
                 "prompt_texts": texts,
-                "checkpoints": [[t.source.name, t.source.path] for t in tasks],
+                "checkpoints": [list(pair) for pair in names],
             },
         )
 
@@ -187,15 +200,20 @@ def screen(
             )
             screened.append(
                 replace(
-                    measured,
-                    examples=example_rollouts(rollouts, rewards, texts),
+                    with_examples(measured, rollouts, rewards, texts),
                     runtime_s=time.perf_counter() - started,
                 )
             )
 
     report: ScreeningReport | None = None
     if processes.main:
-        report = ScreeningReport(tuple(screened), settings, recommend(screened))
+        report = conclude(
+            screened,
+            settings,
+            prompt_texts=texts,
+            compare_to=compare_to,
+            gates=judging.gates,
+        )
         if folder is not None:
             from entropyfloor.screening.page import write_report
 

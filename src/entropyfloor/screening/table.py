@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from entropyfloor.render.table import Cell, Column, Style, Table
 from entropyfloor.render.text import markdown
 from entropyfloor.screening.peak import peak_words
+from entropyfloor.screening.records import GateResult
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.verdict import FLAGGED
 from entropyfloor.stats.intervals import Interval
 
+_PAIRS = 4  # comparisons said in full; the page has all of them
 _STYLES: dict[str, Style] = {
     "ready": "good",
     "not flagged": "good",
@@ -52,9 +55,37 @@ def further_table(report: ScreeningReport) -> Table:
     return _table("Further measures", report, _further(report), [], "")
 
 
+def gates_table(report: ScreeningReport) -> Table:
+    """A row per checkpoint, a column per gate: what it is, and whether it passed."""
+    names = list(dict.fromkeys(result.gate for result in report.gates))
+    found = {(result.checkpoint, result.gate): result for result in report.gates}
+    rows: list[tuple[Cell | str, ...]] = [
+        (c.name, *(_gate_cell(found.get((c.name, name))) for name in names))
+        for c in report.checkpoints
+    ]
+    note = "decided by the number itself; below it whether its 95 % interval leaves the limit out"
+    columns = (Column("checkpoint", "left"), *map(Column, names))
+    return Table("Gates", columns, tuple(rows), note)
+
+
+def _gate_cell(result: GateResult | None) -> Cell:
+    if result is None:
+        return Cell("–")  # the base has no coverage of its own
+    value = "nothing to keep" if result.value is None else f"{result.value:.3f}"
+    word = "passed" if result.passed else "failed"
+    sure = "" if result.interval is None else ", certain" if result.certain else ", uncertain"
+    return Cell(
+        f"{value} {word}",
+        f"{interval_words(result.interval)}{sure}",
+        "good" if result.passed else "bad",
+    )
+
+
 def screening_markdown(report: ScreeningReport) -> str:
     """Write the tables in Markdown, advice, reasons and notes between them."""
     lines = [screening_table(report).to_markdown(), "", f"{markdown(caption(report))}."]
+    if report.gates:
+        lines += ["", gates_table(report).to_markdown()]
     if words := advice_words(report):
         lines += ["", *(f"- **{markdown(sentence)}**" for sentence in words)]
     if words := remarks(report):
@@ -93,18 +124,21 @@ def advice_words(report: ScreeningReport) -> list[str]:
 
 
 def remarks(report: ScreeningReport) -> list[str]:
-    """Reasons and notes, ``name: words``, the same words once; then the peaks of runs."""
+    """Reasons and notes, ``name: words``, the same words once; comparisons and peaks of runs."""
     names: dict[str, list[str]] = {}
     for checkpoint in report.checkpoints:
         for words in (*checkpoint.reasons, *checkpoint.notes):
             names.setdefault(words, []).append(checkpoint.name)
     said = [f"{_some(checkpoints)}: {words}" for words, checkpoints in names.items()]
-    return [*said, *peak_words(report.peaks)]
+    if (trained_on := report.settings.get("trained_on")) and trained_on["share"] > 0:
+        said.insert(0, f"trained on, not held out: {trained_on['words']} of {trained_on['source']}")
+    pairs = [f"{pair.second} against {pair.first}: {pair.message}" for pair in report.comparisons]
+    return [*said, *(pairs if len(pairs) <= _PAIRS else []), *peak_words(report.peaks)]
 
 
 def verdict_word(checkpoint: CheckpointScreening) -> str:
     """The verdict; whether it is flagged for a report of version 1, which has no other."""
-    if checkpoint.flagged != (checkpoint.verdict in ("at risk", "collapsed")):
+    if checkpoint.flagged != (checkpoint.verdict in FLAGGED):
         return "flagged" if checkpoint.flagged else "not flagged"
     return checkpoint.verdict
 
@@ -180,9 +214,11 @@ def _further(report: ScreeningReport) -> list[_Metric]:
         _attribute("variance in groups", "within_group_variance"),
         _attribute("degenerate, predicted", "degenerate_predicted"),
         _pair("predicted wrong / right", wrong, right),
+        _attribute("outcome-degenerate", "outcome_degenerate_fraction"),
         _attribute("mean reward", "mean_reward"),
         _attribute("self-BLEU", "self_bleu"),
         _attribute("repetition", "repetition"),
+        _attribute("junk", "junk_fraction"),
         _attribute("held-out loss", "held_out_loss"),
         _attribute("KL to base", "kl_to_base"),
         _attribute("held-out KL", "held_out_kl_to_base"),

@@ -18,26 +18,35 @@ where the interval contains tau_H. The paper calls its 0.18 nats specific to its
 order of checkpoints carries over, the number may not, so it is a parameter. Across different losses
 entropy was the weaker predictor in our toy (METHODS.md, section 6).
 
+A checkpoint more than half of whose rollouts are degenerate text that does not pass (loops, blanks,
+noise: ``degenerate_text.py``) is *junk* whatever its entropy: that is no exploration. One that is
+collapsed stays so, and the share is said.
+
 "Below" and "above" mean the whole 95 % interval where there is one, else the number itself.
-``at risk`` and ``collapsed`` are flagged.
+``at risk``, ``collapsed`` and ``junk`` are flagged.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from entropyfloor.screening.options import TAU_H, check_tau_h
 from entropyfloor.stats.group_sequential import SequentialRecord
+from entropyfloor.stats.groups import shaping_is_larger_part
 from entropyfloor.stats.intervals import Interval
 
-READY, AT_RISK, COLLAPSED, UNDECIDED = VERDICTS = ("ready", "at risk", "collapsed", "undecided")
-FLAGGED = (AT_RISK, COLLAPSED)
+READY, AT_RISK, COLLAPSED, UNDECIDED, JUNK = VERDICTS = (
+    *("ready", "at risk", "collapsed", "undecided", "junk"),
+)
+FLAGGED = (AT_RISK, COLLAPSED, JUNK)
 MAJORITY = 0.5
 # Without a reward: a checkpoint below this share of tau_H is called collapsed (our choice).
 COLLAPSED_SHARE = 0.5
 # A share of rollouts cut off by the length limit above which length, not skill, shapes the numbers
 # (our choice).
 TRUNCATED_SHARE = 0.1
+# A share of junk that is worth a note below the majority that makes the verdict (our choice).
+JUNK_SHARE = 0.05
 # Endless newlines and the like; METHODS.md: watch for it whenever entropy is raised (our choice).
 REPETITION_SHARE = 0.5
 
@@ -52,7 +61,7 @@ class Verdict:
 
     @property
     def flagged(self) -> bool:
-        """Whether it is ``at risk`` or ``collapsed``."""
+        """Whether it is ``at risk``, ``collapsed`` or ``junk``."""
         return self.verdict in FLAGGED
 
 
@@ -77,6 +86,41 @@ def judge(
         sequential: what ``until_decided`` found; its decision is taken for the entropy's.
 
     """
+    verdict = _judge(
+        metrics,
+        intervals,
+        tau_h=tau_h,
+        group_size=group_size,
+        temperature=temperature,
+        sequential=sequential,
+    )
+    junk = metrics.get("junk_fraction") or 0.0
+    words = f"{junk:.0%} of rollouts are degenerate text and do not pass"
+    most = junk > 0.0 and _side(junk, intervals.get("junk_fraction"), MAJORITY) > 0
+    if most and verdict.verdict != COLLAPSED:
+        entropy = metrics["entropy_nats"]
+        reason = f"{words}: their entropy, {entropy:.3f} nats with all others, is no exploration"
+        return Verdict(JUNK, (reason, *_against(verdict)), verdict.notes)
+    if junk > JUNK_SHARE:
+        return replace(verdict, notes=(*verdict.notes, f"{words}: read some of them"))
+    return verdict
+
+
+def _against(verdict: Verdict) -> tuple[str, ...]:
+    """What speaks against a checkpoint besides; nothing that speaks for it."""
+    return verdict.reasons if verdict.flagged else ()
+
+
+def _judge(
+    metrics: Mapping[str, Any],
+    intervals: Mapping[str, Interval],
+    *,
+    tau_h: float,
+    group_size: int | None,
+    temperature: float,
+    sequential: SequentialRecord | None,
+) -> Verdict:
+    """Judge by reward and entropy, whatever the text is."""
     check_tau_h(tau_h)
     entropy = metrics["entropy_nats"]
     side = _side(entropy, intervals.get("entropy_nats"), tau_h)
@@ -172,6 +216,13 @@ def _notes(metrics: Mapping[str, Any], tau_h: float, temperature: float) -> list
         notes.append(
             f"{repeated:.0%} of 4-grams repeat an earlier one of their rollout: read some rollouts "
             "before trusting the entropy"
+        )
+    shaped = metrics.get("outcome_degenerate_fraction", 0.0) or 0.0
+    differ = 1.0 - metrics.get("degenerate_fraction", 0.0) + shaped
+    if shaping_is_larger_part(shaped, differ):
+        notes.append(
+            f"{shaped:.0%} of groups all pass or all fail while their shaped rewards differ, the "
+            f"larger part of the {differ:.0%} that have a gradient: it says nothing about passing"
         )
     if temperature != 1.0:
         notes.append(

@@ -16,8 +16,14 @@ The pass rate is not observed: ``c`` of ``n`` rollouts passed, and plugging ``c/
 biased. A group is ``g`` of the ``n`` rollouts, so averaging over all ``C(n, g)`` subsets gives the
 unbiased estimates ``C(n-c, g) / C(n, g)`` (all wrong) and ``C(c, g) / C(n, g)`` (all right), the
 same idea as for pass@k.
+
+A group may also agree on its *outcome* (all pass, or none) while its rewards, which shaping tells
+apart, differ: it has advantages, and they say nothing about passing. Such a group is
+outcome-degenerate, and counted apart from those whose rewards agree.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from math import comb, expm1, isfinite, log
 from typing import NamedTuple
 
@@ -101,6 +107,30 @@ def estimate_degenerate_fraction(
     return DegenerateFraction(
         comb(num_samples - num_passed, group_size) / groups, comb(num_passed, group_size) / groups
     )
+
+
+def estimate_rewards_agree(rewards: Sequence[float], group_size: int) -> float:
+    """Probability that all rewards of a group are the same number, unbiased from its samples.
+
+    ``sum_v C(c_v, g) / C(n, g)``: ``c_v`` of the ``n`` rewards are ``v``.
+    """
+    _check_group_size(group_size)
+    if len(rewards) < group_size:
+        raise ValueError(f"{len(rewards)} rewards cannot show how often {group_size} agree")
+    counts = Counter(rewards).values()
+    return sum(comb(count, group_size) for count in counts) / comb(len(rewards), group_size)
+
+
+def shaping_is_larger_part(outcome_degenerate: float, rewards_differ: float) -> bool:
+    """Whether most groups that have a gradient have it from shaping alone.
+
+    Args:
+        outcome_degenerate: groups (or their share) that all pass, or all fail, with rewards that
+            differ.
+        rewards_differ: groups (or their share) whose rewards differ, the former among them.
+
+    """
+    return outcome_degenerate > 0.5 * rewards_differ
 
 
 def expected_within_group_variance(pass_rate: float, group_size: int) -> float:

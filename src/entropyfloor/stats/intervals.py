@@ -99,18 +99,41 @@ def bootstrap_interval(
         if first == bounds.high:
             return Interval(bounds.high - reach, bounds.high)
 
-    ratios: list[np.ndarray] = []
-    for times_drawn in _resamples(count, num_resamples, seed):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios.append((times_drawn @ above) / (times_drawn @ below))
-    drawn = np.concatenate(ratios)
+    drawn = resampled_ratios(above, below, num_resamples=num_resamples, seed=seed)
     drawn = drawn[np.isfinite(drawn)]  # a resample of prompts without any token has no ratio
     if drawn.size == 0:
         return None
-    t = stats.t.ppf((1.0 + confidence) / 2.0, count - 1)
-    tail = float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * t))
+    tail = expanded_tail(count, confidence)
     low, high = np.quantile(drawn, [tail, 1.0 - tail])
     return Interval(float(low), float(high))
+
+
+def resampled_ratios(
+    above: np.ndarray, below: np.ndarray, *, num_resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """The ratio of every resample; the same seed draws the same prompts, whatever the measure.
+
+    Args:
+        above: fp64 ``[prompts]``, or ``[prompts, measures]``.
+        below: of the same shape, or ``[prompts, 1]``.
+        num_resamples: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        ``[num_resamples]``, or ``[num_resamples, measures]``.
+
+    """
+    ratios: list[np.ndarray] = []
+    for times_drawn in _resamples(len(above), num_resamples, seed):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios.append((times_drawn @ above) / (times_drawn @ below))
+    return np.concatenate(ratios)
+
+
+def expanded_tail(count: int, confidence: float) -> float:
+    """Share of resamples beyond each end of an interval from ``count`` prompts; see the module."""
+    t = stats.t.ppf((1.0 + confidence) / 2.0, count - 1)
+    return float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * t))
 
 
 def _resamples(count: int, num_resamples: int, seed: int) -> Iterable[np.ndarray]:

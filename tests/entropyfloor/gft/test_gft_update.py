@@ -131,6 +131,9 @@ def test_the_whole_update(tmp_path, case):
     flat = [{r for *_, r in group} for group in groups if len({r for *_, r in group}) == 1]
     assert log["groups/degenerate"] == len(flat) / 4
     assert log["groups/all_wrong"] == sum(max(f) < 1.0 for f in flat) / 4
+    threshold = trainer.args.success_threshold
+    apart = [[r >= threshold for *_, r in g] for g in groups if len({r for *_, r in g}) > 1]
+    assert log["groups/outcome_degenerate"] == sum(len(set(p)) == 1 for p in apart) / 4
     assert log["groups/size"] == pytest.approx(np.mean([len(group) for group in groups]))
 
 

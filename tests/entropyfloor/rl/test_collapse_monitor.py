@@ -434,6 +434,21 @@ def test_temperature_is_kept_beside_the_entropies(tmp_path, caplog):
     assert second.state.global_step == 10
 
 
+def test_gradients_from_shaped_rewards_alone_are_said_once(tmp_path, caplog):
+    def length(completions, **_):
+        return [0.001 * i for i in range(len(completions))]  # all differ, and none passes
+
+    monitor = CollapseMonitor("warn")
+    trainer = grpo(tmp_path, rewards=length, callbacks=[monitor], max_steps=12)
+    trainer.train()
+    counts = monitor.counts
+    assert counts.outcome_degenerate == counts.groups >= 20
+    assert caplog.text.count("groups with a gradient all pass or all fail") == 1
+    assert monitor.memory.warned_of_shaping
+    assert {r["outcome_degenerate_fraction"] for r in steps_of(tmp_path)} == {1.0}
+    assert "groups/outcome_degenerate_fraction" in trainer.state.log_history[0]
+
+
 def test_without_a_probe_the_logs_are_read(tmp_path, caplog, monkeypatch):
     import entropyfloor.rl.collapse_monitor as module
 

@@ -66,6 +66,19 @@ def test_another_function_tells_who_passed():
     assert (counts.passed, counts.rollouts, counts.degenerate) == (3, 4, 0)
 
 
+def test_outcomes_that_agree_while_shaped_rewards_differ_are_counted_apart():
+    groups = [[0.1, 0.2], [1.0, 1.5], [1.0, 0.0], [0.1, 0.1], [NAN, NAN]]
+    counts = count_groups(column(*groups), ONE, 2)
+    assert (counts.groups, counts.outcome_degenerate, counts.degenerate) == (4, 2, 1)
+    assert counts.rates(2)["outcome_degenerate_fraction"] == 0.5
+    assert counts.shaping_is_larger_part  # two of the three that have a gradient
+    assert not count_groups(column(*groups[1:]), ONE, 2).shaping_is_larger_part
+    # A second function shapes; the first tells who passed, and agrees.
+    rewards = np.array([[0, 0.3], [0, 0.1], [1, 0.2], [1, 0.2]])
+    shaped = count_groups(rewards, np.ones(2), 2)
+    assert (shaped.outcome_degenerate, shaped.all_right) == (1, 1)
+
+
 def test_rollouts_that_no_function_scored():
     rewards = column([NAN, NAN], [NAN, 1], [0, NAN], [1, 0])
     counts = count_groups(rewards, ONE, 2)

@@ -1,96 +1,27 @@
 """A net so small that its rollouts can be enumerated: the screen against the exact numbers."""
 
-import itertools
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from enumerable_model import LENGTH, PROMPTS, enumerable_net, enumerate_rollouts, passes
 
-from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
 from entropyfloor.screening.measure import measure_checkpoint
 from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import p_star
 
-VOCABULARY, END, LENGTH = 6, 1, 3
-PROMPTS = [list(p) for p in itertools.product(range(VOCABULARY), repeat=3)]  # 216: the population
 SAMPLES = 8
 JUDGING = Judging(group_size=SAMPLES, ks=[1, 8])
 
 
-class _Tokenizer:
-    """What rollouts need of a tokenizer: the ids are the text."""
-
-    pad_token_id, eos_token_id = 0, END
-
-    def decode(self, ids, skip_special_tokens):
-        return " ".join(map(str, ids))
-
-
 @pytest.fixture(scope="module")
 def net():
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        pad_token_id=0,
-        eos_token_id=END,
-        bos_token_id=None,
-    )
-    model = AutoModelForCausalLM.from_config(config).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(12.0)  # peaked: different prompts, different entropies
-    model.generation_config.eos_token_id = END
-    return LoadedCheckpoint("net", "net", model, _Tokenizer())
-
-
-@dataclass
-class Enumerated:
-    """Every rollout of one prompt: ids, probability, entropy at each step."""
-
-    ids: list
-    probabilities: np.ndarray
-    entropies: list
+    return enumerable_net()
 
 
 @pytest.fixture(scope="module")
-@torch.no_grad()
 def enumerated(net):
-    """Exact distribution of rollouts per prompt, in fp64, one forward per prefix length."""
-    found = []
-    for prompt in PROMPTS:
-        done, alive = [], [((), 1.0, ())]
-        for step in range(LENGTH):
-            ids = torch.tensor([[*prompt, *prefix] for prefix, _, _ in alive])
-            log_p = net.model(ids).logits[:, -1].double().log_softmax(-1)
-            entropies = (-(log_p.exp() * log_p).sum(-1)).tolist()
-            p = log_p.exp().tolist()
-            grown = [
-                ((*prefix, token), mass * p[row][token], (*before, entropies[row]))
-                for row, (prefix, mass, before) in enumerate(alive)
-                for token in range(VOCABULARY)
-            ]
-            last = step == LENGTH - 1
-            done += [g for g in grown if last or g[0][-1] == END]
-            alive = [g for g in grown if not last and g[0][-1] != END]
-        ids, mass, entropies = zip(*done, strict=True)
-        assert sum(mass) == pytest.approx(1.0, abs=1e-12)
-        found.append(Enumerated(list(ids), np.array(mass), [np.array(e) for e in entropies]))
-    return found
-
-
-def passes(ids):
-    return float(ids[0] in (2, 3) and len(ids) > 1)
+    return enumerate_rollouts(net)
 
 
 def test_entropy_equals_enumeration_and_the_batch_does_not_matter(net, enumerated):

@@ -7,7 +7,7 @@ import pytest
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.rollouts.teacher_forced import TokenSums
-from entropyfloor.screening.measure import example_rollouts, measure_checkpoint
+from entropyfloor.screening.measure import measure_checkpoint, with_examples
 from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import p_star
 
@@ -71,12 +71,19 @@ def test_order_does_not_matter():
 
 UNSCORED = {
     *("entropy_nats", "entropy_sequence_mean", "entropy_sequence_p10", "entropy_sequence_p25"),
-    *("mean_tokens", "repetition", "self_bleu", "truncated_fraction", "unique_fraction"),
+    *(
+        "junk_fraction",
+        "mean_tokens",
+        "repetition",
+        "self_bleu",
+        "truncated_fraction",
+        "unique_fraction",
+    ),
 }
 SCORED_TOO = UNSCORED | {
     *("degenerate_predicted", "degenerate_predicted_all_wrong", "degenerate_predicted_all_right"),
     *("degenerate_fraction", "degenerate_all_wrong", "degenerate_all_right", "pass_at_1"),
-    *("within_group_variance", "p_hat_over_p_star", "mean_reward"),
+    *("within_group_variance", "p_hat_over_p_star", "mean_reward", "outcome_degenerate_fraction"),
 }
 
 
@@ -89,6 +96,26 @@ def test_every_measure_has_an_interval_around_it():
         assert low <= value <= high, name
 
 
+def test_outcomes_that_agree_while_rewards_differ_are_counted_apart():
+    shaped = measured(rewards=[1.0, 0.0, 1.0, 0.1, 0.2, 0.2])
+    # Pairs of prompt 0: one of three agrees, in its rewards too; of prompt 1 all are all wrong, and
+    # one of three has equal rewards.
+    assert shaped.degenerate_fraction == pytest.approx((1 / 3 + 1) / 2)
+    assert shaped.outcome_degenerate_fraction == pytest.approx((0 + 2 / 3) / 2)
+    binary = measured(rewards=[1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    assert binary.outcome_degenerate_fraction == 0.0
+    most = measured(rewards=[0.1, 0.2, 0.3, 0.1, 0.2, 0.3])
+    assert "larger part of the 100% that have a gradient" in " ".join(most.notes)
+    assert "larger part" not in " ".join(binary.notes)
+
+
+def test_prompt_results_are_what_a_comparison_needs():
+    found = measured(rewards=[None, None, None, 1.0, 1.0, 0.0]).prompt_results
+    assert found.prompt_indices == (0, 1) and found.num_samples == (3, 3)
+    assert found.num_tokens == (8, 4) and found.entropy_sums == (2.0, 2.0)
+    assert found.num_passed == (None, 2)
+
+
 def test_threshold_decides_what_passes():
     lower = replace(JUDGING, success_threshold=0.5)
     assert measured(judging=lower).pass_at_1 == pytest.approx((2 / 3 + 1 / 3) / 2)
@@ -99,7 +126,8 @@ def test_without_reward_nothing_is_scored():
     assert not result.has_reward
     assert result.pass_at_k == {}
     assert result.entropy_nats == measured().entropy_nats
-    assert not {key for key in result.to_dict() if "pass" in key or "degenerate" in key}
+    kept = {"degenerate_text", "degenerate_examples"}
+    assert {k for k in result.to_dict() if "pass" in k or "degenerate" in k} == kept
     assert set(result.intervals) == UNSCORED
 
 
@@ -126,7 +154,7 @@ def test_greedy_rollouts_count_for_greedy_pass_at_1_only():
 
 def test_examples_show_the_first_prompts():
     texts = ["what?", "why?"]
-    examples = example_rollouts(ROLLOUTS, REWARDS, texts)
+    examples = with_examples(measured(), ROLLOUTS, REWARDS, texts).examples
     shown = [(e.prompt_index, e.sample_index, e.prompt, e.reward) for e in examples]
     assert shown == [
         (0, 0, "what?", 1.0),

@@ -93,6 +93,13 @@ def test_batch_size_changes_nothing(save_checkpoint):
                 assert other["checkpoints"][0][name] == pytest.approx(value, rel=1e-5)
             elif name in ("examples", "reasons", "notes"):
                 assert len(others[0]["checkpoints"][0][name]) == len(value)
+            elif name == "prompt_results":
+                sums = other["checkpoints"][0][name].pop("entropy_sums")
+                assert sums == pytest.approx(value["entropy_sums"], rel=1e-5)
+                assert value == {
+                    **other["checkpoints"][0][name],
+                    "entropy_sums": value["entropy_sums"],
+                }
             elif name != "intervals":
                 assert other["checkpoints"][0][name] == value
         assert other["settings"] == first["settings"]

@@ -5,12 +5,22 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
+from entropyfloor.screening.paired import (
+    BandPoint,
+    Coverage,
+    Difference,
+    PairedComparison,
+    SolvedByOne,
+)
 from entropyfloor.screening.peak import Peak
 from entropyfloor.screening.records import (
     Calibration,
+    DegenerateExample,
     ExampleRollout,
+    GateResult,
     Histogram,
     PredictorCorrelation,
+    PromptResults,
     Recommendation,
 )
 from entropyfloor.screening.report import SCHEMA, SCHEMA_VERSION, CheckpointScreening
@@ -48,6 +58,14 @@ RECORDS = {
     "correlation": PredictorCorrelation,
     "calibration": Calibration,
     "peak": Peak,
+    "prompt_results": PromptResults,
+    "gate": GateResult,
+    "degenerate_example": DegenerateExample,
+    "comparison": PairedComparison,
+    "difference": Difference,
+    "band_point": BandPoint,
+    "coverage": Coverage,
+    "solved_by_one": SolvedByOne,
 }
 
 

@@ -24,7 +24,7 @@ def entropy_alone(entropy, *, interval=None, **options):
     return judge({"entropy_nats": entropy}, intervals, tau_h=0.18, **options)
 
 
-def scored(entropy=0.3, ratio=3.0, wrong=0.1, right=0.1, width=0.0, **more):
+def scored(entropy=0.3, ratio=3.0, wrong=0.1, right=0.1, width=0.0, junk_interval=None, **more):
     measures = {
         "entropy_nats": entropy,
         "p_hat_over_p_star": ratio,
@@ -35,6 +35,8 @@ def scored(entropy=0.3, ratio=3.0, wrong=0.1, right=0.1, width=0.0, **more):
     }
     names = ("entropy_nats", "p_hat_over_p_star", "degenerate_fraction")
     intervals = {n: Interval(measures[n] - width, measures[n] + width) for n in names if width}
+    if junk_interval is not None:
+        intervals["junk_fraction"] = junk_interval
     return judge(measures, intervals, group_size=8)
 
 
@@ -141,6 +143,34 @@ def test_notes():
     )
     for words in ("25% of rollouts", "90% of 4-grams", "temperature 0.7"):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("junk", "width", "given", "expected"),
+    [
+        (0.9, 0.05, {"entropy": 7.0, "wrong": 0.8}, "junk"),
+        (0.9, 0.05, {"entropy": 7.0}, "junk"),  # the reward speaks for it: still no exploration
+        (0.6, 0.15, {}, "ready"),  # the interval contains one half
+        (0.2, 0.05, {}, "ready"),
+        (0.9, 0.05, {"entropy": 0.05, "right": 0.7}, "collapsed"),
+    ],
+)
+def test_junk(junk, width, given, expected):
+    interval = Interval(junk - width, junk + width)
+    found = scored(**given, junk_fraction=junk, junk_interval=interval)
+    assert found.verdict == expected and found.flagged == (expected != "ready")
+    said = " ".join((*found.reasons, *found.notes))
+    assert f"{junk:.0%} of rollouts are degenerate text" in said
+    if expected == "junk":
+        assert "is no exploration" in found.reasons[0]
+        assert ("agree on their reward" in " ".join(found.reasons[1:])) == ("wrong" in given)
+
+
+def test_label_smoothing_without_a_reward_is_junk_and_not_ready():
+    intervals = {"entropy_nats": Interval(6.8, 7.4), "junk_fraction": Interval(0.9, 1.0)}
+    found = judge({"entropy_nats": 7.1, "junk_fraction": 0.97}, intervals)
+    assert found.verdict == "junk"
+    assert judge({"entropy_nats": 7.1}, {}).verdict == "ready"
 
 
 @pytest.mark.parametrize("tau_h", [-0.1, float("nan"), float("inf")])

@@ -6,9 +6,11 @@ import pytest
 from entropyfloor.stats.groups import (
     degenerate_fraction,
     estimate_degenerate_fraction,
+    estimate_rewards_agree,
     estimate_within_group_variance,
     expected_within_group_variance,
     p_star,
+    shaping_is_larger_part,
 )
 
 
@@ -89,3 +91,18 @@ def test_errors_name_the_way_out():
         estimate_within_group_variance(1, 1, 8)
     with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
         degenerate_fraction(1.2, 8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_rewards_that_agree_are_counted_over_all_groups(size):
+    rewards = [0.0, 0.1, 0.1, 1.0, 1.0, 1.0, 0.3]
+    groups = list(itertools.combinations(rewards, size))
+    agree = sum(len(set(group)) == 1 for group in groups) / len(groups)
+    assert estimate_rewards_agree(rewards, size) == pytest.approx(agree)
+
+
+def test_what_has_to_do_with_shaping():
+    with pytest.raises(ValueError, match="3 rewards cannot show how often 4 agree"):
+        estimate_rewards_agree([1, 2, 3], 4)
+    assert shaping_is_larger_part(6, 10) and not shaping_is_larger_part(5, 10)
+    assert not shaping_is_larger_part(0, 0)

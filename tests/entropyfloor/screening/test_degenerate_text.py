@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from test_measure import measured
+
+from entropyfloor.rollouts.rollouts import Rollout
+from entropyfloor.screening.degenerate_text import NOISE_NATS, kind_of_degenerate
+
+WORKING = "Start at 5. Add 9 gives 14. Add 7 gives 21.\nAnswer: 21"
+LIST = "1. wash\n2. dry\n3. fold\n4. iron\n5. wear\n6. tear\n7. mend\n8. wash again"
+CODE = "for i in range(10):\n    for j in range(10):\n        print(i, j)\n\n\nmain()\n"
+
+
+def kind(text, nats=0.5, ids=None):
+    return kind_of_degenerate(text, ids or [ord(letter) for letter in text], nats)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WORKING, None),
+        (LIST, None),
+        (CODE, None),
+        ("", None),
+        ("42", None),
+        ("The answer is 1111111.", None),
+        ("| a | b | c | d |\n|---|---|---|---|\n| 1 | 2 | 3 | 4 |", None),
+        (WORKING + "\n" * 4, None),
+        ("1+1=2, " * 9, "loop"),
+        (WORKING + " Then again." * 12, "loop"),
+        (WORKING + " Then again." * 3, None),  # three rounds, but not half of it
+        ("a" * 16, "loop"),
+        ("a" * 15, None),
+        ((WORKING + "\n") * 3, "loop"),
+        ((WORKING + "\n") * 2, None),
+        ("\n \n\t" * 9, "loop"),
+        ("Answer:" + " \n\t\n\n" * 3 + "\t \n \n\t\t", "whitespace"),
+        ("x" + " \n\t" * 3 + WORKING, None),
+        ("So the value 值 is four, 然后 we add, и затем 加上 two, 最后 done.", "script switch"),
+        ("Water is 水 in Chinese.", None),
+        ("答案是 Python 的 list 和 dict 以及 set，还有 tuple 和 frozenset。", None),
+        ("Пусть x = 2, тогда y = 3.", None),
+        ("α + β = γ, so Σ over α is β and Δ is small", None),
+        ("日本語の文章はカタカナとひらがなと漢字でできています。", None),
+        ("<think>\n\n</think>\n42", "empty thought"),
+        ("<think>two and two</think>\n4", None),
+        ("<thinking></thinking>", "empty thought"),
+    ],
+)
+def test_kinds(text, expected):
+    assert kind(text) == expected
+
+
+def test_noise_is_told_by_its_entropy():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 49_152, 40).tolist()
+    assert kind("Shinimoffet ThrifTarget", 7.0, ids) == "noise"
+    assert kind("Shinimoffet ThrifTarget", NOISE_NATS - 0.01, ids) is None
+    assert kind("", 7.0, [7] * 40) == "loop"
+
+
+def test_a_loop_of_a_long_period_is_found_at_the_end_and_in_the_middle():
+    rng = np.random.default_rng(1)
+    block, before = rng.integers(0, 1000, 70).tolist(), rng.integers(0, 1000, 100).tolist()
+    assert kind("", 1.0, before + 3 * block + block[:11]) == "loop"
+    assert kind("", 1.0, before[:50] + 4 * block + before[50:]) == "loop"
+    assert kind("", 1.0, before + 2 * block) is None
+
+
+def test_shares_and_the_junk_that_does_not_pass():
+    texts = ["1+1=2, " * 9, "1+1=2, " * 9, WORKING, "<think></think> 4"]
+    rollouts = [
+        Rollout(p, s, tuple(map(ord, text)), np.full(len(text), 0.5, np.float32), text, False)
+        for p in range(2)
+        for s, text in enumerate(texts)
+    ]
+    rewards = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+    found = measured(rollouts, rewards)
+    assert found.degenerate_text == {"loop": 0.5, "empty thought": 0.25}
+    assert found.junk_fraction == pytest.approx(3 / 8)  # one loop passes
+    assert measured(rollouts, None).junk_fraction == 0.5
+    assert found.verdict != "junk"
