@@ -3,6 +3,8 @@
 import math
 import random
 
+from entropyfloor.echelon.rungs import Plan
+
 LOSSES = (
     "ce",
     "sed",
@@ -14,7 +16,6 @@ LOSSES = (
     "floor-anchored",
 )
 DEPTHS = (2.0, 6.0, 20.0, 40.0, 60.0)
-SETTINGS = {"outcome_k": 10, "group_size": 8, "tau_h": 0.18}
 
 
 def measures(entropy, pass_at_1, reach, *, half=0.03, held_out=True):
@@ -74,3 +75,15 @@ def made_up(losses=LOSSES, depths=DEPTHS, seeds=(0, 1, 2), *, steps=(50, 100, 15
                 )
     base = {seed: measures(2.7, 0.06 + 0.01 * seed, 0.6) for seed in seeds}
     return cells, base
+
+
+def plan_of(cells, **changes):
+    """The plan of what the cells show."""
+    shown = {
+        "losses": dict.fromkeys(cell["loss"] for cell in cells),
+        "depths": sorted({float(cell["depth"]) for cell in cells}),
+        "seeds": sorted({cell["seed"] for cell in cells}),
+        "grpo_steps": sorted({int(step) for cell in cells for step in cell.get("after", {})}),
+    }
+    numbers = {"name": "made up", "outcome_k": 10, "group_size": 8, "tau_h": 0.18}
+    return Plan(**numbers | {name: tuple(values) for name, values in shown.items()} | changes)

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from entropyfloor.cli.launching import Arguments
+    from entropyfloor.cli.training_command import Arguments
     from entropyfloor.rollouts.options import Loading, PromptOptions, Sampling
     from entropyfloor.rollouts.prompts import PromptSet
 

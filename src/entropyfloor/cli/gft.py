@@ -13,27 +13,31 @@ asked for. Flags of ``accelerate launch`` start it there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl.scripts.grpo import GRPOScriptArguments
-
-from entropyfloor.cli.launching import Arguments, parse_training
-from entropyfloor.cli.monitor_flags import (
-    MonitorArguments,
+from entropyfloor.cli.training_command import (
+    Arguments,
+    TrainingVerb,
+    end,
+    push,
+    train_and_save,
+    trainer_of,
+)
+from entropyfloor.cli.training_inputs import model_init_kwargs
+from entropyfloor.cli.training_rewards import (
+    RewardArguments,
+    chosen_rewards,
     monitor_field,
     monitor_of,
     say_verdict,
+    training_rows,
 )
-from entropyfloor.cli.training_command import end, loading, push, run, run_launched, train_and_save
-from entropyfloor.cli.training_inputs import model_init_kwargs
-from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
-from entropyfloor.rollouts.options import ChatOptions
+from entropyfloor.gft.config import GFTConfig
 
 
 @dataclass
-class GFTArguments(ChatOptions, MonitorArguments, GRPOScriptArguments):
+class GFTArguments(RewardArguments):
     """trl's script arguments and ours."""
 
     groups: str | None = field(
@@ -43,62 +47,31 @@ class GFTArguments(ChatOptions, MonitorArguments, GRPOScriptArguments):
             "`entropyfloor gft-groups` writes it."
         },
     )
-    reward: list[str] | None = field(
-        default=None,
-        metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
-    )
     monitor: str = monitor_field("off")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse, train, save. Returns 0; errors of usage and data are raised."""
-    return run(argv, _parse, _train, module=__name__)
-
-
-def _parse(argv: Sequence[str]) -> Arguments:
-    from entropyfloor import GFTConfig
-
-    return parse_training(
-        argv,
-        script=GFTArguments,
-        training=GFTConfig,
-        verb="gft",
-        description="Group fine-tuning: imitation of experts and teachers beside own samples.",
-    )
-
-
 def _train(arguments: Arguments) -> int:
-    from trl import get_peft_config, get_quantization_config
-
     from entropyfloor import GFTTrainer
     from entropyfloor.gft.rows import check_rows
 
-    script, training, model = arguments.script, arguments.training, arguments.model
+    script, training = arguments.script, arguments.training
     if script.monitor != "off" and not training.num_self:
         raise ValueError("--monitor watches own samples and --num_self 0 draws none; leave one out")
     monitor = monitor_of(script, threshold=training.success_threshold)
-    training.model_init_kwargs = model_init_kwargs(training, model)
+    training.model_init_kwargs = model_init_kwargs(training, arguments.model)
     rewards = _rewards(script, training)
-    train_rows, test_rows = training_rows(
+    rows = training_rows(
         arguments, rewards, spec=script.groups, flag="--groups", instead="leave it out"
     )
     source = str(script.groups or script.dataset_name or "the mixture")
-    check_rows(train_rows, training, num_self=training.num_self, name=source)
+    check_rows(rows[0], training, num_self=training.num_self, name=source)
     if script.dry_run:
         from entropyfloor.cli.dry_run import say_what_is_trained_on
 
-        return say_what_is_trained_on(arguments, train_rows)
-    with loading(model.model_name_or_path):
-        trainer = GFTTrainer(
-            model=model.model_name_or_path,
-            reward_funcs=rewards or None,
-            args=training,
-            train_dataset=train_rows,
-            eval_dataset=test_rows,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
-            callbacks=[] if monitor is None else [monitor],
-        )
+        return say_what_is_trained_on(arguments, rows[0])
+    trainer = trainer_of(
+        GFTTrainer, arguments, rows, reward_funcs=rewards or None, callbacks=monitor
+    )
     train_and_save(trainer, arguments)
     say_verdict(monitor, trainer.accelerator.print)
     trainer.accelerator.print(
@@ -117,5 +90,14 @@ def _rewards(script: GFTArguments, training: Any) -> list[Any]:
     return [] if training.num_self == 0 and not named else chosen_rewards(script)
 
 
+VERB = TrainingVerb(
+    "gft",
+    "Group fine-tuning: imitation of experts and teachers beside own samples.",
+    GFTArguments,
+    GFTConfig,
+    _train,
+)
+main = VERB.main
+
 if __name__ == "__main__":  # a process of `accelerate launch`
-    sys.exit(run_launched("gft", _parse, _train))
+    sys.exit(VERB.run_launched())

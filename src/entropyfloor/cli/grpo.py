@@ -13,48 +13,45 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl.scripts.grpo import GRPOScriptArguments
-
-from entropyfloor.cli.launching import Arguments, parse_training
-from entropyfloor.cli.monitor_flags import (
-    MonitorArguments,
-    monitor_field,
+from entropyfloor.cli.training_command import (
+    Arguments,
+    TrainingVerb,
+    end,
+    push,
+    train_and_save,
+    trainer_of,
+)
+from entropyfloor.cli.training_inputs import chat_options, model_init_kwargs
+from entropyfloor.cli.training_rewards import (
+    RewardArguments,
+    chosen_rewards,
     monitor_of,
     say_verdict,
+    training_rows,
 )
-from entropyfloor.cli.prompt_flags import chat_options
-from entropyfloor.cli.training_command import end, loading, push, run, run_launched, train_and_save
-from entropyfloor.cli.training_inputs import model_init_kwargs
-from entropyfloor.cli.training_rewards import chosen_rewards, training_rows
 from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rl.dapo import DAPOConfig
-from entropyfloor.rollouts.options import ChatOptions, Loading, Output, Sampling
+from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import check_success_threshold
 
 
 @dataclass
-class GRPOArguments(ChatOptions, MonitorArguments, GRPOScriptArguments):
+class GRPOArguments(RewardArguments):
     """trl's script arguments and ours."""
 
     prompts: str | None = field(
         default=None,
         metadata={"help": "JSONL file, save_to_disk folder or 'reasoning_gym:TASK?size=1000'."},
     )
-    reward: list[str] | None = field(
-        default=None,
-        metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
-    )
     paper_lora: bool = field(
         default=False,
         metadata={"help": "LoRA with r = alpha = 128 on all linear layers and the embeddings."},
     )
-    monitor: str = monitor_field("stop")
     success_threshold: float = field(
         default=1.0, metadata={"help": "A rollout passes if its reward is at least this."}
     )
@@ -73,24 +70,7 @@ class GRPOArguments(ChatOptions, MonitorArguments, GRPOScriptArguments):
     )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse, train, save, screen. Returns 0; errors of usage and data are raised."""
-    return run(argv, _parse, _train, module=__name__)
-
-
-def _parse(argv: Sequence[str]) -> Arguments:
-    return parse_training(
-        argv,
-        script=GRPOArguments,
-        training=DAPOConfig,
-        verb="grpo",
-        description="GRPO in its DAPO variant, with a monitor that stops a collapsing run.",
-    )
-
-
 def _train(arguments: Arguments) -> int:
-    from trl import get_peft_config, get_quantization_config
-
     from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 
     script, training, model = arguments.script, arguments.training, arguments.model
@@ -100,34 +80,20 @@ def _train(arguments: Arguments) -> int:
     check_success_threshold(script.success_threshold)
     training.model_init_kwargs = model_init_kwargs(training, model)
     rewards = chosen_rewards(script)
-    train_rows, test_rows = training_rows(
-        arguments,
-        rewards,
-        spec=script.prompts,
-        flag="--prompts",
-        instead="use --screen_prompts",
+    rows = training_rows(
+        arguments, rewards, spec=script.prompts, flag="--prompts", instead="use --screen_prompts"
     )
     _check_screening(arguments, rewards[0])
     if script.dry_run:
         from entropyfloor.cli.dry_run import say_what_is_trained_on
 
-        return say_what_is_trained_on(arguments, train_rows)
-    peft = get_peft_config(model)
+        return say_what_is_trained_on(arguments, rows[0])
+    more: dict[str, Any] = {"reward_funcs": rewards, "callbacks": monitor}
     if script.paper_lora:
         from entropyfloor.rl.dapo import paper_lora
 
-        peft = paper_lora(model.model_name_or_path)
-    with loading(model.model_name_or_path):
-        trainer = PromptRowsTrainer(
-            model=model.model_name_or_path,
-            reward_funcs=rewards,
-            args=training,
-            train_dataset=train_rows,
-            eval_dataset=test_rows,
-            quantization_config=get_quantization_config(model),
-            peft_config=peft,
-            callbacks=[] if monitor is None else [monitor],
-        )
+        more["peft_config"] = paper_lora(model.model_name_or_path)
+    trainer = trainer_of(PromptRowsTrainer, arguments, rows, **more)
     train_and_save(trainer, arguments)
     say = trainer.accelerator.print
     say_verdict(monitor, say)
@@ -222,5 +188,14 @@ def _screen(arguments: Arguments, reward: Any) -> None:
             print_line(console, f"• {remark}")
 
 
+VERB = TrainingVerb(
+    "grpo",
+    "GRPO in its DAPO variant, with a monitor that stops a collapsing run.",
+    GRPOArguments,
+    DAPOConfig,
+    _train,
+)
+main = VERB.main
+
 if __name__ == "__main__":  # a process of `accelerate launch`
-    sys.exit(run_launched("grpo", _parse, _train))
+    sys.exit(VERB.run_launched())

@@ -1,37 +1,137 @@
-"""The frame of a verb that trains (``sft``, ``grpo``): launch or train here, load, train, save.
+"""A verb that trains (``sft``, ``grpo``, ``gft``): parse, launch or train here, load, train, save.
 
-A verb brings two functions: ``parse`` (words to ``Arguments``) and ``train`` (``Arguments`` to an
-exit code). Its module is also the program that ``accelerate launch`` starts in each process.
+Command lines are of trl's kind: flags and YAML of its dataclasses, and ``accelerate launch``'s own.
+A flag that neither the trainer nor the launcher knows is an error. The verb's module is also the
+program that ``accelerate launch`` starts in each process.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.cli.errors import exit_code
-from entropyfloor.cli.launching import Arguments, launch
-
-Parse = Callable[[Sequence[str]], Arguments]
-Train = Callable[[Arguments], int]
+from entropyfloor.cli.options import refuse
 
 
-def run(argv: Sequence[str], parse: Parse, train: Train, *, module: str) -> int:
-    """Train in this process, or start ``module`` under the launcher if its flags are given.
+@dataclass
+class Arguments:
+    """What a training verb was asked for."""
 
-    Returns the exit code; errors of usage and data are raised.
-    """
-    arguments = parse(argv)
-    if words := arguments.launch:
-        return launch(words, arguments.script_words(argv), module=module)
-    return train(arguments)
+    script: Any  # trl's script arguments: which rows, and what the verb adds
+    training: Any  # the trainer's configuration
+    model: Any  # trl's ModelConfig
+    mixture: Any  # trl's DatasetMixtureConfig: datasets: of a YAML file
+    launch_in_file: list[str]  # words of the launcher in the YAML file
+    launch_in_command: list[str]  # words of the launcher on the command line
+
+    @property
+    def launch(self) -> list[str]:
+        """The launcher's words, if this process is to start others; none in those it started."""
+        if "LOCAL_RANK" in os.environ:  # which torchrun and accelerate set
+            return []
+        return self.launch_in_file + self.launch_in_command
+
+    def script_words(self, argv: Sequence[str]) -> list[str]:
+        """``argv`` without the launcher's words, which appear in it in this order."""
+        waiting, kept = list(self.launch_in_command), []
+        for word in argv:
+            if waiting and word == waiting[0]:
+                waiting.pop(0)
+            else:
+                kept.append(word)
+        return kept
 
 
-def run_launched(verb: str, parse: Parse, train: Train) -> int:
-    """Train in a process of ``accelerate launch``, whose flags have been followed."""
-    return exit_code(verb, lambda: train(parse(sys.argv[1:])))
+@dataclass(frozen=True)
+class TrainingVerb:
+    """One verb; its fields are what the verbs differ in."""
+
+    name: str
+    description: str  # for --help
+    script: type  # trl's script arguments or a dataclass derived from them; its fields are flags
+    training: type  # the trainer's configuration; its fields are flags
+    train: Callable[[Arguments], int]  # returns the exit code
+
+    def main(self, argv: Sequence[str]) -> int:
+        """Train in this process, or start the verb's module under the launcher if asked to.
+
+        Returns the exit code; errors of usage and data are raised.
+        """
+        arguments = self.parse(argv)
+        if words := arguments.launch:
+            return launch(words, arguments.script_words(argv), module=self.train.__module__)
+        return self.train(arguments)
+
+    def run_launched(self) -> int:
+        """Train in a process of ``accelerate launch``, whose flags have been followed."""
+        return exit_code(self.name, lambda: self.train(self.parse(sys.argv[1:])))
+
+    def parse(self, argv: Sequence[str]) -> Arguments:
+        """Read command line and YAML.
+
+        Raises:
+            ValueError: a word that nobody knows, or a file that is not YAML.
+
+        """
+        import yaml
+        from trl import DatasetMixtureConfig, ModelConfig, TrlParser
+
+        parser = TrlParser(
+            (self.script, self.training, ModelConfig, DatasetMixtureConfig),
+            prog=f"entropyfloor {self.name}",
+            description=self.description,
+        )
+        try:
+            *groups, in_file, in_command = parser.parse_args_and_config(
+                _config_as_two_words(argv),
+                return_remaining_strings=True,
+                separate_remaining_strings=True,
+            )
+        except yaml.YAMLError as error:
+            raise ValueError(f"the --config file is not YAML: {error}") from error
+        for words in (in_file, in_command):
+            _check_launch_words(words, set(parser._option_string_actions), self.name)
+        script, training, model, mixture = groups
+        return Arguments(script, training, model, mixture, in_file, in_command)
+
+
+def launch(words: list[str], script_words: list[str], *, module: str) -> int:
+    """Start ``python -m module script_words`` under ``accelerate launch words``."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    every = [*resolve_accelerate_config_argument(words), "--module", module, *script_words]
+    launch_command(launch_command_parser().parse_args(every))
+    return 0
+
+
+def _config_as_two_words(argv: Sequence[str]) -> list[str]:
+    """``--config=FILE`` as two words, the only form that TrlParser knows."""
+    words: list[str] = []
+    for word in argv:
+        words.extend(word.split("=", 1) if word.startswith("--config=") else [word])
+    if words.count("--config") > 1 or words[-1:] == ["--config"]:
+        raise ValueError("--config takes one YAML file, and may be given once")
+    return words
+
+
+def _check_launch_words(words: list[str], known: set[str], verb: str) -> None:
+    """Refuse what neither the trainer nor ``accelerate launch`` knows."""
+    if not words:
+        return
+    from accelerate.commands.launch import launch_command_parser
+
+    launcher = {"--accelerate_config", *launch_command_parser()._option_string_actions}
+    flags = [word.split("=")[0] for word in words if word.startswith("--")]
+    unknown = [words[0]] if not words[0].startswith("--") else []
+    unknown += [flag for flag in flags if flag not in launcher]
+    if unknown:
+        refuse(unknown[0], known | launcher, verb)
 
 
 @contextmanager
@@ -48,6 +148,25 @@ def loading(name: str) -> Iterator[None]:
         if error.errno is not None:  # the machine's own: a full disk, say
             raise
         raise ValueError(f"{name} cannot be loaded: {error}") from error
+
+
+def trainer_of(kind: Any, arguments: Arguments, rows: tuple[Any, Any], **more: Any) -> Any:
+    """A trainer of trl's kind on rows to train and to evaluate on; ``more`` goes before."""
+    from trl import get_peft_config, get_quantization_config
+
+    model = arguments.model
+    with loading(model.model_name_or_path):
+        return kind(
+            **{
+                "model": model.model_name_or_path,
+                "args": arguments.training,
+                "train_dataset": rows[0],
+                "eval_dataset": rows[1],
+                "quantization_config": get_quantization_config(model),
+                "peft_config": get_peft_config(model),
+                **more,
+            }
+        )
 
 
 def train_and_save(trainer: Any, arguments: Arguments) -> None:

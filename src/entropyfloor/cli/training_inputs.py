@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropyfloor.cli.errors import describe
-from entropyfloor.cli.prompt_flags import mapped_rows
 from entropyfloor.rollouts.reading import as_written, is_json
 
 if TYPE_CHECKING:
-    from entropyfloor.cli.launching import Arguments
+    from entropyfloor.cli.training_command import Arguments
+    from entropyfloor.rollouts.options import ChatOptions
 
 
 def model_init_kwargs(training: Any, model: Any) -> dict[str, Any]:
@@ -190,3 +190,21 @@ def split_of(dataset: Any, split: str, role: str) -> Any:
         ways_out += ", split off rows with `datasets:` and `test_split_size:` in the --config file"
         ways_out += ", or leave out --eval_strategy"
     raise ValueError(f"the data has no split {split!r}, only {', '.join(dataset)}; {ways_out}")
+
+
+def chat_options(script: ChatOptions, chat_template_kwargs: Any) -> dict[str, Any]:
+    """Keywords of ``row_with_chat_options``."""
+    return {
+        "chat": script.chat,
+        "system": script.system,
+        "chat_template_kwargs": chat_template_kwargs,
+    }
+
+
+def mapped_rows(rows: Any, options: dict[str, Any]) -> Any:
+    """A dataset of ``datasets`` (or None) whose rows are as ``options`` ask for."""
+    if rows is None or not any(options.values()):
+        return rows
+    from entropyfloor.rollouts.prompts import row_with_chat_options
+
+    return rows.map(row_with_chat_options, fn_kwargs=options)

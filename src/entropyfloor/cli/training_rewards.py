@@ -1,19 +1,96 @@
-"""Rewards that a verb of RL names, and rows that have the columns they need."""
+"""What the verbs that train by rewards share: rewards, the monitor, rows with their columns."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.cli.launching import Arguments
-from entropyfloor.cli.prompt_flags import chat_options, mapped_rows
-from entropyfloor.cli.training_inputs import check_embedded, load_rows, split_of
+from trl.scripts.grpo import GRPOScriptArguments
+
+from entropyfloor.cli.training_command import Arguments
+from entropyfloor.cli.training_inputs import (
+    chat_options,
+    check_embedded,
+    load_rows,
+    mapped_rows,
+    split_of,
+)
+from entropyfloor.rollouts.options import ChatOptions
 
 if TYPE_CHECKING:
     from entropyfloor.rollouts.prompts import PromptSet
+
+_POLICIES = {"warn": "warn", "stop": "stop", "restore": "stop-and-restore"}
+
+
+def monitor_field(default: str) -> str:
+    """The flag --monitor, with a command's own default."""
+    flag: str = field(
+        default=default,
+        metadata={
+            "help": "When the entropy collapses: warn, stop, restore (stop with the last "
+            "checkpoint from before) or off.",
+            "choices": [*_POLICIES, "off"],
+        },
+    )
+    return flag
+
+
+@dataclass
+class RewardArguments(ChatOptions, GRPOScriptArguments):
+    """trl's script arguments, our rewards, and what a monitor compares."""
+
+    reward: list[str] | None = field(
+        default=None,
+        metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
+    )
+    monitor: str = monitor_field("stop")
+    monitor_tau_2: float = field(
+        default=0.5, metadata={"help": "Relative entropy drop that is a collapse."}
+    )
+    monitor_early_step: int | None = field(
+        default=None, metadata={"help": "First step compared (default: 10 of 400, scaled)."}
+    )
+    monitor_late_step: int | None = field(
+        default=None, metadata={"help": "Second step compared (default: 150 of 400, scaled)."}
+    )
+    monitor_window: int = field(default=1, metadata={"help": "Steps averaged for each of the two."})
+
+
+def monitor_of(script: Any, *, threshold: float, reward: str | None = None) -> list[Any]:
+    """The monitors that the flags ask for: one or none.
+
+    Args:
+        script: `RewardArguments`.
+        threshold: a rollout passes if its reward is at least this.
+        reward: name of the reward function that says so; default: the first.
+
+    """
+    if script.monitor == "off":
+        return []
+    from entropyfloor.rl.collapse_monitor import CollapseMonitor
+
+    monitor = CollapseMonitor(
+        _POLICIES[script.monitor],
+        tau_2=script.monitor_tau_2,
+        early_step=script.monitor_early_step,
+        late_step=script.monitor_late_step,
+        window=script.monitor_window,
+        success_threshold=threshold,
+        success_reward=reward,
+    )
+    return [monitor]
+
+
+def say_verdict(monitors: Sequence[Any], say: Any) -> None:
+    """A monitor's sentence at the end of a run, if it has one."""
+    for monitor in monitors:
+        if monitor.message:
+            say(f"Monitor: {monitor.message}")
 
 
 def chosen_rewards(script: Any) -> list[Any]:

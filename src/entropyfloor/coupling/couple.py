@@ -22,11 +22,7 @@ from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, res
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.references import check_references
-from entropyfloor.rollouts.rewards import (
-    RewardFunction,
-    reward_by_name,
-    reward_name,
-)
+from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import source_digest
 
 
@@ -76,9 +72,7 @@ def measure_coupling(
     resolve_dtype(loading.dtype)
     resolved_device = resolve_device(loading.device)
     trust_remote_code = loading.trust_remote_code
-    ordered = find_run(
-        run.sft, run.rl, order=run.order, steps=run.steps, trust_remote_code=trust_remote_code
-    )
+    ordered = find_run(run, trust_remote_code=trust_remote_code)
     encoded, completions = encode(
         ordered,
         demonstrations,

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from entropyfloor.coupling.options import RunOptions
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import check_token_ids, context_length, load_tokenizer
 from entropyfloor.rollouts.prompts import PromptSet
@@ -26,14 +26,7 @@ class Run:
     step_unit: str  # step, or checkpoint where names hold no steps
 
 
-def find_run(
-    sft: Sequence[str | Path],
-    rl: Sequence[str | Path],
-    *,
-    order: str | None,
-    steps: Sequence[float] | None,
-    trust_remote_code: bool,
-) -> Run:
+def find_run(options: RunOptions, *, trust_remote_code: bool) -> Run:
     """Expand trainer folders, tell start from run, and put the run in order.
 
     Raises:
@@ -42,11 +35,12 @@ def find_run(
         FileNotFoundError: no such checkpoint.
 
     """
+    order = options.order
     if order is not None and order not in ORDERS:
         raise ValueError(f"unknown order {order!r}; choose one of {', '.join(ORDERS)}")
     sides = {
-        "sft": find_checkpoints(sft, trust_remote_code=trust_remote_code),
-        "rl": find_checkpoints(rl, trust_remote_code=trust_remote_code),
+        side: find_checkpoints(getattr(options, side), trust_remote_code=trust_remote_code)
+        for side in ("sft", "rl")
     }
     counts = {side: len(sources) for side, sources in sides.items()}
     order = order or ("sft-rl" if counts["sft"] == 1 else "rl-sft")
@@ -65,7 +59,7 @@ def find_run(
                 f"{source.path} is a prompt-learning adapter; the coupling is not implemented for "
                 "its virtual tokens: give full models, or adapters such as LoRA"
             )
-    numbers, unit = _steps(sources[1:], steps)
+    numbers, unit = _steps(sources[1:], options.steps)
     ranks = sorted(range(len(numbers)), key=numbers.__getitem__)
     return Run(
         order,

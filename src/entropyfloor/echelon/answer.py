@@ -2,9 +2,8 @@
 
 from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.ladder import Spread, frontier_metrics
-from entropyfloor.echelon.names import count, outcome_words, title
 from entropyfloor.echelon.rank_inversion import RankInversion
-from entropyfloor.echelon.rungs import epochs
+from entropyfloor.echelon.rungs import count, epochs, outcome_words, title
 from entropyfloor.echelon.selection import RANDOM, RECOMMENDED
 
 
@@ -147,6 +146,6 @@ def _missing(comparison: EchelonComparison) -> str:
     if not number:
         return ""
     cells = len(plan.losses) * len(plan.depths) * len(plan.seeds)
-    who = f"{number} of {count(cells, 'cell')}" if plan.complete else count(number, "cell")
     what = "outcome after RL" if plan.grpo_steps else "screening"
+    who = f"{number} of {count(cells, 'cell')}"
     return f"{who} without {what}: left out of every comparison of outcomes."

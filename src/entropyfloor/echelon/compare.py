@@ -1,6 +1,6 @@
 """An echelon's cells, compared: ladders along depth, predictors, rank inversion, selection rules.
 
-    cells, base, settings ─► rungs ─► ladder            every measure against depth, by loss
+    cells, base, plan ─► rungs  ─► ladder            every measure against depth, by loss
                                   ├─► frontier          rungs that nothing beats before RL
                                   ├─► predictor ranks   Spearman with the outcome after RL
                                   ├─► rank inversion    pass@1 against the outcome, pair by pair
@@ -23,7 +23,6 @@ from entropyfloor.echelon.rungs import (
     Missing,
     Plan,
     Rung,
-    make_plan,
     read_rungs,
 )
 from entropyfloor.echelon.selection import RuleResult, rule_results
@@ -37,8 +36,7 @@ SCHEMA_VERSION = 1
 class EchelonComparison:
     """What an echelon found."""
 
-    settings: Mapping[str, Any]  # as handed in
-    plan: Plan  # the settings, completed by what the cells show
+    plan: Plan
     rungs: tuple[Rung, ...]  # cells that were at least screened, by loss, depth and seed
     # Seed -> measures of the model before SFT; empty if it was not screened
     base: Mapping[int, Metrics]
@@ -50,10 +48,9 @@ class EchelonComparison:
     rules: tuple[RuleResult, ...]  # selection rules; empty without outcomes
 
     @property
-    def seconds(self) -> float | None:
-        """That all cells took together; None where no cell says."""
-        known = [rung.seconds for rung in self.rungs if rung.seconds is not None]
-        return sum(known) if known else None
+    def seconds(self) -> float:
+        """That all cells took together."""
+        return sum(rung.seconds for rung in self.rungs)
 
     def inversion(self, outcome: str, scope: str | None) -> RankInversion | None:
         """pass@1 against one outcome, over one loss or all (None)."""
@@ -83,7 +80,6 @@ class EchelonComparison:
             {
                 "schema": SCHEMA,
                 "schema_version": SCHEMA_VERSION,
-                "settings": dict(self.settings),
                 "plan": asdict(self.plan),
                 "missing": [asdict(cell) for cell in self.missing],
                 "rows": list(self._rows()),
@@ -107,37 +103,21 @@ class EchelonComparison:
 
 
 def compare(
-    cells: Sequence[Mapping[str, Any]],
-    base: Mapping[int, Metrics],
-    settings: Mapping[str, Any],
+    cells: Sequence[Mapping[str, Any]], base: Mapping[int, Metrics], plan: Plan
 ) -> EchelonComparison:
     """Compare the cells of an echelon.
 
     Args:
-        cells: ``{"loss", "seed", "depth", "before", "after": {step: metrics}}`` each, as
-            ``rungs.metrics`` gives them; ``failed`` (why) and ``seconds`` (a
-            number, or one per stage) may be there.
-        base: seed -> measures of the model before SFT.
-        settings: ``outcome_k`` and ``group_size``; ``tau_h``, ``floor``, ``reference``,
-            ``losses``, ``depths``, ``seeds`` and ``grpo_steps`` where the plan is larger than the
-            cells there are (see :class:`~entropyfloor.echelon.rungs.Plan`). All else
-            is shown in the report and has no effect on it.
-
-    Raises:
-        ValueError: no cells and no planned losses, or settings and cells that do not fit together.
+        cells: ``{"loss", "seed", "depth", "before", "after": {step: metrics}, "seconds": {stage:
+            number}}`` each, with metrics as ``rungs.metrics`` gives them.
+        base: seed -> metrics of the model before SFT.
+        plan: which cells there should be.
 
     """
-    plan = make_plan(cells, settings)
-    if not (plan.losses and plan.depths and plan.seeds):
-        raise ValueError(
-            "nothing to compare: no cells, and no plan; name losses, depths and seeds in settings "
-            "to get a report of what is missing"
-        )
     rungs, missing = read_rungs(cells, plan)
     measured = {int(seed): metrics for seed, metrics in base.items()}
     rows = ladder_rows(rungs, measured, plan)
     return EchelonComparison(
-        settings=dict(settings),
         plan=plan,
         rungs=rungs,
         base=dict(sorted(measured.items())),

@@ -18,17 +18,13 @@ EXECUTORS = ("serial", "processes", "ray")
 
 
 class Runner(Protocol):
-    """What the schedule needs of an executor."""
+    """What the schedule needs of an executor: so many stages at once, a future for each."""
 
     slots: int
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        """Start, or queue, one call."""
-        ...
+    def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]": ...  # noqa: D102
 
-    def close(self) -> None:
-        """End, and what runs with it."""
-        ...
+    def close(self) -> None: ...  # noqa: D102
 
 
 def open_executor(name: str, *, workers: int, threads: int, gpus: int) -> Runner:

@@ -11,8 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.ladder import BASE, LadderRow, Spread, frontier_metrics
-from entropyfloor.echelon.names import outcome_words, seed_words, title
-from entropyfloor.echelon.rungs import rung_name, value
+from entropyfloor.echelon.rungs import outcome_words, rung_name, seed_words, title, value
 from entropyfloor.render.figure import Chart, entropy_axis, name_rows, series
 from entropyfloor.render.palette import LIGHT
 

@@ -20,7 +20,6 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from entropyfloor.echelon.recipe import lora_config
 from entropyfloor.echelon.sft_run import QuietBar, strip_training_state
 from entropyfloor.echelon.sources import Sources
 from entropyfloor.io import save_json
@@ -89,7 +88,7 @@ def _trainer(
     from entropyfloor.rl.dapo import dapo_config
     from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 
-    training = data.recipe.grpo_training()
+    training, further = data.recipe.grpo_options()
     on_gpu = torch.cuda.is_available()
     settings: dict[str, Any] = {
         "max_steps": training.steps,
@@ -114,11 +113,11 @@ def _trainer(
     return PromptRowsTrainer(
         model=AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32),
         reward_funcs=reward_by_name(data.reward),
-        args=dapo_config(folder, **{**settings, **data.recipe.grpo_options()}),
+        args=dapo_config(folder, **{**settings, **further}),
         train_dataset=_in_order(rows, training.steps * training.prompts_per_step, data.seed),
         processing_class=AutoTokenizer.from_pretrained(start),
         callbacks=[*monitors, *callbacks],
-        peft_config=lora_config(data.recipe),
+        peft_config=data.recipe.lora_config(),
     )
 
 

@@ -1,12 +1,12 @@
 """An echelon as one HTML file, and everything that a run leaves to read: JSON, Markdown, PNG."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from entropyfloor.echelon import figures
 from entropyfloor.echelon.answer import answer
 from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.names import count, outcome_words
-from entropyfloor.echelon.rungs import epochs
+from entropyfloor.echelon.rungs import count, epochs, outcome_words
 from entropyfloor.echelon.table import echelon_markdown, tables
 from entropyfloor.io import save_json, write_atomic, write_pictures
 from entropyfloor.render.figure import key
@@ -29,20 +29,13 @@ def write_report(comparison: EchelonComparison, folder: str | Path) -> None:
 def echelon_html(comparison: EchelonComparison) -> str:
     """Return the page as text."""
     plan = comparison.plan
-    settings = {
-        "tau_h": plan.tau_h,
-        "floor": plan.floor,
-        "reference": plan.reference,
-        **comparison.settings,
-    }
-    if comparison.seconds is not None:
-        settings["seconds of all cells"] = f"{comparison.seconds:.0f}"
+    settings = {**asdict(plan), "seconds of all cells": f"{comparison.seconds:.0f}"}
     losses = f"{len(plan.losses)} loss{'' if len(plan.losses) == 1 else 'es'}"
     depths = f"{count(len(plan.depths), 'depth')} (up to {epochs(plan.depths[-1])})"
     return render_page(
         "echelon/page.html.j2",
         settings=settings,
-        name=comparison.settings.get("name", ""),
+        name=plan.name,
         losses=losses,
         caption=f"{losses} × {depths} × {count(len(plan.seeds), 'seed')}",
         plan=plan,

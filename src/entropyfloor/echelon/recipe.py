@@ -33,7 +33,6 @@ from entropyfloor.echelon.recipe_checks import (
     check_recipe,
     config_fields,
     fast_bf16,
-    lora,
 )
 from entropyfloor.screening.verdict import TAU_H
 
@@ -178,17 +177,23 @@ class Recipe:
             return Teacher(None, named["loss"], float(named["depth"]), samples)
         return Teacher(str(named), "", 0.0, samples)
 
-    def grpo_training(self) -> GRPOTraining:
-        """The part of ``grpo`` that every run has."""
+    def grpo_options(self) -> tuple[GRPOTraining, dict[str, Any]]:
+        """Of ``grpo``: what every run has, and further fields of ``trl.GRPOConfig``."""
         assert self.grpo is not None
         names = {f.name for f in fields(GRPOTraining)}
-        return GRPOTraining(**{k: v for k, v in self.grpo.items() if k in names})
+        further = {name: value for name, value in self.grpo.items() if name not in names}
+        return GRPOTraining(**{k: v for k, v in self.grpo.items() if k in names}), further
 
-    def grpo_options(self) -> dict[str, Any]:
-        """The part of ``grpo`` that are further fields of ``trl.GRPOConfig``."""
-        assert self.grpo is not None
-        names = {f.name for f in fields(GRPOTraining)}
-        return {k: v for k, v in self.grpo.items() if k not in names}
+    def lora_config(self) -> Any:
+        """The ``peft.LoraConfig`` of ``peft``, or None."""
+        if self.peft is None:
+            return None
+        from peft import LoraConfig
+
+        try:
+            return LoraConfig(**{"task_type": "CAUSAL_LM", **self.peft})
+        except TypeError as error:
+            raise ValueError(f"peft takes fields of peft.LoraConfig: {error}") from error
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -210,11 +215,6 @@ class Recipe:
         return plain
 
 
-def lora_config(recipe: Recipe) -> Any:
-    """The recipe's ``peft.LoraConfig``, or None."""
-    return None if recipe.peft is None else lora(recipe.peft)
-
-
 def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Recipe:
     """Read and check a recipe.
 
@@ -233,10 +233,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Rec
     for key in ("model", "data", "losses"):
         if key not in content:
             raise ValueError(f"the recipe lacks {key!r}; see docs/echelon.md for an example")
-    if isinstance(content["model"], str):
-        content["model"] = {"name": content["model"]}
-    if isinstance(content["data"], str):
-        content["data"] = {"task": content["data"]}
+    for key, inner in (("model", "name"), ("data", "task")):
+        if isinstance(content[key], str):
+            content[key] = {inner: content[key]}
     for key in ("model", "data", "losses", "sft", "screening", "evaluation", "peft", "grpo"):
         if content.get(key, {}) is not None and not isinstance(content.get(key, {}), Mapping):
             raise ValueError(f"{key} must be a mapping of settings; got {content[key]!r}")
@@ -245,16 +244,14 @@ def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Rec
             raise ValueError(
                 f"losses: {name} must be a mapping such as {{loss: ce}}; got {options!r}"
             )
-    for key in ("depths", "seeds"):
-        if key in content:
-            value = content[key]
+    for key, kind in (("depths", float), ("seeds", int)):
+        value = content.get(key, ())
+        try:
             if not isinstance(value, Sequence) or isinstance(value, str):
-                raise ValueError(f"{key} must be a list of numbers; got {value!r}")
-            kind = float if key == "depths" else int
-            try:
-                content[key] = tuple(kind(entry) for entry in value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{key} must be a list of numbers; got {value!r}") from error
+                raise TypeError
+            content |= {key: tuple(map(kind, value))} if key in content else {}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{key} must be a list of numbers; got {value!r}") from error
     content.setdefault("name", "echelon")
     return Recipe(**content)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from entropyfloor.screening.verdict import check_tau_h
+
 Recipe = Any  # that of `recipe`, which imports this file
 # What the echelon itself decides; a recipe that set it would be ignored, or break resuming.
 _DECIDED_SFT = (
@@ -51,11 +53,11 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"seeds are different numbers from 0 on; got {list(seeds)}")
     if recipe.threads < 1:
         raise ValueError(f"threads must be at least 1; got {recipe.threads}")
+    check_tau_h(recipe.tau_h)
     _check_samples(recipe)
     for name in recipe.losses:
         _check_loss(recipe, name)
-    if recipe.peft is not None:
-        lora(recipe.peft)
+    recipe.lora_config()
     if recipe.grpo is not None:
         _check_grpo(recipe, recipe.grpo)
 
@@ -148,7 +150,7 @@ def _check_grpo(recipe: Recipe, grpo: Mapping[str, Any]) -> None:
     for key, instead in _DECIDED_GRPO.items():
         if key in grpo:
             raise ValueError(f"grpo: {key} is set by {instead}; leave it out")
-    training = recipe.grpo_training()
+    training, _ = recipe.grpo_options()
     names = {f.name for f in fields(GRPOConfig) if f.init}
     check_known(grpo, names | {f.name for f in fields(training)}, "grpo")
     rollouts = training.group_size * training.prompts_per_step
@@ -200,13 +202,3 @@ def fast_bf16() -> bool:
         return torch.cuda.is_bf16_supported()
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def lora(options: Mapping[str, Any]) -> Any:
-    """Make the ``peft.LoraConfig`` of a recipe's ``peft`` section."""
-    from peft import LoraConfig
-
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **options})
-    except TypeError as error:
-        raise ValueError(f"peft takes fields of peft.LoraConfig: {error}") from error

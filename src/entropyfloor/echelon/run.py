@@ -18,6 +18,7 @@ from entropyfloor.echelon.compare import EchelonComparison, compare
 from entropyfloor.echelon.executors import open_executor
 from entropyfloor.echelon.folder import BASE, EchelonFolder, Stage, read_json
 from entropyfloor.echelon.recipe import Recipe, load_recipe
+from entropyfloor.echelon.rungs import Plan
 from entropyfloor.echelon.schedule import (
     Failure,
     Schedule,
@@ -123,7 +124,7 @@ def write_results(stages: EchelonFolder) -> EchelonComparison | None:
     )
     if not cells:
         return None
-    comparison = compare(cells, base, comparison_settings(recipe))
+    comparison = compare(cells, base, plan_of(recipe))
     write_report(comparison, folder)
     tables = (f"# Seed {s}\n\n{screening_markdown(r)}\n" for s, r in screenings(stages).items())
     write_atomic(folder / "screening.md", "\n".join(tables))
@@ -154,24 +155,24 @@ def screenings(stages: EchelonFolder) -> dict[int, ScreeningReport]:
     return reports
 
 
-def comparison_settings(recipe: Recipe) -> dict[str, Any]:
-    """What ``compare`` needs to know of a recipe."""
+def plan_of(recipe: Recipe) -> Plan:
+    """What the recipe's cells are compared under."""
     steps: list[int] = []
     if recipe.grpo is not None:
-        training = recipe.grpo_training()
+        training, _ = recipe.grpo_options()
         steps = list(range(training.save_every, training.steps + 1, training.save_every))
         if not steps or steps[-1] != training.steps:
             steps.append(training.steps)  # the trainer saves the end as well
-    return {
-        "name": recipe.name,
-        "outcome_k": recipe.k,
-        "group_size": recipe.screening_options(after_rl=False)["group_size"],
-        "tau_h": recipe.tau_h,
-        "losses": list(recipe.losses),
-        "depths": list(recipe.depths),
-        "seeds": list(recipe.seeds),
-        "grpo_steps": steps,
-    }
+    return Plan(
+        name=recipe.name,
+        outcome_k=recipe.k,
+        group_size=recipe.screening_options(after_rl=False)["group_size"],
+        tau_h=recipe.tau_h,
+        losses=tuple(recipe.losses),
+        depths=recipe.depths,
+        seeds=tuple(sorted(recipe.seeds)),
+        grpo_steps=tuple(steps),
+    )
 
 
 def echelon_status(output_dir: str | Path) -> dict[str, Any]:

@@ -13,12 +13,11 @@ out of whatever compares outcomes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.screening.verdict import TAU_H, check_tau_h
 from entropyfloor.stats.intervals import Interval
 
 if TYPE_CHECKING:
@@ -39,6 +38,15 @@ METRICS = (
     "truncated_fraction",
     "verdict",
 )
+
+
+_TITLES = {
+    "entropy_nats": "entropy",
+    "degenerate_fraction": "degenerate fraction",
+    "p_hat_over_p_star": "p̂/p*",
+    "unique_fraction": "unique",
+    "held_out_loss": "held-out loss",
+}
 
 
 def metrics(checkpoint: CheckpointScreening) -> dict[str, Any]:
@@ -72,7 +80,7 @@ class Rung:
     after: Mapping[int, Metrics] = field(default_factory=dict)
     # peak_pass_at_K and the like; empty while steps are missing
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-    seconds: float | None = None  # that it took; None where it was not recorded
+    seconds: float = 0.0  # that its screening and its RL took
 
     @property
     def name(self) -> str:
@@ -99,17 +107,19 @@ class Missing:
 class Plan:
     """What the cells are compared under."""
 
+    name: str  # the recipe's
     outcome_k: int  # k of the pass@k after RL that counts as the outcome
     group_size: int  # rollouts per prompt in RL
     tau_h: float  # nats; a rung below it is flagged by its entropy
-    floor: float  # nats; what "deepest above the floor" asks for. tau_h when left out.
-    reference: str  # the arm that the others are compared with. ce if there, else the first.
-    losses: tuple[str, ...]  # arms in the recipe's order; those of the cells when left out
-    depths: tuple[float, ...]  # epochs, ascending; those of the cells when left out
-    seeds: tuple[int, ...]  # ascending; those of the cells when left out
-    # Steps after which RL is evaluated; those of the cells when left out
-    grpo_steps: tuple[int, ...]
-    complete: bool  # losses, depths and seeds were all named, so every combination is expected
+    losses: tuple[str, ...]  # arms in the recipe's order
+    depths: tuple[float, ...]  # epochs, ascending
+    seeds: tuple[int, ...]
+    grpo_steps: tuple[int, ...]  # steps after which RL is evaluated; empty without RL
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with: ``ce`` if it is there, else the first."""
+        return "ce" if "ce" in self.losses else self.losses[0]
 
     @property
     def outcome(self) -> str:
@@ -144,6 +154,40 @@ def epochs(depth: float) -> str:
     return f"{depth:g} epoch{'' if depth == 1 else 's'}"
 
 
+def title(measure: str) -> str:
+    """``pass_at_10`` -> ``pass@10``; ``peak_pass_at_10`` -> ``peak pass@10``."""
+    when, _, k = measure.rpartition("pass_at_")
+    return f"{when.replace('_', ' ')}pass@{k}" if k.isdecimal() else _TITLES[measure]
+
+
+def outcome_words(outcome: str) -> str:
+    """``peak_pass_at_10`` -> ``peak pass@10 after RL``."""
+    return f"{title(outcome)} after RL"
+
+
+def count(number: int, what: str) -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def seed_words(values: Iterable[float | None], form: str = ".3f") -> str:
+    """The numbers of up to five seeds, a dash for what is missing, or the range of more.
+
+    Without the zero before the point, so that three seeds fit into a cell; nothing for one seed.
+    """
+    every = list(values)
+    known = [number for number in every if number is not None]
+    if len(every) < 2 or not known:
+        return ""
+    if len(every) <= 5:
+        return " ".join("–" if n is None else _short(f"{n:{form}}") for n in every)
+    return f"{_short(f'{min(known):{form}}')} – {_short(f'{max(known):{form}}')}"
+
+
+def _short(number: str) -> str:
+    return number.replace("0.", ".", 1) if number.lstrip("+-").startswith("0.") else number
+
+
 def value(metrics: Metrics | None, name: str) -> float | None:
     """A measure by name, ``pass_at_10`` for k = 10; None where it was not measured."""
     if metrics is None:
@@ -169,122 +213,42 @@ def through_rl(rungs: Sequence[Rung], scope: str | None) -> dict[int, list[Rung]
     return by_seed
 
 
-def make_plan(cells: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Plan:
-    """Complete the settings by what the cells show.
-
-    Raises:
-        ValueError: ``outcome_k`` or ``group_size`` is missing, or one is out of range.
-
-    """
-    for key in ("outcome_k", "group_size"):
-        number = settings.get(key)
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(
-                f"settings[{key!r}] must be a whole number from 1 on; got {number!r}: pass the k "
-                "of the pass@k after RL, and the rollouts per prompt in RL"
-            )
-    tau_h = float(settings.get("tau_h", TAU_H))
-    floor = settings.get("floor")
-    check_tau_h(tau_h)
-    losses = tuple(settings.get("losses") or dict.fromkeys(cell["loss"] for cell in cells))
-    reference = settings.get("reference") or ("ce" if "ce" in losses else "")
-    if reference and reference not in losses:
-        raise ValueError(f"reference is {reference!r}, which is none of {', '.join(losses)}")
-    steps = settings.get("grpo_steps") or {s for c in cells for s in c.get("after") or {}}
-    return Plan(
-        outcome_k=settings["outcome_k"],
-        group_size=settings["group_size"],
-        tau_h=tau_h,
-        floor=tau_h if floor is None else float(floor),
-        reference=reference or (losses[0] if losses else ""),
-        losses=losses,
-        depths=_ascending(float, settings.get("depths") or (c["depth"] for c in cells)),
-        seeds=_ascending(int, settings.get("seeds") or (c["seed"] for c in cells)),
-        grpo_steps=_ascending(int, steps),
-        complete=all(settings.get(key) for key in ("losses", "depths", "seeds")),
-    )
-
-
 def read_rungs(
     cells: Sequence[Mapping[str, Any]], plan: Plan
 ) -> tuple[tuple[Rung, ...], tuple[Missing, ...]]:
-    """Rungs by loss, depth and seed in the plan's order, and what is missing of the plan.
-
-    A cell whose ``before`` is None or absent counts as missing; ``failed`` says why.
-
-    Raises:
-        ValueError: a cell twice, one that the plan does not name, or a number that is not finite.
-
-    """
-    rungs: dict[tuple[str, float, int], Rung] = {}
-    why: dict[tuple[str, float, int], str] = {}
-    for cell in cells:
-        key = (cell["loss"], float(cell["depth"]), int(cell["seed"]))
-        where = f"{rung_name(key[0], key[1])}, seed {key[2]}"
-        if key in rungs or key in why:
-            raise ValueError(f"{where} is there twice: hand over one cell of each")
-        if key[0] not in plan.losses or key[1] not in plan.depths or key[2] not in plan.seeds:
-            raise ValueError(f"{where} is not in the plan: name its loss, depth and seed there")
-        failed = cell.get("failed")
-        if not cell.get("before"):
-            why[key] = f"failed: {failed}" if failed else "not screened yet"
+    """Rungs by loss, depth and seed in the plan's order, and what is missing of the plan."""
+    by_key = {(c["loss"], float(c["depth"]), int(c["seed"])): c for c in cells}
+    rungs, missing = [], []
+    for loss, depth, seed in product(plan.losses, plan.depths, plan.seeds):
+        cell = by_key.get((loss, depth, seed))
+        if cell is None:
+            missing.append(Missing(loss, seed, depth, "not there yet"))
             continue
-        rungs[key] = _rung(cell, plan, where)
-        if plan.grpo_steps and not rungs[key].outcomes:
-            absent = [str(s) for s in plan.grpo_steps if s not in rungs[key].after]
-            words = f"GRPO not evaluated at step {', '.join(absent)}"
-            why[key] = f"failed: {failed}; {words}" if failed else words
-    order = [(a, d, s) for a in plan.losses for d in plan.depths for s in plan.seeds]
-    if plan.complete:
-        why |= {key: "not there yet" for key in order if key not in rungs and key not in why}
-    missing = [Missing(a, s, d, why[a, d, s]) for a, d, s in order if (a, d, s) in why]
-    return tuple(rungs[key] for key in order if key in rungs), tuple(missing)
-
-
-def _rung(cell: Mapping[str, Any], plan: Plan, where: str) -> Rung:
-    after = {int(step): cell["after"][step] for step in cell.get("after") or {}}
-    after = dict(sorted(after.items()))
-    _check(cell["before"], f"{where}, before RL")
-    for step, metrics in after.items():
-        _check(metrics, f"{where}, GRPO step {step}")
-    seconds = cell.get("seconds")
-    if isinstance(seconds, Mapping):
-        seconds = sum(seconds.values())
-    return Rung(
-        loss=cell["loss"],
-        seed=int(cell["seed"]),
-        depth=float(cell["depth"]),
-        before=cell["before"],
-        after=after,
-        outcomes=_outcomes(after, plan, where),
-        seconds=None if seconds is None else float(seconds),
-    )
-
-
-def _outcomes(after: Mapping[int, Metrics], plan: Plan, where: str) -> dict[str, Outcome]:
-    if not plan.grpo_steps or any(step not in after for step in plan.grpo_steps):
-        return {}
-    outcomes: dict[str, Outcome] = {}
-    for name in plan.outcomes:
-        measure = name.split("_", 1)[1]
-        steps = plan.grpo_steps if name.startswith("peak") else plan.grpo_steps[-1:]
-        values = {step: value(after[step], measure) for step in steps}
-        if None in values.values():
-            ks = ", ".join(after[plan.grpo_steps[0]].get("pass_at_k", {})) or "none"
-            raise ValueError(
-                f"{where}: no {measure} after RL (pass@k was measured for k = {ks}): choose "
-                "outcome_k among them, or evaluate with more samples"
+        after = {int(step): metrics for step, metrics in cell.get("after", {}).items()}
+        absent = [str(step) for step in plan.grpo_steps if step not in after]
+        if absent:
+            why = f"GRPO not evaluated at step {', '.join(absent)}"
+            missing.append(Missing(loss, seed, depth, why))
+        rungs.append(
+            Rung(
+                loss=loss,
+                seed=seed,
+                depth=depth,
+                before=cell["before"],
+                after=dict(sorted(after.items())),
+                outcomes={} if absent else _outcomes(after, plan),
+                seconds=float(sum(cell.get("seconds", {}).values())),
             )
-        best = max(steps, key=lambda step: values[step] or 0.0)  # the first of equals
-        outcomes[name] = Outcome(float(values[best] or 0.0), best, interval(after[best], measure))
+        )
+    return tuple(rungs), tuple(missing)
+
+
+def _outcomes(after: Mapping[int, Metrics], plan: Plan) -> dict[str, Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    for name in plan.outcomes if plan.grpo_steps else ():
+        metric = name.split("_", 1)[1]
+        steps = plan.grpo_steps if name.startswith("peak") else plan.grpo_steps[-1:]
+        values = {step: after[step]["pass_at_k"][metric.removeprefix("pass_at_")] for step in steps}
+        best = max(steps, key=values.__getitem__)  # the first of equals
+        outcomes[name] = Outcome(values[best], best, interval(after[best], metric))
     return outcomes
-
-
-def _check(metrics: Metrics, where: str) -> None:
-    for name, number in [*metrics.items(), *metrics.get("pass_at_k", {}).items()]:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError(f"{where}: {name} is {number}, not a number to compare: measure again")
-
-
-def _ascending(kind: Any, values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(sorted({kind(item) for item in values}))

@@ -91,9 +91,9 @@ def _rules(plan: Plan) -> dict[str, _Rule]:
         f"highest pass@{plan.outcome_k}": most(f"pass_at_{plan.outcome_k}"),
         "lowest degenerate fraction": most("degenerate_fraction", -1.0),
         "highest entropy": most("entropy_nats"),
-        f"deepest above {plan.floor:g} nats": (
+        f"deepest above {plan.tau_h:g} nats": (
             "entropy_nats",
-            lambda rungs: _deepest(rungs, plan.floor),
+            lambda rungs: _deepest(rungs, plan.tau_h),
         ),
         "lowest held-out loss": most("held_out_loss", -1.0),
     }

@@ -30,7 +30,6 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from entropyfloor.echelon.recipe import lora_config
 from entropyfloor.echelon.sources import Sources
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.rewards import reward_by_name
@@ -95,20 +94,22 @@ def train_loss(
         parts = {
             "processing_class": AutoTokenizer.from_pretrained(start),
             "callbacks": [save],
-            "peft_config": lora_config(recipe),
+            "peft_config": recipe.lora_config(),
         }
         if options.get("entropy_floor") is not None:
             parts["probe_prompts"] = data.probe_prompts
         if gft:
-            reward, dataset = (
-                reward_by_name(data.reward),
-                PromptSet(tuple(rows), "groups").dataset(),
-            )
-            return GFTTrainer(model, reward, GFTConfig(**settings), dataset, **parts)
+            reward, groups_set = reward_by_name(data.reward), PromptSet(tuple(rows), "groups")
+            return GFTTrainer(model, reward, GFTConfig(**settings), groups_set.dataset(), **parts)
         dataset = Dataset.from_list([dict(row) for row in rows])
         return SEDTrainer(model, args=SEDConfig(**settings), train_dataset=dataset, **parts)
 
-    return train_to_depths(make, recipe.depths, folder=folder, name=loss, epochs_per_depth=1 / size)
+    targets = [folder / f"{loss}-depth-{depth:g}" for depth in recipe.depths]
+    if not targets[-1].is_dir():
+        _train(make, [depth * (1 / size) for depth in recipe.depths], targets, loss)
+    for target in targets:
+        strip_training_state(target)
+    return targets
 
 
 def mean_group_size(rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> float:
@@ -122,36 +123,6 @@ def mean_group_size(rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any
         limits = config.response_counts().items()
         responses += sum(min(named.count(source), most) for source, most in limits)
     return responses / len(rows) + config.num_self
-
-
-def train_to_depths(
-    make: Make,
-    depths: Sequence[float],
-    *,
-    folder: Path,
-    name: str,
-    epochs_per_depth: float = 1.0,
-) -> list[Path]:
-    """Train any trainer to all depths; return the checkpoints, shallowest first.
-
-    Args:
-        make: given its output folder and a callback, returns the trainer that has both; not called
-            when the deepest checkpoint is there. The callback comes first among its callbacks.
-        depths: ascending.
-        folder: receives the checkpoints; made if missing.
-        name: they are called ``NAME-depth-D``.
-        epochs_per_depth: what one unit of depth is.
-
-    Raises:
-        ValueError: two depths that are the same number of steps.
-
-    """
-    targets = [folder / f"{name}-depth-{depth:g}" for depth in depths]
-    if not targets[-1].is_dir():
-        _train(make, [d * epochs_per_depth for d in depths], targets, name)
-    for target in targets:
-        strip_training_state(target)
-    return targets
 
 
 def strip_training_state(checkpoint: Path) -> None:
@@ -168,6 +139,7 @@ class QuietBar(ProgressCallback):
 
 
 def _train(make: Make, epochs: Sequence[float], targets: Sequence[Path], name: str) -> None:
+    """Go on from the deepest target that is there; ``make`` returns a trainer with the callback."""
     work = targets[-1].with_name(f".unfinished-{targets[-1].name}")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed while it saved
     # A callback of the trainer's from the start: the floor's, which comes later, looks at what it

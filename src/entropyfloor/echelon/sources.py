@@ -187,7 +187,7 @@ def check_sources(data: Sources) -> None:
     if not data.rl:
         raise ValueError("the recipe has a grpo section and no prompts for it: give data: rl")
     check_references(reward, PromptSet(data.rl, "prompts for RL"))
-    needed = recipe.grpo_training().prompts_per_step
+    needed = recipe.grpo_options()[0].prompts_per_step
     if len(data.rl) < needed:
         raise ValueError(
             f"a GRPO step takes {needed} prompts and there are {len(data.rl)}: give more, or lower "

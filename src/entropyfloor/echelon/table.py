@@ -9,9 +9,8 @@ from rich.text import Text
 from entropyfloor.echelon.answer import answer, frontier_words
 from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.ladder import Beater, LadderRow, Spread, frontier_metrics
-from entropyfloor.echelon.names import count, outcome_words, seed_words, title
 from entropyfloor.echelon.predictors import predictors
-from entropyfloor.echelon.rungs import rung_name
+from entropyfloor.echelon.rungs import count, outcome_words, rung_name, seed_words, title
 from entropyfloor.echelon.selection import RECOMMENDED, Pick
 from entropyfloor.render.table import Cell, Column, Table
 from entropyfloor.render.text import markdown, plain

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.gft.responses import DATASET_SOURCES, Response
+from entropyfloor.stats.groups import Sums
 
 
 @dataclass(frozen=True)
-class SourceCounts:
+class SourceCounts(Sums):
     """Responses of one source."""
 
     responses: int = 0  # how many there were
@@ -35,54 +36,32 @@ class SourceCounts:
         """Of the scored; None if there are none."""
         return self.reward_sum / self.scored if self.scored else None
 
-    def __add__(self, other: SourceCounts) -> SourceCounts:
-        mine, theirs = vars(self), vars(other)
-        return SourceCounts(**{name: mine[name] + theirs[name] for name in mine})
-
 
 @dataclass(frozen=True)
-class ResponseCounts:
+class ResponseCounts(Sums):
     """Counts by source, and over groups."""
 
-    # One of each source, in the order of `DATASET_SOURCES`
-    by_source: dict[str, SourceCounts] = field(
-        default_factory=lambda: {source: SourceCounts() for source in DATASET_SOURCES}
-    )
+    expert: SourceCounts = SourceCounts()
+    teacher: SourceCounts = SourceCounts()
+    other: SourceCounts = SourceCounts()
     without_response: int = 0  # groups that nothing is in
     all_passed: int = 0  # groups whose scored responses all pass
     none_passed: int = 0  # groups whose scored responses all fail
     mixed: int = 0  # groups with both
 
-    def __add__(self, other: ResponseCounts) -> ResponseCounts:
-        return ResponseCounts(
-            {
-                source: self.by_source[source] + other.by_source[source]
-                for source in DATASET_SOURCES
-            },
-            self.without_response + other.without_response,
-            self.all_passed + other.all_passed,
-            self.none_passed + other.none_passed,
-            self.mixed + other.mixed,
-        )
+    @property
+    def by_source(self) -> dict[str, SourceCounts]:
+        """In the order of `DATASET_SOURCES`."""
+        return {source: getattr(self, source) for source in DATASET_SOURCES}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
-            "sources": {
-                source: {
-                    **vars(counts),
-                    "pass_rate": counts.pass_rate,
-                    "mean_reward": counts.mean_reward,
-                }
-                for source, counts in self.by_source.items()
-            },
-            "groups": {
-                "without_response": self.without_response,
-                "all_passed": self.all_passed,
-                "none_passed": self.none_passed,
-                "mixed": self.mixed,
-            },
+        sources = {
+            name: {**vars(of), "pass_rate": of.pass_rate, "mean_reward": of.mean_reward}
+            for name, of in self.by_source.items()
         }
+        groups = {name: value for name, value in vars(self).items() if name not in sources}
+        return {"sources": sources, "groups": groups}
 
 
 def count_responses(
@@ -127,7 +106,7 @@ def count_responses(
         )
     passes = {each.reward >= threshold for each in group if each.reward is not None}
     counts = ResponseCounts(
-        by_source,
+        **by_source,
         without_response=int(not group),
         all_passed=int(passes == {True}),
         none_passed=int(passes == {False}),

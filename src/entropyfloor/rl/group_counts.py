@@ -17,11 +17,12 @@ NaN is what trl makes of a None: a rollout that no function scored is left out, 
 rollouts is counted as unscored.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from entropyfloor.stats.groups import (
+    Sums,
     estimate_within_group_variance,
     expected_within_group_variance,
     p_star,
@@ -30,7 +31,7 @@ from entropyfloor.stats.groups import (
 
 
 @dataclass(frozen=True)
-class GroupCounts:
+class GroupCounts(Sums):
     """Sums over groups; add them up over batches with ``+``."""
 
     groups: int = 0  # groups with at least one scored rollout
@@ -47,11 +48,6 @@ class GroupCounts:
     variance_groups: int = 0  # groups with two or more rollouts of which it is known
     # Not degenerate, although all passed or none did: shaped rewards differ
     outcome_degenerate: int = 0
-
-    def __add__(self, other: "GroupCounts") -> "GroupCounts":
-        return GroupCounts(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        )
 
     @property
     def shaping_is_larger_part(self) -> bool:

@@ -25,7 +25,17 @@ outcome-degenerate, and counted apart from those whose rewards agree.
 from collections import Counter
 from collections.abc import Sequence
 from math import comb, expm1, isfinite, log
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+_Counts = TypeVar("_Counts", bound="Sums")
+
+
+class Sums:
+    """A dataclass of sums: two are added field by field."""
+
+    def __add__(self: _Counts, other: _Counts) -> _Counts:
+        added = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return type(self)(**added)
 
 
 class DegenerateFraction(NamedTuple):

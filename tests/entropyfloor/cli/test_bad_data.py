@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -289,15 +290,16 @@ def test_another_process_too(tmp_path):
     assert "Traceback" not in run.stderr
 
 
-def test_launched_processes_say_it_in_the_same_words(capsys):
+def test_launched_processes_say_it_in_the_same_words(capsys, monkeypatch, tmp_path):
     from jinja2 import TemplateError
 
-    from entropyfloor.cli.training_command import run_launched
+    from entropyfloor.cli import sft
 
     def train(_):
         raise TemplateError("No system message")
 
-    assert run_launched("sft", lambda _: None, train) == 2
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--output_dir", str(tmp_path)])
+    assert replace(sft.VERB, train=train).run_launched() == 2
     assert "the chat template refuses the conversation (No system message)" in (
         capsys.readouterr().err
     )

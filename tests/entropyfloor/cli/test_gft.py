@@ -145,7 +145,7 @@ def test_example(flags, tmp_path):
     assert main(["gft", "--config", str(EXAMPLE), *argv]) == 0
     adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert adapter["r"] == 32
-    parsed = gft._parse(["--config", str(EXAMPLE), *argv]).training
+    parsed = gft.VERB.parse(["--config", str(EXAMPLE), *argv]).training
     assert (parsed.num_expert, parsed.num_teacher, parsed.num_self, parsed.tau) == (1, 3, 4, 0.7)
 
 

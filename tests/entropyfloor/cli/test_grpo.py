@@ -9,8 +9,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 
 from entropyfloor.cli import grpo
 from entropyfloor.cli.main import main
-from entropyfloor.cli.monitor_flags import monitor_of
-from entropyfloor.cli.training_rewards import chosen_rewards
+from entropyfloor.cli.training_rewards import chosen_rewards, monitor_of
 from entropyfloor.rl.monitor_log import read_log
 
 ROWS = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(8)]
@@ -84,10 +83,10 @@ def test_trains_watches_and_saves(flags, tmp_path, capsys):
 def test_monitor_off_and_policies(flags, tmp_path):
     assert main(["grpo", *flags(monitor="off")]) == 0
     assert not (tmp_path / "out" / "collapse_monitor.jsonl").exists()
-    chosen = grpo._parse(
+    chosen = grpo.VERB.parse(
         flags(monitor="restore", monitor_tau_2=0.3, monitor_late_step=7, monitor_window=2)
     )
-    monitor = monitor_of(chosen.script, threshold=1.0)
+    (monitor,) = monitor_of(chosen.script, threshold=1.0)
     assert monitor.policy == "stop-and-restore"
     assert (monitor.tau_2, monitor.late_step, monitor.window) == (0.3, 7, 2)
 
@@ -95,7 +94,7 @@ def test_monitor_off_and_policies(flags, tmp_path):
 def test_yaml_and_flags_over_it(flags, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("beta: 0.01\nmax_steps: 7\nmonitor: warn\nreward: [exact_match]\n")
-    parsed = grpo._parse(["--config", str(config), *flags(reward=None)])
+    parsed = grpo.VERB.parse(["--config", str(config), *flags(reward=None)])
     assert (parsed.training.beta, parsed.training.max_steps) == (0.01, 2)
     assert (parsed.script.monitor, parsed.script.reward) == ("warn", ["exact_match"])
     assert parsed.training.epsilon_high == 0.28
@@ -105,7 +104,7 @@ def test_trls_own_way_of_naming_rows_and_rewards(flags, tmp_path):
     argv = flags(prompts=None, reward=None, dataset_name=tmp_path / "rows.jsonl")
     assert main(["grpo", *argv, "--reward_funcs", "short_reward.short"]) == 0
     rewards = chosen_rewards(
-        grpo._parse(
+        grpo.VERB.parse(
             [
                 *flags(reward=["exact_match", "short_reward:short"]),
                 *("--reward_funcs", "think_format_reward", "get_soft_overlong_punishment"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from entropyfloor.cli.main import main
-from entropyfloor.cli.options import given, parse
+from entropyfloor.cli.options import explicit_options, parse
 from entropyfloor.rollouts.options import (
     Loading,
     Output,
@@ -53,7 +53,7 @@ def test_defaults_of_a_verb_required_flags_and_the_positional_argument(capsys):
 
 def test_what_the_words_give_and_nothing_else():
     words = ["model", "--tau_h", "0.5", "--no-greedy", "--seed", "3", "--prompts", "x"]
-    assert given(words, Judging) == {"tau_h": 0.5, "greedy": False}
+    assert explicit_options(words, Judging) == {"tau_h": 0.5, "greedy": False}
 
 
 @pytest.mark.parametrize(

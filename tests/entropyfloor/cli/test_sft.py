@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def test_yaml_and_flags_over_it(flags, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("loss: gem\nbeta: 0.5\nlearning_rate: 1e-4\nmax_steps: 7\n")
     for form in (["--config", str(config)], [f"--config={config}"]):
-        parsed = sft._parse([*form, *flags()])
+        parsed = sft.VERB.parse([*form, *flags()])
         assert parsed.training.loss == "gem"
         assert parsed.training.beta == 0.5
         assert parsed.training.learning_rate == 1e-4
@@ -97,8 +97,8 @@ def test_tau(flags, tau, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"tau: {tau}\n")
     expected = tau if tau == "auto" else float(tau)
-    assert sft._parse(flags(tau=tau)).training.build_loss().tau == expected
-    assert sft._parse(["--config", str(config), *flags()]).training.build_loss().tau == expected
+    assert sft.VERB.parse(flags(tau=tau)).training.build_loss().tau == expected
+    assert sft.VERB.parse(["--config", str(config), *flags()]).training.build_loss().tau == expected
 
 
 def test_every_flag_of_trl_sft(capsys):
@@ -202,7 +202,7 @@ class TestData:
         assert self.prompts(flags(dataset_name=path)) == [row["prompt"] for row in ROWS]
 
     def prompts(self, argv, split="train"):
-        parsed = sft._parse(argv)
+        parsed = sft.VERB.parse(argv)
         return [row["prompt"] for row in load_rows(parsed.script, parsed.mixture)[split]]
 
     @pytest.mark.parametrize("streaming", [True, False])
@@ -282,12 +282,11 @@ class TestLauncher:
         assert words == (["--mixed_precision", "no", "--num_processes", "2"], own)
 
     def test_a_launched_process_trains(self, flags, monkeypatch, tmp_path):
-        parsed, trained = sft._parse([*flags(), "--num_processes", "2"]), []
+        parsed, trained = sft.VERB.parse([*flags(), "--num_processes", "2"]), []
         monkeypatch.setenv("LOCAL_RANK", "0")
-        monkeypatch.setattr(sft, "_parse", lambda argv: parsed)
-        monkeypatch.setattr(sft, "_train", lambda arguments: trained.append(arguments) or 0)
-        assert main(["sft"]) == 0
-        assert trained == [parsed]
+        verb = replace(sft.VERB, train=lambda arguments: trained.append(arguments) or 0)
+        assert verb.main([*flags(), "--num_processes", "2"]) == 0
+        assert [arguments.script for arguments in trained] == [parsed.script]
 
     def test_launched(self, flags, tmp_path):
         """One process, which is all the launcher's part; two are in test_two_processes.py."""
@@ -306,6 +305,6 @@ class TestLauncher:
 def test_bf16_is_trls_default(flags):
     argv = flags()
     at = argv.index("--bf16")
-    parsed = sft._parse(argv[:at] + argv[at + 2 :])
+    parsed = sft.VERB.parse(argv[:at] + argv[at + 2 :])
     assert parsed.training.bf16 is True
     assert model_init_kwargs(parsed.training, parsed.model)["dtype"] == "float32"

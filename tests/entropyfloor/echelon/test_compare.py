@@ -8,31 +8,28 @@ import pytest
 from entropyfloor.echelon.compare import compare
 from entropyfloor.echelon.page import write_report
 from entropyfloor.echelon.table import echelon_markdown
-from made_up_echelon import DEPTHS, LOSSES, SETTINGS, made_up
-
-PLAN = {"depths": list(DEPTHS), "seeds": [0, 1, 2], "grpo_steps": [50, 100, 150]}
+from made_up_echelon import LOSSES, made_up, plan_of
 
 
 def test_the_order_of_cells_does_not_matter():
     cells, base = made_up(("ce", "sed"))
     shuffled = random.Random(0).sample(cells, len(cells))
-    settings = {**SETTINGS, **PLAN, "losses": ["ce", "sed"]}
-    first, second = compare(cells, base, settings), compare(shuffled, base, settings)
+    plan = plan_of(cells)
+    first, second = compare(cells, base, plan), compare(shuffled, base, plan)
     assert first.to_dict() == second.to_dict()
 
 
 def test_what_went_through_json_gives_the_same():
     cells, base = made_up(("ce", "sed"), (1.0, 2.0, 3.0))
     again = json.loads(json.dumps({"cells": cells, "base": base}))
-    assert (
-        compare(cells, base, SETTINGS).to_dict()
-        == compare(again["cells"], again["base"], SETTINGS).to_dict()
-    )
+    plan = plan_of(cells)
+    once, twice = compare(cells, base, plan), compare(again["cells"], again["base"], plan)
+    assert once.to_dict() == twice.to_dict()
 
 
 def test_the_course_is_the_mean_of_the_seeds():
     cells, base = made_up(("ce",))
-    found = compare(cells, base, SETTINGS)
+    found = compare(cells, base, plan_of(cells))
     here = [c for c in cells if c["depth"] == 20.0]
     row = found.row("ce", 20.0)
     rates = [c["before"]["pass_at_1"] for c in here]
@@ -47,7 +44,7 @@ def test_the_course_is_the_mean_of_the_seeds():
 
 def test_json_is_strict_and_flat_rows_are_all_there(tmp_path):
     cells, base = made_up(("ce", "sed"), (1.0, 2.0, 4.0))
-    write_report(compare(cells, base, SETTINGS), tmp_path / "new")
+    write_report(compare(cells, base, plan_of(cells)), tmp_path / "new")
     path = tmp_path / "new" / "echelon.json"
     document = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert (document["schema"], document["schema_version"]) == ("entropyfloor.echelon", 1)
@@ -59,29 +56,22 @@ def test_json_is_strict_and_flat_rows_are_all_there(tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 7, 23, 40])
 def test_whatever_is_missing_breaks_nothing(kept):
-    """Cells cut at random: not there, failed, not through RL, without a measure."""
+    """Cells cut at random: not there, not through RL, without a measure."""
     cells, base = made_up(LOSSES[:3])
+    plan = plan_of(cells)
     rng = random.Random(kept)
     rng.shuffle(cells)
     for index, cell in enumerate(cells[:kept]):
-        if index % 4 == 0:
+        if index % 3 == 0:
             del cell["after"]["150"]
-        elif index % 4 == 1:
-            cell["before"], cell["failed"] = None, "killed"
-        elif index % 4 == 2:
+        elif index % 3 == 1:
             del cell["before"]["held_out_loss"]
-    settings = {**SETTINGS, **PLAN, "losses": list(LOSSES[:3])}
-    found = compare(cells[:kept], base if kept % 2 else {}, settings)
+    found = compare(cells[:kept], base if kept % 2 else {}, plan)
     complete = sum(bool(rung.outcomes) for rung in found.rungs)
     assert len(found.missing) == 45 - complete
     text = echelon_markdown(found)
     assert f"{45 - complete} of 45 cells without outcome after RL" in text
     json.dumps(found.to_dict(), allow_nan=False)
-
-
-def test_nothing_at_all_is_refused():
-    with pytest.raises(ValueError, match="nothing to compare: no cells, and no plan"):
-        compare([], {}, SETTINGS)
 
 
 def test_a_bare_process_compares_without_torch():

@@ -4,7 +4,7 @@ import itertools
 import random
 
 from entropyfloor.echelon.compare import compare
-from made_up_echelon import SETTINGS
+from made_up_echelon import plan_of
 
 
 def cell(loss, depth, entropy, pass_at_1, pass_at_10, degenerate, *, seed=0):
@@ -17,8 +17,8 @@ def cell(loss, depth, entropy, pass_at_1, pass_at_10, degenerate, *, seed=0):
     return {"loss": loss, "seed": seed, "depth": depth, "before": before}
 
 
-def frontier_of(cells, **settings):
-    found = compare(cells, {}, {**SETTINGS, **settings}).frontier
+def frontier_of(cells):
+    found = compare(cells, {}, plan_of(cells)).frontier
     return {(rung.loss, rung.depth): rung.beaten_by for rung in found}
 
 

@@ -8,12 +8,12 @@ import pytest
 from scipy import stats
 
 from entropyfloor.echelon.predictors import predictor_ranks, seed_interval
-from entropyfloor.echelon.rungs import make_plan, read_rungs
-from made_up_echelon import SETTINGS, made_up, measures
+from entropyfloor.echelon.rungs import read_rungs
+from made_up_echelon import made_up, measures, plan_of
 
 
 def ranks_of(cells, **settings):
-    plan = make_plan(cells, {**SETTINGS, **settings})
+    plan = plan_of(cells, **settings)
     rungs, _ = read_rungs(cells, plan)
     return {(r.outcome, r.scope, r.predictor): r for r in predictor_ranks(rungs, plan)}
 

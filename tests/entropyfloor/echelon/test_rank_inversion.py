@@ -1,6 +1,6 @@
 from entropyfloor.echelon.rank_inversion import rank_inversions
-from entropyfloor.echelon.rungs import make_plan, read_rungs
-from made_up_echelon import SETTINGS, measures
+from entropyfloor.echelon.rungs import read_rungs
+from made_up_echelon import measures, plan_of
 
 
 def cells_of(pairs, *, seed=0, loss="ce", half=0.03):
@@ -18,7 +18,7 @@ def cells_of(pairs, *, seed=0, loss="ce", half=0.03):
 
 
 def found_in(cells, scope="ce", outcome="peak_pass_at_10"):
-    plan = make_plan(cells, SETTINGS)
+    plan = plan_of(cells)
     rungs, _ = read_rungs(cells, plan)
     every = {(i.outcome, i.scope): i for i in rank_inversions(rungs, plan)}
     return every.get((outcome, scope))

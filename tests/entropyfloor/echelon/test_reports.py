@@ -14,10 +14,9 @@ from entropyfloor.echelon.compare import compare
 from entropyfloor.echelon.figures import ladder_picture, legend
 from entropyfloor.echelon.page import echelon_html, write_report
 from entropyfloor.echelon.table import echelon_markdown, echelon_terminal, tables
-from made_up_echelon import DEPTHS, LOSSES, SETTINGS, made_up, measures
+from made_up_echelon import DEPTHS, LOSSES, made_up, measures, plan_of
 from sample_reports import HOSTILE
 
-PLAN = {"depths": list(DEPTHS), "seeds": [0, 1, 2], "grpo_steps": [50, 100, 150]}
 SHAPES = [
     ((("ce",), (1.0, 2.0), (0,)), {}),
     ((("ce",), (3.0,), (0,)), {}),
@@ -28,9 +27,9 @@ SHAPES = [
 ]
 
 
-def echelon(*args, cut=0, settings=None, **options):
+def echelon(*args, cut=0, name="made up", **options):
     cells, base = made_up(*args, **options)
-    return compare(cells[cut:], base, {**SETTINGS, **(settings or {})})
+    return compare(cells[cut:], base, plan_of(cells, name=name))
 
 
 def ladder(outcomes, *, seed=0, loss="ce", half=0.03):
@@ -74,18 +73,18 @@ def table_of(found, key):
     ],
 )
 def test_rank_inversion_is_called_what_it_is(cells, words):
-    assert words in answer(compare(cells, {}, SETTINGS))[0]
+    assert words in answer(compare(cells, {}, plan_of(cells)))[0]
 
 
 def test_depth_and_the_cost_of_choosing():
     cells = ladder([0.9, 0.7, 0.5]) + ladder([0.8, 0.7, 0.6], seed=1)
-    assert answer(compare(cells, {}, SETTINGS))[1:] == [
+    assert answer(compare(cells, {}, plan_of(cells)))[1:] == [
         "With ce, from 1 epoch of SFT to 3: pass@1 before RL rose from 0.100 to 0.300, peak "
         "pass@10 after RL fell from 0.850 to 0.550 (means of 2 seeds).",
         "What a choice of the checkpoint costs in peak pass@10 after RL, against the best there "
         "was: highest pass@1 0.300, our recommendation 0.300, one at random 0.150.",
     ]
-    still = answer(compare(ladder([0.5, 0.5]), {}, SETTINGS))
+    still = answer(compare(ladder([0.5, 0.5]), {}, plan_of(ladder([0.5, 0.5]))))
     assert still[1].endswith("peak pass@10 after RL stayed at 0.500 (one seed).")
 
 
@@ -93,10 +92,12 @@ def test_a_recommendation_that_advises_against_all():
     cells = ladder([0.9, 0.5]) + ladder([0.9, 0.5], seed=1)
     for cell in cells[:2]:
         cell["before"]["verdict"] = "collapsed"
-    assert "our recommendation 0.400 (1 of 2 seeds)" in answer(compare(cells, {}, SETTINGS))[2]
+    assert (
+        "our recommendation 0.400 (1 of 2 seeds)" in answer(compare(cells, {}, plan_of(cells)))[2]
+    )
     for cell in cells[2:]:
         cell["before"]["verdict"] = "collapsed"
-    found = compare(cells, {}, SETTINGS)
+    found = compare(cells, {}, plan_of(cells))
     assert "our recommendation advises against all, one at" in answer(found)[2]
     assert [cell.text for cell in table_of(found, "rules").cells[0][1:]] == ["none"] * 2 + ["–"] * 2
 
@@ -109,7 +110,7 @@ def test_who_stays_above_tau_h_without_rl():
         ]
 
     cells = rungs("ce", 0.1, 0.1) + rungs("gem", 0.17, 0.19) + rungs("floor", 0.18, 0.3)
-    said = answer(compare(cells, {}, SETTINGS))
+    said = answer(compare(cells, {}, plan_of(cells)))
     assert said[0] == "No RL was run, so what is said here is about SFT alone."
     assert said[1] == (
         "Checkpoints at 4 epochs with at least tau_H = 0.18 nats, in every seed: floor; in some "
@@ -119,16 +120,13 @@ def test_who_stays_above_tau_h_without_rl():
 
 @pytest.mark.parametrize(("shape", "options"), SHAPES)
 def test_at_most_six_sentences(shape, options):
-    found = echelon(
-        *shape, **options, settings={**PLAN, "losses": list(shape[0])} if options else {}
-    )
-    said = answer(found)
+    said = answer(echelon(*shape, **options))
     assert 1 <= len(said) <= 6
     assert all(words.endswith(".") and ". " not in words for words in said)
 
 
 def test_what_is_missing_is_said():
-    found = echelon(("ce",), cut=1, settings={**PLAN, "losses": ["ce"]})
+    found = echelon(("ce",), cut=1)
     assert answer(found)[-1].startswith("1 of 15 cells without outcome after RL: left out")
     assert table_of(found, "missing").rows == (("ce, 2 epochs", "0", "not there yet"),)
     assert table_of(found, "before").cells[1][2].small.split()[0] == "–"  # seed 0 has its place
@@ -163,7 +161,7 @@ def test_a_k_that_only_the_evaluation_has():
     cells, base = made_up(("ce", "sed"), (1.0, 2.0, 3.0))
     for measured in [*(cell["before"] for cell in cells), *base.values()]:
         del measured["pass_at_k"]["10"]
-    found = compare(cells, base, SETTINGS)
+    found = compare(cells, base, plan_of(cells))
     assert not any("highest pass@10" in rule.rule for rule in found.rules)
     headers = [column.header for table in tables(found) for column in table.columns]
     assert "pass@10" not in headers
@@ -209,7 +207,7 @@ def test_the_report_stands_alone(tmp_path, shape, options):
 
 
 def test_names_are_only_text(tmp_path):
-    found = echelon((HOSTILE, "ce", "_under$x$"), (2.0, 6.0), settings={"name": HOSTILE})
+    found = echelon((HOSTILE, "ce", "_under$x$"), (2.0, 6.0), name=HOSTILE)
     text = echelon_html(found)
     page = Page(text)
     assert "script" not in page.tags and "img" not in page.tags

@@ -1,8 +1,8 @@
 import pytest
 
-from entropyfloor.echelon.rungs import make_plan, read_rungs
+from entropyfloor.echelon.rungs import read_rungs
 from entropyfloor.echelon.selection import rule_results
-from made_up_echelon import SETTINGS, made_up, measures
+from made_up_echelon import made_up, measures, plan_of
 
 
 def cell(depth, entropy, rate, reach, outcome, *, seed=0, loss="ce", **more):
@@ -16,7 +16,7 @@ def cell(depth, entropy, rate, reach, outcome, *, seed=0, loss="ce", **more):
 
 
 def rules_of(cells, scope="ce", **settings):
-    plan = make_plan(cells, {**SETTINGS, **settings})
+    plan = plan_of(cells, **settings)
     rungs, _ = read_rungs(cells, plan)
     return {r.rule: r for r in rule_results(rungs, plan) if r.scope == scope}
 
@@ -54,9 +54,9 @@ def test_one_at_random_is_the_mean():
     assert found.regret("peak_pass_at_10") == pytest.approx(0.2)
 
 
-def test_the_floor_moves_the_deepest():
-    assert rules_of(CELLS, floor=0.5)["deepest above 0.5 nats"].by_seed[0].depth == 2.0
-    none = rules_of(CELLS, floor=2.0)["deepest above 2 nats"]
+def test_tau_h_moves_the_deepest():
+    assert rules_of(CELLS, tau_h=0.5)["deepest above 0.5 nats"].by_seed[0].depth == 2.0
+    none = rules_of(CELLS, tau_h=2.0)["deepest above 2 nats"]
     assert none.by_seed[0].outcomes == {} and none.chosen() == 0
     assert none.regret("peak_pass_at_10") is None and none.mean("peak_pass_at_10") is None
 
@@ -90,7 +90,7 @@ def test_over_all_losses_equal_depth_goes_by_pass_at_1():
 
 def test_the_best_is_of_rungs_with_an_outcome():
     cut = {**CELLS[1], "after": {}}
-    found = rules_of([CELLS[0], cut, *CELLS[2:]], grpo_steps=[50])
+    found = rules_of([CELLS[0], cut, *CELLS[2:]], grpo_steps=(50,))
     assert found["highest pass@1"].by_seed[0].best["peak_pass_at_10"] == pytest.approx(0.8)
 
 

@@ -29,7 +29,7 @@ from entropyfloor.screening.page import write_report
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.table import further_table, screening_markdown, screening_table
 from entropyfloor.sft.floor.plot import write_floor_plot
-from made_up_echelon import SETTINGS, made_up
+from made_up_echelon import made_up, plan_of
 from sample_reports import report as sample_report
 
 pytestmark = pytest.mark.pictures
@@ -214,7 +214,7 @@ def echelon(folder):
     texts = [text for text in TEXTS.values() if text]
     cells, base = made_up([str(i) for i in range(len(texts))], depths=(1.0, 2.0), seeds=(0,))
     cells = [{**cell, "loss": texts[int(cell["loss"])]} for cell in cells]
-    found = compare(cells, base, {**SETTINGS, "name": texts[0]})
+    found = compare(cells, base, plan_of(cells, name=texts[0]))
     echelon_page.write_report(found, folder)
     return printed(*echelon_terminal(found, 400))
 
