@@ -203,11 +203,7 @@ class _SaveDepths(TrainerCallback):
         self.targets: dict[int, Path] = {}
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save if this step ends one of the depths."""
         target = self.targets.get(state.global_step)
@@ -215,11 +211,7 @@ class _SaveDepths(TrainerCallback):
             control.should_save = True
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The checkpoint is complete: rename it."""
         written = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

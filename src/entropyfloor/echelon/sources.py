@@ -42,13 +42,7 @@ from entropyfloor.sft.training_rows import checked_file, checked_rows, row_ids
 _RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from
 _WORKED_TOKENS = 56  # the longest worked solution has 49 in SmolLM2's tokenizer
 _TASKS: dict[str, dict[str, Any]] = {
-    "small_sums": {
-        "pretraining": 7000,
-        "demonstrations": 100,
-        "rl_prompts": 600,
-        "test": 400,
-        "random_share": 0.6,
-    },
+    "small_sums": dict(modular_sums.__kwdefaults__ or {}),
     "worked_sums": {
         "train_problems": 48,
         "solutions_per_problem": 2,

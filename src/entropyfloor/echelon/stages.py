@@ -1,9 +1,18 @@
-"""The stages of an echelon. Each does what is missing of it, in the `EchelonFolder`."""
+"""The stages of an echelon. Each does what is missing of it, in the `EchelonFolder`.
 
+Beside every result lies a record: what made it, on what, and when.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import platform
 import shutil
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +28,6 @@ from entropyfloor.echelon.folder import (
     steps_of,
 )
 from entropyfloor.echelon.grpo_run import monitor_decision, train_grpo
-from entropyfloor.echelon.provenance import provenance
 from entropyfloor.echelon.recipe import Recipe
 from entropyfloor.echelon.rungs import metrics
 from entropyfloor.echelon.sft_run import train_loss
@@ -32,6 +40,7 @@ from entropyfloor.screening.options import screening_arguments
 from entropyfloor.screening.screen import screen
 
 KEEP = ("rungs", "all", "nothing")
+_PACKAGES = ("entropyfloor", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 class Stages(EchelonFolder):
@@ -196,3 +205,60 @@ def _discard(folder: Path) -> None:
 def _timed() -> Iterator[Any]:
     started = time.perf_counter()
     yield lambda: time.perf_counter() - started
+
+
+def provenance(config: Mapping[str, Any], *, seed: int, seconds: float) -> dict[str, Any]:
+    """Versions, commit, hardware, seed, resolved configuration and time, as plain data."""
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "config": dict(config),
+        "seed": seed,
+        "seconds": round(seconds, 2),
+        "finished": now.isoformat(timespec="seconds"),
+        **_surroundings(),
+    }
+
+
+@cache
+def _surroundings() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "commit": _commit(),
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "gpus": gpus,
+        },
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file lies in; None for an installed package."""
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return shown.stdout.strip() or None
+
+
+def _processor() -> str:
+    """The processor's name; Linux keeps it in a file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")

@@ -24,9 +24,9 @@ from trl import GRPOTrainer
 
 from entropyfloor.models.patch_model import patch_model
 from entropyfloor.rl.prompt_rows import PromptRows
+from entropyfloor.rl.sft_loss_probe import demonstration_rows, encode_demonstrations
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, encode_held_out
+from entropyfloor.rollouts.teacher_forced import Completion
 
 
 class JointGRPOTrainer(PromptRows, GRPOTrainer):
@@ -58,10 +58,7 @@ class JointGRPOTrainer(PromptRows, GRPOTrainer):
         sft_batch_size: int = 4,
         **grpo_kwargs: Any,
     ) -> None:
-        rows = (
-            sft_rows if isinstance(sft_rows, PromptSet) else PromptSet(tuple(sft_rows), "sft_rows")
-        )
-        check_held_out(rows)
+        rows = demonstration_rows(sft_rows, "sft_rows")
         if not 0.0 <= sft_weight < float("inf"):
             raise ValueError(f"sft_weight must be 0 or positive and finite; got {sft_weight}")
         if sft_batch_size < 1:
@@ -69,9 +66,9 @@ class JointGRPOTrainer(PromptRows, GRPOTrainer):
         super().__init__(*grpo_args, **grpo_kwargs)
         self.sft_weight = sft_weight
         self.sft_batch_size = sft_batch_size
-        rows = PromptSet(tuple(map(self.with_options, rows.rows)), rows.source)
-        encoded = encode_prompts(rows, self._tokenizer, where="the model in training")
-        self._demonstrations = encode_held_out(rows, encoded, self._tokenizer)
+        self._demonstrations = encode_demonstrations(
+            rows, self._tokenizer, self.chat_template_kwargs
+        )
         patch_model(self.model, "ce").on_labels = False  # GRPO's own calls stay what they are
         self._micro_batch = (-1, 0)  # global step, and how many of its micro-batches are done
 

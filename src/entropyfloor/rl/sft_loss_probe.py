@@ -78,12 +78,7 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         patience: int = 3,
         mix_weight: float = 0.1,
     ) -> None:
-        rows = (
-            demonstrations
-            if isinstance(demonstrations, PromptSet)
-            else PromptSet(tuple(demonstrations), "demonstrations")
-        )
-        check_held_out(rows)
+        self.rows = demonstration_rows(demonstrations, "demonstrations")
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"weight must be 0 or positive and finite; got {weight!r}")
         if policy not in POLICIES:
@@ -93,7 +88,6 @@ class SFTLossProbe(TrainerCallback, ExportableState):
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if not mix_weight > 0.0:
             raise ValueError(f"mix_weight must be positive; got {mix_weight}")
-        self.rows = rows
         self.every, self.policy, self.weight = every, policy, weight
         self.patience, self.mix_weight = patience, mix_weight
         self.probes: list[dict[str, Any]] = []
@@ -131,11 +125,7 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         self._rewards = list(kept["rewards"])
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Find the trainer, take up a checkpoint's state, probe before the first step."""
         self._trainer = find_trainer(state)
@@ -144,13 +134,8 @@ class SFTLossProbe(TrainerCallback, ExportableState):
                 "policy 'mix' needs a trainer that has an SFT loss to mix in; use "
                 "entropyfloor.JointGRPOTrainer with sft_weight=0.0, or policy 'track' or 'stop'"
             )
-        tokenizer = others["processing_class"]
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         variables = getattr(self._trainer, "chat_template_kwargs", None)
-        options = (row_with_chat_options(r, chat_template_kwargs=variables) for r in self.rows.rows)
-        rows = PromptSet(tuple(options), self.rows.source)
-        encoded = encode_prompts(rows, tokenizer, where="the model in training")
-        self._completions = encode_held_out(rows, encoded, tokenizer)
+        self._completions = encode_demonstrations(self.rows, _tokenizer_of(others), variables)
         self.probes, self.acted_at, self.message, self._rewards = [], None, "", []
         kept = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step > 0 and isinstance(kept, dict):
@@ -169,11 +154,7 @@ class SFTLossProbe(TrainerCallback, ExportableState):
             self._probe(state, **others)
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Probe where it is time."""
         if state.global_step % self.every == 0:
@@ -210,9 +191,7 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         from accelerate.utils import broadcast_object_list
 
         model = others["model"]
-        tokenizer = others["processing_class"]
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        checkpoint = LoadedCheckpoint("the model in training", "", model, tokenizer)
+        checkpoint = LoadedCheckpoint("the model in training", "", model, _tokenizer_of(others))
         with evaluating(model):
             sums = held_out_loss(checkpoint, self._completions, num_prompts=len(self.rows))
         loss = [sum(sums.sums) / sum(sums.tokens)]
@@ -249,3 +228,27 @@ class SFTLossProbe(TrainerCallback, ExportableState):
     def _mix(self) -> None:
         if self.policy == "mix":
             self._trainer.sft_weight = self.mix_weight
+
+
+def _tokenizer_of(others: Mapping[str, Any]) -> Any:
+    tokenizer = others["processing_class"]
+    return getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+
+
+def demonstration_rows(rows: PromptSet | Sequence[Mapping[str, Any]], name: str) -> PromptSet:
+    """Rows with ``prompt`` and ``completion``; ValueError, by row, where there is none."""
+    demonstrations = rows if isinstance(rows, PromptSet) else PromptSet(tuple(rows), name)
+    check_held_out(demonstrations)
+    return demonstrations
+
+
+def encode_demonstrations(
+    rows: PromptSet, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None
+) -> list[Completion]:
+    """In tokens, rendered with the trainer's ``chat_template_kwargs``, which a row's go before."""
+    rendered = (
+        row_with_chat_options(r, chat_template_kwargs=chat_template_kwargs) for r in rows.rows
+    )
+    rows = PromptSet(tuple(rendered), rows.source)
+    encoded = encode_prompts(rows, tokenizer, where="the model in training")
+    return encode_held_out(rows, encoded, tokenizer)

@@ -144,7 +144,7 @@ def verb_on(save_checkpoint, tmp_path, monkeypatch):
         return f"echelon {path} --output-dir {out} --no-progress"
 
     def words(verb, file):
-        given = {
+        commands = {
             "screen": f"screen {model} --prompts {file} --no-progress --max-new-tokens 4",
             "screen --held-out": f"screen {model} --prompts {good} --held-out {file}",
             "band": f"band {model} --prompts {file} --reward exact_match --output-dir {out}",
@@ -163,7 +163,7 @@ def verb_on(save_checkpoint, tmp_path, monkeypatch):
         if verb.startswith("echelon"):
             key = "train" if verb.endswith("train") else "held_out"
             return recipe(**{key: str(file)}).split()
-        return given[verb].split()
+        return commands[verb].split()
 
     words.model, words.good = model, good
     return words

@@ -46,7 +46,7 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     model, rows = save_checkpoint("model"), write_jsonl(ROWS, "groups.jsonl")
 
-    def given(**changes):
+    def build(**changes):
         words = {
             "model_name_or_path": model,
             "groups": rows,
@@ -71,7 +71,7 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
             for part in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))
         ]
 
-    return given
+    return build
 
 
 def error_of(argv, capsys):

@@ -14,9 +14,9 @@ ROWS = [
 
 @pytest.fixture
 def words(save_checkpoint, write_jsonl, tmp_path):
-    given = ["gft-groups", str(save_checkpoint(peak=2.0)), "--prompts", str(write_jsonl(ROWS))]
-    given += ["--output-dir", str(tmp_path / "out"), "--reward", "exact_match"]
-    return [*given, "--max-new-tokens", "3", "--keep-truncated", "--no-progress", "--device", "cpu"]
+    words = ["gft-groups", str(save_checkpoint(peak=2.0)), "--prompts", str(write_jsonl(ROWS))]
+    words += ["--output-dir", str(tmp_path / "out"), "--reward", "exact_match"]
+    return [*words, "--max-new-tokens", "3", "--keep-truncated", "--no-progress", "--device", "cpu"]
 
 
 def test_groups_table_and_json(words, write_jsonl, tmp_path, capsys):

@@ -24,7 +24,7 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, rows = save_checkpoint("model"), write_jsonl(ROWS, "rows.jsonl")
 
-    def given(**changes):
+    def build(**changes):
         words = {
             "model_name_or_path": model,
             "prompts": rows,
@@ -49,7 +49,7 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
             for part in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))
         ]
 
-    return given
+    return build
 
 
 def error_of(argv, capsys):

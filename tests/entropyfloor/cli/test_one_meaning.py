@@ -106,14 +106,14 @@ def check_seen(seen, rows=ROWS):
     """Every row was given, and as it was written; None where it lacks a column."""
     names = PromptSet(tuple(rows)).columns
     whole = [{name: row.get(name) for name in names} for row in rows]
-    given = set()
+    rows_seen = set()
     for prompt, completion, columns in seen:
         (index,) = (i for i, row in enumerate(rows) if same(row["prompt"], prompt))
         expected = reward_columns(whole[index])
         assert same(columns, expected), (columns, expected)
         assert isinstance(completion, str) == isinstance(prompt, str)
-        given.add(index)
-    assert given == set(range(len(rows)))
+        rows_seen.add(index)
+    assert rows_seen == set(range(len(rows)))
 
 
 @pytest.fixture

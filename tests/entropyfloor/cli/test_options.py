@@ -44,8 +44,8 @@ def test_both_spellings_say_the_same(line):
 
 def test_defaults_of_a_verb_required_flags_and_the_positional_argument(capsys):
     place = {"dest": "model", "metavar": "MODEL"}
-    found = read("here --seed 4", positional=place, defaults={"num_samples": 16})
-    assert found[1] == Sampling(num_samples=16, seed=4) and found[-1] == "here"
+    records = read("here --seed 4", positional=place, defaults={"num_samples": 16})
+    assert records[1] == Sampling(num_samples=16, seed=4) and records[-1] == "here"
     with pytest.raises(SystemExit) as exit_:
         read("here", positional=place, required=("prompts",))
     assert exit_.value.code == 2 and "--prompts" in capsys.readouterr().err
@@ -90,8 +90,14 @@ def test_template_variables_are_read_once():
 
 
 def test_flat_keywords_are_arranged_and_others_stay():
-    found = arranged({"seed": 1, "reward": "math", "device": "cpu"}, sampling=Sampling, own=Loading)
-    assert found == {"reward": "math", "sampling": Sampling(seed=1), "own": Loading(device="cpu")}
+    arguments = arranged(
+        {"seed": 1, "reward": "math", "device": "cpu"}, sampling=Sampling, own=Loading
+    )
+    assert arguments == {
+        "reward": "math",
+        "sampling": Sampling(seed=1),
+        "own": Loading(device="cpu"),
+    }
 
 
 def test_a_list_default_is_nobody_elses():

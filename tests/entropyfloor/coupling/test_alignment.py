@@ -21,29 +21,29 @@ def test_noise_is_removed():
     sft, other = rng.standard_normal(500), rng.standard_normal(500)
     rl = 0.8 * sft + 0.6 * other
     exact = float(sft @ rl / np.linalg.norm(sft) / np.linalg.norm(rl))
-    found = [agreement(gram(sft, rl, 1.0, seed=seed)) for seed in range(200)]
-    plain = np.mean([f.cosine for f in found])
-    clean = np.mean([f.cosine_without_noise for f in found])
+    result = [agreement(gram(sft, rl, 1.0, seed=seed)) for seed in range(200)]
+    plain = np.mean([f.cosine for f in result])
+    clean = np.mean([f.cosine_without_noise for f in result])
     assert plain < 0.85 * exact and clean == pytest.approx(exact, abs=0.02)
-    assert np.mean([f.sft_squared_norm for f in found]) == pytest.approx(sft @ sft, rel=0.02)
-    assert np.mean([f.sft_signal for f in found]) == pytest.approx(0.8, abs=0.02)  # 1 / (1 + 1/4)
+    assert np.mean([f.sft_squared_norm for f in result]) == pytest.approx(sft @ sft, rel=0.02)
+    assert np.mean([f.sft_signal for f in result]) == pytest.approx(0.8, abs=0.02)  # 1 / (1 + 1/4)
 
 
 def test_interval_covers_what_the_sampled_cosine_aims_at():
     rng = np.random.default_rng(9)
     sft, other = rng.standard_normal(60), rng.standard_normal(60)
     rl = 0.5 * sft + other
-    found = [agreement(gram(sft, rl, 0.7, seed=seed)) for seed in range(300)]
-    aim = np.mean([f.cosine for f in found])
-    covered = np.mean([f.interval.low <= aim <= f.interval.high for f in found])
+    result = [agreement(gram(sft, rl, 0.7, seed=seed)) for seed in range(300)]
+    aim = np.mean([f.cosine for f in result])
+    covered = np.mean([f.interval.low <= aim <= f.interval.high for f in result])
     assert 0.9 <= covered <= 1.0
 
 
 def test_nothing_but_noise_is_said_to_be_so():
     nothing = np.zeros(300)
-    found = [agreement(gram(nothing, nothing, 1.0, seed=seed)) for seed in range(50)]
-    assert any(f.cosine_without_noise is None for f in found)
-    assert np.mean([f.sft_signal for f in found]) < 0.1
+    result = [agreement(gram(nothing, nothing, 1.0, seed=seed)) for seed in range(50)]
+    assert any(f.cosine_without_noise is None for f in result)
+    assert np.mean([f.sft_signal for f in result]) < 0.1
     vanished = agreement(np.zeros((4, 4)))
     assert vanished.cosine is None and vanished.interval is None and vanished.sft_signal is None
 
@@ -68,8 +68,8 @@ def test_share_and_directions_equal_the_svd(m, n, rank):
     u, s, v = torch.linalg.svd(g, full_matrices=False)
     left, right, share = top_directions(g, rank)
     assert share == pytest.approx(float((s[:rank] ** 2).sum() / (s**2).sum()), abs=1e-12)
-    for found, exact in ((left, u[:, :rank]), (right, v[:rank].T)):
-        torch.testing.assert_close(found @ found.T, exact @ exact.T, rtol=0, atol=1e-10)
+    for result, exact in ((left, u[:, :rank]), (right, v[:rank].T)):
+        torch.testing.assert_close(result @ result.T, exact @ exact.T, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 2.0])
@@ -87,9 +87,9 @@ def test_the_bound_is_reached():
     g = torch.zeros(4, 4, dtype=torch.float64)
     h = g.clone()
     g[0, 0], h[0, 0], h[1, 1] = 1.0, 0.6, 0.8
-    found = spectrum(g, h, rank=1)
-    assert found.share == 1.0 and found.cosine_bound == pytest.approx(0.6, abs=1e-12)
-    assert found.cosine_bound_if_unrelated == pytest.approx(1 / 4, abs=1e-12)
+    directions = spectrum(g, h, rank=1)
+    assert directions.share == 1.0 and directions.cosine_bound == pytest.approx(0.6, abs=1e-12)
+    assert directions.cosine_bound_if_unrelated == pytest.approx(1 / 4, abs=1e-12)
 
 
 def test_the_bound_says_nothing_without_concentration():

@@ -19,11 +19,11 @@ def loaded(family="llama", seed=0):
 
 def completions():
     generator = torch.Generator().manual_seed(0)
-    found = []
+    result = []
     for index, (prompt, length) in enumerate([(3, 5), (1, 9), (6, 1), (2, 4)]):
         ids = torch.randint(5, 261, (prompt + length,), generator=generator).tolist()
-        found.append(Completion(index, tuple(ids[:prompt]), tuple(ids[prompt:])))
-    return found
+        result.append(Completion(index, tuple(ids[:prompt]), tuple(ids[prompt:])))
+    return result
 
 
 @torch.no_grad()
@@ -39,17 +39,17 @@ def test_sums_equal_those_of_full_logits(family, chunk_bytes, monkeypatch):
     monkeypatch.setattr(teacher_forced, "_CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(teacher_forced, "_ROW_TOKENS", 20)
     sft, rl = loaded(family), loaded(family, seed=1)
-    found = pair_sums(sft, rl, completions())
+    sums = pair_sums(sft, rl, completions())
     for index, completion in enumerate(completions()):
         p, q = log_p(sft, completion), log_p(rl, completion)
         labels = torch.tensor(completion.ids)[:, None]
-        assert found.tokens[index] == len(completion.ids)
-        assert found.nll_sft[index] == pytest.approx(-float(p.gather(1, labels).sum()), rel=1e-5)
-        assert found.nll_rl[index] == pytest.approx(-float(q.gather(1, labels).sum()), rel=1e-5)
-        assert found.forward[index] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
-        assert found.reverse[index] == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-4)
+        assert sums.tokens[index] == len(completion.ids)
+        assert sums.nll_sft[index] == pytest.approx(-float(p.gather(1, labels).sum()), rel=1e-5)
+        assert sums.nll_rl[index] == pytest.approx(-float(q.gather(1, labels).sum()), rel=1e-5)
+        assert sums.forward[index] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+        assert sums.reverse[index] == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-4)
         ratio = float((p - q).gather(1, labels).sum())
-        assert found.log_ratios[index] == pytest.approx(ratio, rel=1e-4, abs=1e-4)
+        assert sums.log_ratios[index] == pytest.approx(ratio, rel=1e-4, abs=1e-4)
 
 
 def test_an_adapter_is_the_only_difference():
@@ -59,8 +59,8 @@ def test_an_adapter_is_the_only_difference():
     adapted = LoadedCheckpoint(
         "a", "a", get_peft_model(tiny_model(), config).eval(), tiny_tokenizer()
     )
-    found = pair_sums(base, adapted, completions())
-    assert min(found.forward) > 1e-3 and min(found.reverse) > 1e-3
+    sums = pair_sums(base, adapted, completions())
+    assert min(sums.forward) > 1e-3 and min(sums.reverse) > 1e-3
     with adapted.model.disable_adapter():
         same = pair_sums(base, adapted, completions())
     assert max(map(abs, same.forward)) < 1e-5

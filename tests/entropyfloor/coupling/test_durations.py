@@ -56,13 +56,13 @@ def test_best_step_equals_the_closed_form(weight):
     """
     task = bandit()
     steps = np.linspace(0.0, 6.0, 1201)
-    found = measured_duration(
+    duration = measured_duration(
         curves(task, [tilted(sft_optimum(task), task, t) for t in steps], steps), weight
     )
     best = ((1 - weight) + math.sqrt((1 - weight) ** 2 + 4 * weight * P0)) / 2
     exact = math.log(best / (1 - best)) - math.log(P0 / (1 - P0))
-    assert found.step == pytest.approx(exact, abs=0.005)  # the grid's own distance
-    assert found.interval == (found.step, found.step) and found.words == ""
+    assert duration.step == pytest.approx(exact, abs=0.005)  # the grid's own distance
+    assert duration.interval == (duration.step, duration.step) and duration.words == ""
     if weight == 1.0:
         assert best == pytest.approx(math.sqrt(P0))
         # Before it the reward rises faster, after it the loss does.
@@ -76,10 +76,12 @@ def test_best_step_equals_the_closed_form(weight):
 def test_beyond_the_run_is_said():
     task = bandit()
     steps = np.linspace(0.0, 1.0, 6)
-    found = measured_duration(
+    duration = measured_duration(
         curves(task, [tilted(sft_optimum(task), task, t) for t in steps], steps), 1.0
     )
-    assert found.step == 1.0 and "may lie beyond" in found.words and found.share_beyond == 1.0
+    assert (
+        duration.step == 1.0 and "may lie beyond" in duration.words and duration.share_beyond == 1.0
+    )
 
 
 def model_curves(rate, room, slope, curvature, steps, noise=0.0, size=40):
@@ -96,8 +98,8 @@ def model_curves(rate, room, slope, curvature, steps, noise=0.0, size=40):
 
 def test_the_model_finds_its_own_constants():
     steps = np.arange(0.0, 101.0, 10.0)
-    given = model_curves(0.03, 0.5, 0.05, 0.8, steps)
-    fit = fit_model(steps, *given.means())
+    curves = model_curves(0.03, 0.5, 0.05, 0.8, steps)
+    fit = fit_model(steps, *curves.means())
     assert fit.rate == pytest.approx(0.03, rel=0.03)  # the grid of rates has steps of 2.7 %
     assert fit.reward_room == pytest.approx(0.5, rel=0.02)
     assert fit.loss_curvature == pytest.approx(0.8, rel=0.06)
@@ -108,7 +110,7 @@ def test_the_model_finds_its_own_constants():
     s = -np.expm1(-0.03 * fine)
     exact = fine[np.argmax(0.5 * (2 * s - s * s) - weight * (0.05 * s + 0.8 * s * s))]
     assert float(optimal_step(0.03, 0.5, 0.05, 0.8, weight)) == pytest.approx(exact, abs=0.01)
-    assert modelled_duration(given, weight).step == pytest.approx(exact, rel=0.05)
+    assert modelled_duration(curves, weight).step == pytest.approx(exact, rel=0.05)
 
 
 def test_model_and_pl_formula_agree_from_an_optimum():
@@ -146,9 +148,9 @@ def test_intervals_cover():
             clean.losses + 1.0 * rng.standard_normal(clean.losses.shape),
             clean.tokens,
         )
-        found = modelled_duration(noisy, 1.0, num_resamples=200)
-        assert found.interval is not None and found.interval.low < found.interval.high
-        inside += found.interval.low <= exact <= found.interval.high
+        duration = modelled_duration(noisy, 1.0, num_resamples=200)
+        assert duration.interval is not None and duration.interval.low < duration.interval.high
+        inside += duration.interval.low <= exact <= duration.interval.high
     assert 50 <= inside <= 60
 
 
@@ -167,8 +169,8 @@ def test_pl_of_a_quadratic_is_its_smallest_curvature():
         losses.append(float((h * x * x).sum() / 2))
         norms.append(float(((h * x) ** 2).sum()))
         x = x - 0.1 * h * x
-    found = estimate_pl([*losses, 0.0], [*norms, 0.0])
-    assert found.mu == pytest.approx(0.5, rel=1e-6)
+    estimate = estimate_pl([*losses, 0.0], [*norms, 0.0])
+    assert estimate.mu == pytest.approx(0.5, rel=1e-6)
     # Without the optimum among the points the estimate is too large, never too small.
     early = estimate_pl(losses[:10], norms[:10])
     assert early.mu > 0.5 and early.points == 9
@@ -187,10 +189,10 @@ def test_pl_along_a_tabular_run():
         losses.append(float(sft_loss(z, task)))
         norms.append(float((gradient**2).sum()))
         z = z - 0.5 * gradient
-    found = estimate_pl(losses, norms)
+    estimate = estimate_pl(losses, norms)
     best = min(losses)
     exact = min(n / (2 * (v - best)) for n, v in zip(norms, losses, strict=True) if v > best)
-    assert found.mu == pytest.approx(exact) and found.mu > 0
+    assert estimate.mu == pytest.approx(exact) and estimate.mu > 0
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,13 @@ def plain(checkpoint, block):
         log_p = logits.log_softmax(-1).gather(1, torch.tensor(row.completion.ids)[:, None])
         loss = loss - row.weight * log_p.sum()
     loss.backward()
-    found = {
+    result = {
         n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in parameters.items()
     }
     for parameter in checkpoint.model.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
-    return found
+    return result
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_gradients_equal_those_of_full_logits(family, options, monkeypatch):
     checkpoint = loaded(family, **options)
     sft, rl = blocks()
     exact = [plain(checkpoint, block) for block in [*sft, *rl]]
-    found = list(block_gradients(checkpoint, sft, rl, memory_bytes=PLENTY))
-    assert {f.name for f in found} == set(exact[0])
-    for f in found:
+    result = list(block_gradients(checkpoint, sft, rl, memory_bytes=PLENTY))
+    assert {f.name for f in result} == set(exact[0])
+    for f in result:
         for slot, tensor in enumerate([*f.sft, *f.rl]):
             # Gemma normalises in fp32, whatever the model.
             torch.testing.assert_close(tensor, exact[slot][f.name], rtol=1e-5, atol=1e-7)
@@ -137,12 +137,12 @@ def test_memory_bounds_what_is_kept(monkeypatch):
 def test_sft_blocks_give_the_mean_loss_per_token():
     demos = [completion(i, 3, 1 + i) for i in range(5)]
     checkpoint = loaded()
-    found = list(
+    result = list(
         block_gradients(checkpoint, sft_blocks(demos, 2), blocks()[1], memory_bytes=PLENTY)
     )
     tokens = sum(len(d.ids) for d in demos)
     exact = plain(checkpoint, [WeightedCompletion(d, 1 / tokens) for d in demos])
-    for f in found:
+    for f in result:
         torch.testing.assert_close(f.sft.mean(0), exact[f.name], rtol=1e-7, atol=1e-10)
 
 
@@ -163,7 +163,7 @@ def test_rl_blocks_are_unbiased():
     )
     exact = torch.autograd.grad(-(p * rewards).sum(-1).mean(), list(parameters.values()))
     # Groups of two, every pair in proportion to its chance; the second prompt in its own block.
-    found = [torch.zeros_like(g) for g in exact]
+    result = [torch.zeros_like(g) for g in exact]
     chances = p.detach()
     for x in range(2):
         rows = []
@@ -177,9 +177,9 @@ def test_rl_blocks_are_unbiased():
                 chance = float(chances[x, a] * chances[x, b])
                 rows += [WeightedCompletion(w.completion, w.weight * chance / 2) for w in block]
         part = block_gradients(checkpoint, [[], []], [rows, []], memory_bytes=PLENTY)
-        for total, f in zip(found, part, strict=True):
+        for total, f in zip(result, part, strict=True):
             total += f.rl[0]
-    for a, b in zip(found, exact, strict=True):
+    for a, b in zip(result, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
 
 
@@ -198,7 +198,7 @@ def test_alignment_by_layer(lora):
     sft, rl = blocks()
     kind, parameters = chosen_parameters(checkpoint)
     assert kind == ("adapter" if lora else "all")
-    found = align(
+    alignment = align(
         block_gradients(checkpoint, sft, rl, memory_bytes=PLENTY), parameters=kind, rank=2
     )
     exact = [plain(checkpoint, block) for block in [*sft, *rl]]
@@ -210,15 +210,15 @@ def test_alignment_by_layer(lora):
         s, r = (flat(i, names) + flat(i + 1, names) for i in (0, 2))
         return float(s @ r / (s.norm() * r.norm()))
 
-    assert found.whole.agreement.cosine == pytest.approx(cosine(list(parameters)), abs=1e-9)
-    assert found.whole.num_parameters == sum(p.numel() for p in parameters.values())
+    assert alignment.whole.agreement.cosine == pytest.approx(cosine(list(parameters)), abs=1e-9)
+    assert alignment.whole.num_parameters == sum(p.numel() for p in parameters.values())
     names = ["layer 0", "layer 1"] if lora else ["embeddings", "layer 0", "layer 1", "rest"]
-    assert [layer.name for layer in found.layers] == names
+    assert [layer.name for layer in alignment.layers] == names
     first = [n for n in parameters if ".layers.0." in n]
-    assert found.layers[names.index("layer 0")].agreement.cosine == pytest.approx(
+    assert alignment.layers[names.index("layer 0")].agreement.cosine == pytest.approx(
         cosine(first), abs=1e-9
     )
-    for layer in (found.whole, *found.layers):
+    for layer in (alignment.whole, *alignment.layers):
         assert abs(layer.agreement.cosine) <= layer.cosine_bound + 1e-9
         if layer.name != "rest":
             assert 0.0 < layer.sft_share <= 1.0 + 1e-9
@@ -229,12 +229,14 @@ def test_alignment_by_layer(lora):
         if gradient.ndim == 2:
             energies = torch.linalg.svdvals(gradient) ** 2
             total, top = total + float(energies.sum()), top + float(energies[:2].sum())
-    assert found.layers[names.index("layer 0")].sft_share == pytest.approx(top / total, abs=1e-9)
+    assert alignment.layers[names.index("layer 0")].sft_share == pytest.approx(
+        top / total, abs=1e-9
+    )
 
 
 def test_small_gradients_survive_bfloat16():
     """Sums of a bf16 model are fp32: many small parts add up."""
     checkpoint = loaded(dtype=torch.bfloat16)
     sft, rl = blocks()
-    found = next(iter(block_gradients(checkpoint, sft, rl, memory_bytes=PLENTY)))
-    assert found.sft.dtype == torch.float32
+    result = next(iter(block_gradients(checkpoint, sft, rl, memory_bytes=PLENTY)))
+    assert result.sft.dtype == torch.float32

@@ -83,15 +83,15 @@ def report(count=4, *, name="run/checkpoint-{}", order="sft-rl", aligned=True):
 @pytest.mark.parametrize("count", [2, 4, 30])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_the_page_stands_alone(count, aligned):
-    found = report(count, aligned=aligned)
-    text = coupling_html(found)
+    coupling = report(count, aligned=aligned)
+    text = coupling_html(coupling)
     page = Page(text)
     assert "script" not in page.tags and not page.handlers
     assert all(address == "data:," or address[1:] in page.ids for address in page.addresses)
     wanted = {"answer", "figures", "table", "durations", "glossary", "settings"}
     assert ("gradients" in page.ids) == aligned
     assert wanted <= set(page.ids)
-    assert all(c.name in page.text for c in found.checkpoints)
+    assert all(c.name in page.text for c in coupling.checkpoints)
     assert text.count('class="chart"') == 4 + (count if aligned else 0)
     assert len(page.ids) == len(set(page.ids))
 
@@ -104,10 +104,10 @@ def test_names_are_only_text():
 
 
 def test_json_gives_back_what_was_written(tmp_path):
-    found = report()
-    document = found.to_dict()
-    assert CouplingReport.from_dict(document) == found
-    assert found.write_json(tmp_path / "new" / "c.json").stat().st_size > 1000
+    coupling = report()
+    document = coupling.to_dict()
+    assert CouplingReport.from_dict(document) == coupling
+    assert coupling.write_json(tmp_path / "new" / "c.json").stat().st_size > 1000
     with pytest.raises(ValueError, match=r"expected a document of schema 'entropyfloor\.coupling'"):
         CouplingReport.from_dict({**document, "schema_version": 99})
 
@@ -148,25 +148,25 @@ def test_the_answer_says_what_the_numbers_are():
     ],
 )
 def test_the_answer_follows_the_last_checkpoint(change, where, words):
-    found = report()
-    last = replace(found.checkpoints[-1], **change)
-    assert words in answer(replace(found, checkpoints=(*found.checkpoints[:-1], last)))[where]
+    coupling = report()
+    last = replace(coupling.checkpoints[-1], **change)
+    assert words in answer(replace(coupling, checkpoints=(*coupling.checkpoints[:-1], last)))[where]
 
 
 @pytest.mark.pictures
 def test_one_table_three_ways(tmp_path):
-    found = report(name="a|b*{}")
-    write_report(found, tmp_path / "new")
+    coupling = report(name="a|b*{}")
+    write_report(coupling, tmp_path / "new")
     assert (tmp_path / "new" / "coupling.png").read_bytes()[:4] == b"\x89PNG"
-    tokens = MarkdownIt("commonmark").enable("table").parse(coupling_markdown(found))
+    tokens = MarkdownIt("commonmark").enable("table").parse(coupling_markdown(coupling))
     cells = [token.content for token in tokens if token.type == "inline"]
     assert r"a|b\*10" in cells and [t.type for t in tokens].count("table_open") == 2
     console = Console(width=200, file=io.StringIO())
-    for part in coupling_terminal(found, 200):
+    for part in coupling_terminal(coupling, 200):
         console.print(part)
     assert "a|b*10" in console.file.getvalue()
-    assert "0.5 of the SFT loss (from a|b*10)" in durations_table(found).note
-    assert durations_table(found).rows[1][:4] == ("threshold", "1", "10", "–")
+    assert "0.5 of the SFT loss (from a|b*10)" in durations_table(coupling).note
+    assert durations_table(coupling).rows[1][:4] == ("threshold", "1", "10", "–")
 
 
 @pytest.mark.pictures

@@ -87,15 +87,15 @@ def test_a_group_gives_the_gradient_of_the_reward():
     """Leave-one-out advantages, over every possible group of two, are unbiased."""
     t, z = task(), logits(1)
     p = z.softmax(-1)
-    found = torch.zeros_like(z)
+    result = torch.zeros_like(z)
     for x in range(X):
         for pair in itertools.product(range(A), repeat=2):
             chance = t.prompt_weights[x] * p[x, pair[0]] * p[x, pair[1]]
             for own, rival in (pair, pair[::-1]):
                 advantage = t.rewards[x, own] - t.rewards[x, rival]
                 score = torch.nn.functional.one_hot(torch.tensor(own), A) - p[x]
-                found[x] += chance * advantage * score / 2
-    torch.testing.assert_close(found, reward_gradient(z, t), rtol=0, atol=1e-14)
+                result[x] += chance * advantage * score / 2
+    torch.testing.assert_close(result, reward_gradient(z, t), rtol=0, atol=1e-14)
 
 
 def test_cosine_of_enumerated_gradients():
@@ -103,12 +103,12 @@ def test_cosine_of_enumerated_gradients():
     sft, rl = sft_gradient(z, t).flatten(), -reward_gradient(z, t).flatten()
     exact = float(sft @ rl / (sft.norm() * rl.norm()))
     blocks = torch.stack([sft, sft, rl, rl])  # blocks without noise
-    found = agreement((blocks @ blocks.T).numpy())
-    assert found.cosine == pytest.approx(exact, abs=1e-12)
-    assert found.cosine_without_noise == pytest.approx(exact, abs=1e-12)
-    assert found.sft_squared_norm == pytest.approx(float(sft @ sft), abs=1e-12)
-    assert found.sft_signal == pytest.approx(1.0, abs=1e-12)
-    assert found.interval == pytest.approx((exact, exact), abs=1e-9)
+    agreed = agreement((blocks @ blocks.T).numpy())
+    assert agreed.cosine == pytest.approx(exact, abs=1e-12)
+    assert agreed.cosine_without_noise == pytest.approx(exact, abs=1e-12)
+    assert agreed.sft_squared_norm == pytest.approx(float(sft @ sft), abs=1e-12)
+    assert agreed.sft_signal == pytest.approx(1.0, abs=1e-12)
+    assert agreed.interval == pytest.approx((exact, exact), abs=1e-9)
     # What a positive cosine promises: a small step for the reward lowers the SFT loss.
     after = sft_loss(z + 1e-4 * reward_gradient(z, t), t) - sft_loss(z, t)
     assert math.copysign(1, float(after)) == -math.copysign(1, exact)
@@ -163,18 +163,18 @@ def test_the_instrument_reads_the_same_identity(optimum):
     rl = tilted(start, t, 2.0)
     ratio = start.log_softmax(-1) - rl.log_softmax(-1)
     own = (start.softmax(-1) * ratio).sum(-1).tolist()
-    found = identity(
+    parts = identity(
         (t.demonstrations * ratio).sum(-1).tolist(),
         own,  # one token per answer: the context is the prompt, whoever answers
         own,
         own,
         weights=t.prompt_weights.tolist(),
     )
-    assert found.rise == pytest.approx(float(sft_loss(rl, t) - sft_loss(start, t)), abs=1e-12)
-    assert found.kl == pytest.approx(float(kl(start, rl, t)), abs=1e-12)
-    assert found.gap == pytest.approx(float(identity_gap(start, rl, t)), abs=1e-12)
-    assert found.contexts == 0.0 and found.tokens == pytest.approx(found.gap, abs=1e-12)
-    assert (abs(found.gap) < 1e-8) == optimum
+    assert parts.rise == pytest.approx(float(sft_loss(rl, t) - sft_loss(start, t)), abs=1e-12)
+    assert parts.kl == pytest.approx(float(kl(start, rl, t)), abs=1e-12)
+    assert parts.gap == pytest.approx(float(identity_gap(start, rl, t)), abs=1e-12)
+    assert parts.contexts == 0.0 and parts.tokens == pytest.approx(parts.gap, abs=1e-12)
+    assert (abs(parts.gap) < 1e-8) == optimum
 
 
 def test_a_constant_reward_never_falls():

@@ -29,9 +29,9 @@ def test_what_went_through_json_gives_the_same():
 
 def test_the_course_is_the_mean_of_the_seeds():
     cells, base = made_up(("ce",))
-    found = compare(cells, base, plan_of(cells))
+    comparison = compare(cells, base, plan_of(cells))
     here = [c for c in cells if c["depth"] == 20.0]
-    row = found.row("ce", 20.0)
+    row = comparison.row("ce", 20.0)
     rates = [c["before"]["pass_at_1"] for c in here]
     assert row.before["pass_at_1"].mean == pytest.approx(sum(rates) / 3)
     assert (row.before["pass_at_1"].low, row.before["pass_at_1"].high) == (min(rates), max(rates))
@@ -39,7 +39,7 @@ def test_the_course_is_the_mean_of_the_seeds():
     assert list(row.outcomes["peak_pass_at_10"].by_seed.values()) == pytest.approx(peaks)
     last = [c["after"]["150"]["entropy_nats"] for c in here]
     assert row.after["entropy_nats"].mean == pytest.approx(sum(last) / 3)
-    assert found.row("base", 0.0).before["entropy_nats"].mean == pytest.approx(2.7)
+    assert comparison.row("base", 0.0).before["entropy_nats"].mean == pytest.approx(2.7)
 
 
 def test_json_is_strict_and_flat_rows_are_all_there(tmp_path):
@@ -66,12 +66,12 @@ def test_whatever_is_missing_breaks_nothing(kept):
             del cell["after"]["150"]
         elif index % 3 == 1:
             del cell["before"]["held_out_loss"]
-    found = compare(cells[:kept], base if kept % 2 else {}, plan)
-    complete = sum(bool(rung.outcomes) for rung in found.rungs)
-    assert len(found.missing) == 45 - complete
-    text = echelon_markdown(found)
+    comparison = compare(cells[:kept], base if kept % 2 else {}, plan)
+    complete = sum(bool(rung.outcomes) for rung in comparison.rungs)
+    assert len(comparison.missing) == 45 - complete
+    text = echelon_markdown(comparison)
     assert f"{45 - complete} of 45 cells without outcome after RL" in text
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(comparison.to_dict(), allow_nan=False)
 
 
 def test_a_bare_process_compares_without_torch():

@@ -18,12 +18,12 @@ def cell(loss, depth, entropy, pass_at_1, pass_at_10, degenerate, *, seed=0):
 
 
 def frontier_of(cells):
-    found = compare(cells, {}, plan_of(cells)).frontier
-    return {(rung.loss, rung.depth): rung.beaten_by for rung in found}
+    comparison = compare(cells, {}, plan_of(cells)).frontier
+    return {(rung.loss, rung.depth): rung.beaten_by for rung in comparison}
 
 
 def test_no_less_of_anything_and_more_of_something():
-    found = frontier_of(
+    frontier = frontier_of(
         [
             cell("ce", 1.0, 0.3, 0.4, 0.8, 0.2),
             cell("ce", 2.0, 0.1, 0.6, 0.8, 0.5),
@@ -32,7 +32,7 @@ def test_no_less_of_anything_and_more_of_something():
             cell("sed", 1.0, 0.2, 0.7, 0.8, 0.5),  # above CE at 2
         ]
     )
-    beaten = {rung: [(b.loss, b.depth) for b in by] for rung, by in found.items()}
+    beaten = {rung: [(b.loss, b.depth) for b in by] for rung, by in frontier.items()}
     assert beaten == {
         ("ce", 1.0): [],
         ("ce", 2.0): [("sed", 1.0)],
@@ -43,7 +43,7 @@ def test_no_less_of_anything_and_more_of_something():
 
 
 def test_seeds_are_compared_where_both_have_them():
-    found = frontier_of(
+    frontier = frontier_of(
         [
             cell("ce", 1.0, 0.2, 0.4, 0.8, 0.3),
             cell("ce", 1.0, 0.2, 0.4, 0.8, 0.3, seed=1),
@@ -52,9 +52,9 @@ def test_seeds_are_compared_where_both_have_them():
             cell("gem", 1.0, 0.1, 0.4, 0.8, 0.3, seed=1),  # behind by itself, not in the mean
         ]
     )
-    (beater,) = found["ce", 1.0]
+    (beater,) = frontier["ce", 1.0]
     assert (beater.loss, beater.ahead, beater.seeds) == ("gem", 1, 2)
-    assert found["gem", 1.0] == ()
+    assert frontier["gem", 1.0] == ()
 
 
 def test_at_random_against_the_definition():
@@ -63,7 +63,7 @@ def test_at_random_against_the_definition():
         (loss, depth): [rng.choice((0.1, 0.2, 0.3)) for _ in range(4)]
         for loss, depth in itertools.product("abcd", (1.0, 2.0, 3.0))
     }
-    found = frontier_of([cell(*rung, *values) for rung, values in rungs.items()])
+    frontier = frontier_of([cell(*rung, *values) for rung, values in rungs.items()])
     for rung, (entropy, one, ten, degenerate) in rungs.items():
         better = {
             other
@@ -71,8 +71,8 @@ def test_at_random_against_the_definition():
             if h >= entropy and p1 >= one and p10 >= ten and d <= degenerate
             if (h, p1, p10, d) != (entropy, one, ten, degenerate)
         }
-        assert {(b.loss, b.depth) for b in found[rung]} == better
-    assert any(not by for by in found.values()) and any(found.values())
+        assert {(b.loss, b.depth) for b in frontier[rung]} == better
+    assert any(not by for by in frontier.values()) and any(frontier.values())
 
 
 def test_one_loss_has_no_frontier_and_an_unmeasured_k_is_left_out():

@@ -43,10 +43,10 @@ def test_intervals_that_overlap_are_not_clear():
 
 
 def test_the_same_order_is_no_inversion():
-    found = found_in(cells_of([(0.1, 0.4), (0.2, 0.5), (0.3, 0.6)]))
-    (order,) = found.by_seed.values()
+    inversion = found_in(cells_of([(0.1, 0.4), (0.2, 0.5), (0.3, 0.6)]))
+    (order,) = inversion.by_seed.values()
     assert (order.kept, order.turned, order.inverted) == (3, 0, False)
-    assert found.inverted == () and order.picked_place == 1
+    assert inversion.inverted == () and order.picked_place == 1
 
 
 def test_a_tied_outcome_is_neither():

@@ -46,8 +46,8 @@ def ladder(outcomes, *, seed=0, loss="ce", half=0.03):
     ]
 
 
-def table_of(found, key):
-    return next(table for table in tables(found) if table.key == key)
+def table_of(result, key):
+    return next(table for table in tables(result) if table.key == key)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,11 @@ def test_a_recommendation_that_advises_against_all():
     )
     for cell in cells[2:]:
         cell["before"]["verdict"] = "collapsed"
-    found = compare(cells, {}, plan_of(cells))
-    assert "our recommendation advises against all, one at" in answer(found)[2]
-    assert [cell.text for cell in table_of(found, "rules").cells[0][1:]] == ["none"] * 2 + ["–"] * 2
+    comparison = compare(cells, {}, plan_of(cells))
+    assert "our recommendation advises against all, one at" in answer(comparison)[2]
+    assert [cell.text for cell in table_of(comparison, "rules").cells[0][1:]] == ["none"] * 2 + [
+        "–"
+    ] * 2
 
 
 def test_who_stays_above_tau_h_without_rl():
@@ -126,54 +128,58 @@ def test_at_most_six_sentences(shape, options):
 
 
 def test_what_is_missing_is_said():
-    found = echelon(("ce",), cut=1)
-    assert answer(found)[-1].startswith("1 of 15 cells without outcome after RL: left out")
-    assert table_of(found, "missing").rows == (("ce, 2 epochs", "0", "not there yet"),)
-    assert table_of(found, "before").cells[1][2].small.split()[0] == "–"  # seed 0 has its place
+    comparison = echelon(("ce",), cut=1)
+    assert answer(comparison)[-1].startswith("1 of 15 cells without outcome after RL: left out")
+    assert table_of(comparison, "missing").rows == (("ce, 2 epochs", "0", "not there yet"),)
+    assert (
+        table_of(comparison, "before").cells[1][2].small.split()[0] == "–"
+    )  # seed 0 has its place
 
 
 def test_the_frontier():
-    found = echelon(("ce", "sed"), steps=())
-    on = [(r.loss, r.depth) for r in found.frontier if not r.beaten_by]
-    assert answer(found)[-1].startswith(f"Before RL nothing beats {len(on)} of 10 rungs, with at")
-    table = table_of(found, "before")
+    comparison = echelon(("ce", "sed"), steps=())
+    on = [(r.loss, r.depth) for r in comparison.frontier if not r.beaten_by]
+    assert answer(comparison)[-1].startswith(
+        f"Before RL nothing beats {len(on)} of 10 rungs, with at"
+    )
+    table = table_of(comparison, "before")
     place = [column.header for column in table.columns].index("beaten by")
     shown = {(row[0].text, float(row[1].text)): row[place].text for row in table.cells}
-    for rung in found.frontier:
+    for rung in comparison.frontier:
         first = rung.beaten_by and f"{rung.beaten_by[0].loss}, {rung.beaten_by[0].depth:g} ep."
         assert shown[rung.loss, rung.depth] == (first or "–")
-    page = echelon_html(found)
+    page = echelon_html(comparison)
     assert page.count("by entropy</strong>") == 3  # pass@1, pass@10, degenerate fraction
     assert page.count("on the frontier</title>") == 3 * len(on)
     assert "on the frontier" not in echelon_html(echelon(("ce",), steps=()))
 
 
 def test_without_rl():
-    found = echelon(("ce", "sed"), steps=())
+    comparison = echelon(("ce", "sed"), steps=())
     assert re.match(
         r"With ce, from 2 epochs of SFT to 60: pass@1 rose .*, entropy fell from 0.675 to",
-        answer(found)[1],
+        answer(comparison)[1],
     )
-    assert [table.key for table in tables(found)] == ["before"]
+    assert [table.key for table in tables(comparison)] == ["before"]
 
 
 def test_a_k_that_only_the_evaluation_has():
     cells, base = made_up(("ce", "sed"), (1.0, 2.0, 3.0))
     for measured in [*(cell["before"] for cell in cells), *base.values()]:
         del measured["pass_at_k"]["10"]
-    found = compare(cells, base, plan_of(cells))
-    assert not any("highest pass@10" in rule.rule for rule in found.rules)
-    headers = [column.header for table in tables(found) for column in table.columns]
+    comparison = compare(cells, base, plan_of(cells))
+    assert not any("highest pass@10" in rule.rule for rule in comparison.rules)
+    headers = [column.header for table in tables(comparison) for column in table.columns]
     assert "pass@10" not in headers
-    assert "peak pass@10 after RL" in Page(echelon_html(found)).text
+    assert "peak pass@10 after RL" in Page(echelon_html(comparison)).text
 
 
 def test_markdown_has_every_table_and_names_are_only_text():
-    found = echelon(("ce", "a|b*", HOSTILE))
-    text = echelon_markdown(found)
+    comparison = echelon(("ce", "a|b*", HOSTILE))
+    text = echelon_markdown(comparison)
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     kinds = [token.type for token in tokens]
-    assert kinds.count("table_open") == len(tables(found)) == 7
+    assert kinds.count("table_open") == len(tables(comparison)) == 7
     assert kinds.count("heading_open") == 8 and "html_block" not in kinds
     inside = {child.type for token in tokens for child in token.children or ()}
     assert inside <= {"text", "text_special"}
@@ -181,9 +187,9 @@ def test_markdown_has_every_table_and_names_are_only_text():
 
 
 def test_numbers_of_the_table_are_those_of_the_cells():
-    found = echelon(("ce",), (1.0, 2.0, 3.0))
-    row = next(row for row in table_of(found, "after").cells if row[1].text == "2")
-    spread = found.row("ce", 2.0).outcomes["peak_pass_at_10"]
+    comparison = echelon(("ce",), (1.0, 2.0, 3.0))
+    row = next(row for row in table_of(comparison, "after").cells if row[1].text == "2")
+    spread = comparison.row("ce", 2.0).outcomes["peak_pass_at_10"]
     assert row[2].text == f"{spread.mean:.3f}"
     assert row[2].small == " ".join(f"{v:.3f}"[1:] for v in spread.by_seed.values())
 
@@ -191,8 +197,8 @@ def test_numbers_of_the_table_are_those_of_the_cells():
 @pytest.mark.parametrize(("shape", "options"), SHAPES)
 @pytest.mark.pictures
 def test_the_report_stands_alone(tmp_path, shape, options):
-    found = echelon(*shape, **options)
-    write_report(found, tmp_path / "new")
+    comparison = echelon(*shape, **options)
+    write_report(comparison, tmp_path / "new")
     assert (tmp_path / "new" / "echelon.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "new" / "echelon.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -202,17 +208,17 @@ def test_the_report_stands_alone(tmp_path, shape, options):
     assert not re.search(r"url\([^#]|@import|https?://", text)
     assert {"answer", "about", "figures", "tables", "glossary", "settings"} <= set(page.ids)
     shown = " ".join(page.text.split())
-    assert all(words in shown for words in answer(found))
+    assert all(words in shown for words in answer(comparison))
     assert "nan" not in re.findall(r"[a-z]+", text)
 
 
 def test_names_are_only_text(tmp_path):
-    found = echelon((HOSTILE, "ce", "_under$x$"), (2.0, 6.0), name=HOSTILE)
-    text = echelon_html(found)
+    comparison = echelon((HOSTILE, "ce", "_under$x$"), (2.0, 6.0), name=HOSTILE)
+    text = echelon_html(comparison)
     page = Page(text)
     assert "script" not in page.tags and "img" not in page.tags
     assert "<script" not in text and "\x00" not in text and "\u202e" not in text
-    assert "_under$x$</text>" in ladder_picture(found).svg("all")
+    assert "_under$x$</text>" in ladder_picture(comparison).svg("all")
 
 
 def test_eleven_losses_can_be_told_apart():
@@ -223,14 +229,14 @@ def test_eleven_losses_can_be_told_apart():
 
 @pytest.mark.parametrize(("shape", "options"), SHAPES)
 def test_the_terminal(shape, options):
-    found = echelon(*shape, **options)
+    comparison = echelon(*shape, **options)
     console = Console(width=100, file=io.StringIO())
-    for part in echelon_terminal(found, 100):
+    for part in echelon_terminal(comparison, 100):
         console.print(part)
     shown = " ".join(console.file.getvalue().split())
-    assert answer(found)[0] in shown
-    assert f"{found.ladder[-1].before['entropy_nats'].mean:.3f}" in shown
-    assert ("our recommendation" in shown) == bool(found.rules)
+    assert answer(comparison)[0] in shown
+    assert f"{comparison.ladder[-1].before['entropy_nats'].mean:.3f}" in shown
+    assert ("our recommendation" in shown) == bool(comparison.rules)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

@@ -65,10 +65,10 @@ def test_every_cell_is_there_with_its_record(undisturbed, recipe):
     for file in (*RESULTS, "recipe.json"):
         assert (undisturbed / file).stat().st_size > 0
     (record,) = (undisturbed / "sft").glob("ce-seed-0-*/record.json")
-    facts = json.loads(record.read_text())
-    assert facts["seed"] == 0 and facts["seconds"] > 0
-    assert facts["config"]["options"]["learning_rate"] == 1e-3
-    assert facts["versions"]["torch"] and facts["hardware"]["cores"]
+    document = json.loads(record.read_text())
+    assert document["seed"] == 0 and document["seconds"] > 0
+    assert document["config"]["options"]["learning_rate"] == 1e-3
+    assert document["versions"]["torch"] and document["hardware"]["cores"]
 
 
 def test_only_sft_weights_stay_by_default(undisturbed):
@@ -135,8 +135,8 @@ def test_killed_at_random_it_ends_with_the_same_numbers(undisturbed, recipe, tmp
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while process.poll() is None:
-            found = [*out.glob("screening/*.json"), *out.glob("evaluation/*.json")]
-            if measured is not None and len(found) >= measured:
+            result = [*out.glob("screening/*.json"), *out.glob("evaluation/*.json")]
+            if measured is not None and len(result) >= measured:
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.02)
         assert process.returncode == (0 if measured is None else -signal.SIGKILL)

@@ -42,16 +42,16 @@ CELLS = [
     ],
 )
 def test_what_a_rule_picks_and_what_it_costs(rule, depth, regret):
-    found = rules_of(CELLS)[rule]
-    assert (found.by_seed[0].loss, found.by_seed[0].depth) == ("ce", depth)
-    assert found.regret("peak_pass_at_10") == pytest.approx(regret)
-    assert found.mean("peak_pass_at_10") == pytest.approx(0.9 - regret)
+    result = rules_of(CELLS)[rule]
+    assert (result.by_seed[0].loss, result.by_seed[0].depth) == ("ce", depth)
+    assert result.regret("peak_pass_at_10") == pytest.approx(regret)
+    assert result.mean("peak_pass_at_10") == pytest.approx(0.9 - regret)
 
 
 def test_one_at_random_is_the_mean():
-    found = rules_of(CELLS)["one at random"]
-    assert found.mean("peak_pass_at_10") == pytest.approx(0.7)
-    assert found.regret("peak_pass_at_10") == pytest.approx(0.2)
+    rule = rules_of(CELLS)["one at random"]
+    assert rule.mean("peak_pass_at_10") == pytest.approx(0.7)
+    assert rule.regret("peak_pass_at_10") == pytest.approx(0.2)
 
 
 def test_tau_h_moves_the_deepest():
@@ -73,25 +73,25 @@ def test_the_recommendation_is_screenings_and_may_be_none():
 
 def test_seeds_without_a_pick_are_not_counted_as_regret():
     other = [{**c, "seed": 1, "before": {**c["before"], "verdict": "at risk"}} for c in CELLS]
-    found = rules_of(CELLS + other)["our recommendation"]
-    assert found.chosen() == 1 and len(found.by_seed) == 2
-    assert found.regret("peak_pass_at_10") == pytest.approx(0.1)
+    rule = rules_of(CELLS + other)["our recommendation"]
+    assert rule.chosen() == 1 and len(rule.by_seed) == 2
+    assert rule.regret("peak_pass_at_10") == pytest.approx(0.1)
 
 
 def test_over_all_losses_equal_depth_goes_by_pass_at_1():
     more = [cell(4.0, 0.5, 0.45, 0.3, 0.7, loss="sed"), cell(4.0, 0.5, 0.5, 0.3, 0.65, loss="gem")]
-    found = rules_of(CELLS + more, scope=None)
-    deepest = found["deepest above 0.18 nats"].by_seed[0]
+    rules = rules_of(CELLS + more, scope=None)
+    deepest = rules["deepest above 0.18 nats"].by_seed[0]
     assert (deepest.loss, deepest.depth) == ("gem", 4.0)
-    assert found["highest pass@1"].by_seed[0].loss == "gem"
+    assert rules["highest pass@1"].by_seed[0].loss == "gem"
     # Within ce nothing of the others is there to choose, or to regret.
     assert rules_of(CELLS + more)["highest pass@1"].by_seed[0].depth == 4.0
 
 
 def test_the_best_is_of_rungs_with_an_outcome():
     cut = {**CELLS[1], "after": {}}
-    found = rules_of([CELLS[0], cut, *CELLS[2:]], grpo_steps=(50,))
-    assert found["highest pass@1"].by_seed[0].best["peak_pass_at_10"] == pytest.approx(0.8)
+    rules = rules_of([CELLS[0], cut, *CELLS[2:]], grpo_steps=(50,))
+    assert rules["highest pass@1"].by_seed[0].best["peak_pass_at_10"] == pytest.approx(0.8)
 
 
 def test_a_rule_needs_its_measure():

@@ -53,8 +53,8 @@ def test_solutions_are_several_and_distinct_and_end_alike(problems):
 
 def test_problems_may_all_be_worked_in_the_same_way(problems):
     rows = worked_rows(problems, solutions_per_problem=1, seed=0, ways=1)
-    found = [row["completion"][0]["content"] for row in rows]
-    assert found == [worked_solutions(problem)[0] for problem in problems]
+    result = [row["completion"][0]["content"] for row in rows]
+    assert result == [worked_solutions(problem)[0] for problem in problems]
     two = worked_rows(problems, solutions_per_problem=3, seed=0, ways=2)
     assert len(two) == 2 * len(problems)
 

@@ -54,9 +54,9 @@ def test_prompts_are_tokenised_by_one_method():
 
 @canary
 def test_the_config_derives_its_batches_where_ours_corrects_them():
-    found = expressions(GRPOConfig.__post_init__)
-    assert "self.generation_batch_size % self.num_generations != 0" in found
-    assert "self.num_generations < 2" in found
+    code = expressions(GRPOConfig.__post_init__)
+    assert "self.generation_batch_size % self.num_generations != 0" in code
+    assert "self.num_generations < 2" in code
 
 
 @canary

@@ -15,28 +15,30 @@ def config(**options):
 
 
 def test_defaults_are_the_papers_group():
-    found = config()
-    assert found.response_counts() == {"expert": 1, "teacher": 3, "other": 0}
-    assert found.num_self == found.num_generations == 4
-    assert found.build_loss() == GroupFineTuningLoss(tau=0.7)
-    assert set(found.source_weights().values()) == {1.0}
-    assert found.entropy_floor is None
+    settings = config()
+    assert settings.response_counts() == {"expert": 1, "teacher": 3, "other": 0}
+    assert settings.num_self == settings.num_generations == 4
+    assert settings.build_loss() == GroupFineTuningLoss(tau=0.7)
+    assert set(settings.source_weights().values()) == {1.0}
+    assert settings.entropy_floor is None
 
 
 @pytest.mark.parametrize("num_self", [0, 1, 3, 4])
 def test_batches_are_counted_in_prompts(num_self):
-    found = config(num_self=num_self, per_device_train_batch_size=3, gradient_accumulation_steps=5)
-    assert (found.per_device_train_batch_size, found.per_device_eval_batch_size) == (3, 8)
-    assert found.steps_per_generation == 5
-    assert found.generation_batch_size == 15 * max(1, num_self)
-    assert found.num_generations == num_self
+    settings = config(
+        num_self=num_self, per_device_train_batch_size=3, gradient_accumulation_steps=5
+    )
+    assert (settings.per_device_train_batch_size, settings.per_device_eval_batch_size) == (3, 8)
+    assert settings.steps_per_generation == 5
+    assert settings.generation_batch_size == 15 * max(1, num_self)
+    assert settings.num_generations == num_self
 
 
 def test_a_config_can_be_made_again_from_its_own_fields():
-    found = config(num_self=3, tau=0.2, per_device_train_batch_size=2)
-    again = dataclasses.replace(found)
+    settings = config(num_self=3, tau=0.2, per_device_train_batch_size=2)
+    again = dataclasses.replace(settings)
     assert again.num_generations == again.num_self == 3
-    assert again.generation_batch_size == found.generation_batch_size == 2 * 3
+    assert again.generation_batch_size == settings.generation_batch_size == 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,9 @@ def test_options_without_effect_are_refused(options):
 def test_the_command_line_parses_every_field():
     parser = TrlParser(dataclass_types=[GFTConfig])
     words = "--output_dir out --use_cpu --bf16 false --tau 0.3 --num_self 2 --no_advantages"
-    (found,) = parser.parse_args_and_config(words.split())
-    assert (found.tau, found.num_self, found.advantages) == (0.3, 2, False)
-    assert found.build_loss().tau == 0.3
+    (result,) = parser.parse_args_and_config(words.split())
+    assert (result.tau, result.num_self, result.advantages) == (0.3, 2, False)
+    assert result.build_loss().tau == 0.3
 
 
 def test_other_configs_and_tools_are_refused(tmp_path):

@@ -209,11 +209,11 @@ def test_conversations_are_rendered_by_the_chat_template(tmp_path, as_text):
     rows = [{"prompt": prompt, "responses": responses}]
     trainer = gft(tmp_path, rows=rows, reward=reward, num_self=2)
     trainer.train()
-    (prompts, completions, ids), (_, own, _) = calls
+    (prompts, completions, ids), (_, second, _) = calls
     assert prompts[0] == prompt
     assert completions == [said(text) for text in texts]
     assert ids == [[*ids_of(text), 1] for text in texts]
-    assert [message["role"] for completion in own for message in completion] == ["assistant"] * 2
+    assert [message["role"] for completion in second for message in completion] == ["assistant"] * 2
     batch = trainer._build([[trainer.train_dataset[0]]])[0]
     text = tiny_tokenizer().decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
     assert text == "<|user|>2+2?<|end|><|assistant|>4<|end|>"

@@ -59,11 +59,13 @@ def test_the_collapse_monitor_reads_own_samples(tmp_path):
     trainer = gft(tmp_path, max_steps=4, trainer={"callbacks": [monitor]})
     trainer.train()
     steps = logged(trainer)
-    own = [step["self/entropy"] for step in steps]
-    assert own != [step["expert/entropy"] for step in steps]
-    assert [step["entropy"] for step in steps] == pytest.approx(own, rel=1e-2)  # by micro-batch
+    entropies = [step["self/entropy"] for step in steps]
+    assert entropies != [step["expert/entropy"] for step in steps]
+    assert [step["entropy"] for step in steps] == pytest.approx(
+        entropies, rel=1e-2
+    )  # by micro-batch
     # The monitor weighs micro-batches by their tokens, as the log of the source does.
-    assert [h for _, h in monitor.memory.readings] == pytest.approx(own[:3], rel=1e-6)
+    assert [h for _, h in monitor.memory.readings] == pytest.approx(entropies[:3], rel=1e-6)
     assert monitor.decision.verdict == "healthy" and monitor.counts.rollouts == 4 * 4 * 4
 
 
@@ -136,13 +138,13 @@ def test_evaluation_is_a_groups_loss_and_leaves_training_alone(tmp_path):
     without = run("without", num_generations_eval=2)
     for mine, other in zip(with_it.model.parameters(), without.model.parameters(), strict=True):
         assert torch.equal(mine, other)
-    found = [e for e in with_it.state.log_history if "eval_a_loss" in e]
-    assert len(found) == 3
-    assert found[0]["eval_groups/size"] == pytest.approx(
+    result = [e for e in with_it.state.log_history if "eval_a_loss" in e]
+    assert len(result) == 3
+    assert result[0]["eval_groups/size"] == pytest.approx(
         2 + sum(len(row["responses"]) for row in group_rows(5)) / 5
     )
     again = without.evaluate(Dataset.from_list(group_rows(5)))
-    assert again["eval_loss"] == pytest.approx(found[-1]["eval_a_loss"])
+    assert again["eval_loss"] == pytest.approx(result[-1]["eval_a_loss"])
 
 
 def test_truncated_own_samples_can_be_kept_out_of_the_loss(tmp_path):

@@ -31,11 +31,11 @@ def run(folder, **changes):
     trainer = gft(folder, rows=group_rows(4), reward=recorder, model=model, **changes)
     trainer.train()
     # The rows' responses are scored first, the policy samples of the step after them.
-    given, own = recorder.calls
-    return trainer, before, given, own
+    of_dataset, of_policy = recorder.calls
+    return trainer, before, of_dataset, of_policy
 
 
-def groups_of(own, *, num_teacher=3, num_other=1, num_self=4, **_):
+def groups_of(of_policy, *, num_teacher=3, num_other=1, num_self=4, **_):
     """(source, prompt ids, ids, reward) of each group, from the rows and what was sampled."""
     groups = []
     for number, row in enumerate(group_rows(4)):
@@ -46,7 +46,7 @@ def groups_of(own, *, num_teacher=3, num_other=1, num_self=4, **_):
                 ids = [*ids_of(response["completion"]), 1]
                 reward = reward_of(prompt, ids)
                 group.append((response["source"], ids_of(prompt), ids, reward))
-        for asked, ids, reward in own[number * num_self : (number + 1) * num_self]:
+        for asked, ids, reward in of_policy[number * num_self : (number + 1) * num_self]:
             assert asked == prompt
             group.append(("self", ids_of(prompt), ids, reward))
         groups.append(group)
@@ -55,7 +55,7 @@ def groups_of(own, *, num_teacher=3, num_other=1, num_self=4, **_):
 
 def advantages_of(groups, *, scale_rewards="group", advantage_ddof=0, advantages=True, **_):
     everything = np.array([r for group in groups for *_, r in group])
-    found = []
+    result = []
     for group in groups:
         rewards = np.array([r for *_, r in group])
         centred = rewards - rewards.mean()
@@ -67,8 +67,8 @@ def advantages_of(groups, *, scale_rewards="group", advantage_ddof=0, advantages
             centred = centred / (rewards.std(ddof=advantage_ddof) + 1e-4)
         elif scale_rewards == "batch":
             centred = centred / (everything.std(ddof=advantage_ddof) + 1e-4)
-        found.append(centred)
-    return found
+        result.append(centred)
+    return result
 
 
 def token_logs(model, prompt_ids, ids):
@@ -79,12 +79,12 @@ def token_logs(model, prompt_ids, ids):
 @pytest.mark.parametrize("case", CASES)
 def test_the_whole_update(tmp_path, case):
     options = CASES[case]
-    trainer, model, given, own = run(tmp_path, **options)
-    groups = groups_of(own, **options)
+    trainer, model, of_dataset, of_policy = run(tmp_path, **options)
+    groups = groups_of(of_policy, **options)
     advantages = advantages_of(groups, **options)
     tau = 0.0 if options.get("rectification") is False else options.get("tau", 0.7)
-    assert 0.5 in {r for _, _, r in given}
-    assert len({r for _, _, r in given}) > 2
+    assert 0.5 in {r for _, _, r in of_dataset}
+    assert len({r for _, _, r in of_dataset}) > 2
     assert any(len({r for *_, r in group}) == 1 for group in groups)
     assert len({len(group) for group in groups}) > 1 or case == "few_sources"
 

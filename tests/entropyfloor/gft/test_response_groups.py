@@ -70,7 +70,7 @@ def test_groups_by_hand_from_the_rollouts(build):
         assert texts == [str(2 * index)]
         if index == 0:
             texts.append("zero")
-        given = len(texts)
+        of_dataset = len(texts)
         drawn = sorted(
             (r for r in rollouts if r["prompt_index"] == index), key=lambda r: r["sample_index"]
         )
@@ -79,7 +79,7 @@ def test_groups_by_hand_from_the_rollouts(build):
             if rollout["text"].strip() and rollout["text"].strip() not in map(str.strip, texts):
                 texts.append(rollout["text"])
         assert [each["completion"] for each in row["responses"]] == texts
-        sources = ["expert", "teacher"][:given] + ["teacher"] * (len(texts) - given)
+        sources = ["expert", "teacher"][:of_dataset] + ["teacher"] * (len(texts) - of_dataset)
         assert [each["source"] for each in row["responses"]] == sources
         assert [each["reward"] for each in row["responses"]] == even_length(texts)
         kept += len(texts)
@@ -210,8 +210,8 @@ def _build_in_a_child(build):
         return pid
     append = RolloutStore.append
 
-    def slowly(*given):
-        append(*given)
+    def slowly(*arguments):
+        append(*arguments)
         time.sleep(0.2)
 
     try:
@@ -263,7 +263,7 @@ def test_refused_before_the_model_is_loaded(build, changes, words, monkeypatch):
 
 
 def test_counts_of_one_group():
-    given = [Response("expert", "4", 1.0), Response("other", "4 ", 1.0)]
+    of_dataset = [Response("expert", "4", 1.0), Response("other", "4 ", 1.0)]
     drawn = [
         (Response("teacher", "5", 0.0), False),
         (Response("teacher", "5", 0.0), True),
@@ -271,7 +271,7 @@ def test_counts_of_one_group():
         (Response("teacher", "four", None), False),
         (Response("teacher", "4", 1.0), False),
     ]
-    group, counts = count_responses(given, drawn, keep_truncated=False, threshold=1.0)
+    group, counts = count_responses(of_dataset, drawn, keep_truncated=False, threshold=1.0)
     assert [each.completion for each in group] == ["4", "5", "four"]
     teacher = counts.by_source["teacher"]
     assert (teacher.responses, teacher.truncated, teacher.empty, teacher.kept) == (5, 1, 1, 2)

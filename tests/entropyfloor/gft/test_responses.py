@@ -36,8 +36,8 @@ def test_in_order_from_every_place():
             {"prompt": "1+1=", "completion": ["10", "b10"]},
         )
     )
-    found = collect_responses(prompts, other_columns=["alternatives"], others=others)
-    assert found == [
+    groups = collect_responses(prompts, other_columns=["alternatives"], others=others)
+    assert groups == [
         [
             Response("teacher", "3", 0),
             Response("expert", "1+1"),
@@ -68,8 +68,8 @@ def test_conversations():
         )
     )
     others = PromptSet(({"prompt": asked("1+1"), "completion": said("II")},))
-    found = collect_responses(prompts, others=others)
-    assert [[each.completion for each in group] for group in found] == [
+    groups = collect_responses(prompts, others=others)
+    assert [[each.completion for each in group] for group in groups] == [
         [said("2"), said("II")],
         [said("4")],
         [said("6"), said("six")],

@@ -61,8 +61,8 @@ def grpo(
 ):
     from trl import GRPOTrainer
 
-    own = trainer or GRPOTrainer
-    return own(
+    kind = trainer or GRPOTrainer
+    return kind(
         model=model or tiny_model(),
         reward_funcs=rewards if rewards is not None else Recorder(),
         args=settings(folder, **changes),

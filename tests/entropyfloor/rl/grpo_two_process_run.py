@@ -27,14 +27,14 @@ def run(folder: Path) -> None:
             return super()._compute_loss(model, inputs)
 
         def _get_per_token_logps_and_entropies(self, *arguments, compute_entropy=False, **others):
-            found = super()._get_per_token_logps_and_entropies(
+            result = super()._get_per_token_logps_and_entropies(
                 *arguments, compute_entropy=compute_entropy, **others
             )
             if compute_entropy:
                 pair = sums.setdefault(self.state.global_step + 1, [0.0, 0.0])
-                pair[0] += float((found[1].detach().double() * self.mask).sum())
+                pair[0] += float((result[1].detach().double() * self.mask).sum())
                 pair[1] += float(self.mask.sum())
-            return found
+            return result
 
     recorder = Recorder(0.4)
     # Everything collapses against a drop this small or this large: both verdicts stop or go alike.

@@ -10,8 +10,8 @@ from canary import canary, expressions
 
 @canary
 def test_rewards_end_in_one_method_gathered_over_ranks():
-    found = expressions(GRPOTrainer._calculate_rewards)
-    assert "gather(rewards_per_func)" in found
+    code = expressions(GRPOTrainer._calculate_rewards)
+    assert "gather(rewards_per_func)" in code
     source = inspect.getsource(GRPOTrainer._calculate_rewards).rstrip()
     assert source.endswith("return rewards_per_func"), "something is done after the gathering"
     calls = expressions(GRPOTrainer._generate_and_score_completions)
@@ -21,33 +21,33 @@ def test_rewards_end_in_one_method_gathered_over_ranks():
 
 @canary
 def test_groups_lie_side_by_side():
-    found = expressions(GRPOTrainer._generate_and_score_completions)
-    assert "rewards.view(-1, num_generations)" in found
-    assert "rewards_per_func * self.reward_weights.to(device).unsqueeze(0)" in found
+    code = expressions(GRPOTrainer._generate_and_score_completions)
+    assert "rewards.view(-1, num_generations)" in code
+    assert "rewards_per_func * self.reward_weights.to(device).unsqueeze(0)" in code
 
 
 @canary
 def test_one_entropy_per_micro_batch_over_all_ranks():
-    found = expressions(GRPOTrainer._compute_loss)
-    appended = [e for e in found if e.startswith("self._metrics[mode]['entropy'].append(")]
+    code = expressions(GRPOTrainer._compute_loss)
+    appended = [e for e in code if e.startswith("self._metrics[mode]['entropy'].append(")]
     assert appended == ["self._metrics[mode]['entropy'].append(global_masked_mean(entropies))"]
-    assert "completion_mask * inputs['tool_mask']" in found
+    assert "completion_mask * inputs['tool_mask']" in code
     assert "self._compute_loss(model, inputs)" in expressions(GRPOTrainer.compute_loss)
-    assert "'train' if self.model.training else 'eval'" in found
+    assert "'train' if self.model.training else 'eval'" in code
 
 
 @canary
 def test_metrics_are_averaged_and_logged():
-    found = expressions(GRPOTrainer.log)
-    assert "self._metrics[mode].items()" in found
-    assert "logs.update(metrics)" in found
+    code = expressions(GRPOTrainer.log)
+    assert "self._metrics[mode].items()" in code
+    assert "logs.update(metrics)" in code
 
 
 @canary
 def test_callbacks_are_called_below_the_trainer():
     """`find_trainer` looks for it as ``self`` on the call stack."""
-    found = expressions(Trainer._inner_training_loop)
-    assert "self.callback_handler.on_train_begin(args, self.state, self.control)" in found
+    code = expressions(Trainer._inner_training_loop)
+    assert "self.callback_handler.on_train_begin(args, self.state, self.control)" in code
 
 
 @canary

@@ -91,15 +91,15 @@ class Summing(GRPOTrainer):
         return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(self, *arguments, compute_entropy=False, **keywords):
-        found = super()._get_per_token_logps_and_entropies(
+        result = super()._get_per_token_logps_and_entropies(
             *arguments, compute_entropy=compute_entropy, **keywords
         )
         if compute_entropy and self.model.training:
-            total = float((found[1].detach().double() * self.mask).sum())
+            total = float((result[1].detach().double() * self.mask).sum())
             pair = self.sums.setdefault(self.state.global_step + 1, [0.0, 0.0])
             pair[0] += total
             pair[1] += float(self.mask.sum())
-        return found
+        return result
 
 
 @pytest.mark.parametrize("logging_steps", [1, 3])
@@ -135,10 +135,10 @@ def test_it_changes_nothing_and_leaves_no_trace(tmp_path):
         assert torch.equal(mine, other)
     for name in ("_calculate_rewards", "compute_loss"):
         assert name not in vars(watched)
-    own = {"groups/pass_rate", "groups/degenerate_all_wrong", "collapse/relative_drop"}
+    ours = {"groups/pass_rate", "groups/degenerate_all_wrong", "collapse/relative_drop"}
     logged = set().union(*watched.state.log_history)
-    assert own <= logged
-    assert not own & set().union(*plain.state.log_history)
+    assert ours <= logged
+    assert not ours & set().union(*plain.state.log_history)
 
 
 def test_evaluation_is_not_counted(tmp_path):

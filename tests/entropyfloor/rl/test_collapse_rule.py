@@ -37,13 +37,13 @@ def test_the_papers_steps():
 def test_recorded_drops(drop, verdict):
     readings = curve(drop)
     assert RULE.judge(readings[:149], 149).verdict == WAITING
-    found = RULE.judge(readings[:150], 150)
-    assert found.verdict == verdict
-    assert found.drop == pytest.approx(drop, abs=1e-12)
-    assert found.early == (10, pytest.approx(0.42))
-    assert found.late == (150, pytest.approx(0.42 * (1 - drop)))
+    decision = RULE.judge(readings[:150], 150)
+    assert decision.verdict == verdict
+    assert decision.drop == pytest.approx(drop, abs=1e-12)
+    assert decision.early == (10, pytest.approx(0.42))
+    assert decision.late == (150, pytest.approx(0.42 * (1 - drop)))
     # What comes later changes nothing.
-    assert RULE.judge([*readings[:150], (151, 0.0)], 400) == found
+    assert RULE.judge([*readings[:150], (151, 0.0)], 400) == decision
 
 
 def test_exactly_the_threshold_is_not_above_it():
@@ -66,18 +66,18 @@ def test_holes_are_filled_by_the_next_reading(hole):
         readings[step] = hole
     kept = [(s, v) for s, v in readings.items() if v != "absent"]
     assert RULE.judge(kept, 150).verdict == WAITING
-    found = RULE.judge(kept, 153)
-    assert found.verdict == COLLAPSED
-    assert found.early[0] == 12
-    assert found.late[0] == 153
-    assert found.drop == pytest.approx(1 - readings[153] / readings[12])
+    decision = RULE.judge(kept, 153)
+    assert decision.verdict == COLLAPSED
+    assert decision.early[0] == 12
+    assert decision.late[0] == 153
+    assert decision.drop == pytest.approx(1 - readings[153] / readings[12])
 
 
 def test_a_hole_is_not_filled_from_before():
     """An entropy from before the early step would overstate the drop."""
-    found = RULE.judge([(1, 9.0), (9, 9.0), (30, 0.5), (150, 0.4)], 150)
-    assert found.early == (30, 0.5)
-    assert found.verdict == HEALTHY
+    decision = RULE.judge([(1, 9.0), (9, 9.0), (30, 0.5), (150, 0.4)], 150)
+    assert decision.early == (30, 0.5)
+    assert decision.verdict == HEALTHY
 
 
 @pytest.mark.parametrize(
@@ -86,24 +86,24 @@ def test_a_hole_is_not_filled_from_before():
 def test_too_many_holes_are_unknown_never_a_guess(readings, missing):
     assert RULE.tolerance == 35
     later = [*readings, (300, 0.01)]
-    found = RULE.judge(later, 300)
-    assert found.verdict == UNKNOWN
-    assert f"no entropy was read at step {missing}" in found.reason
+    decision = RULE.judge(later, 300)
+    assert decision.verdict == UNKNOWN
+    assert f"no entropy was read at step {missing}" in decision.reason
     assert RULE.judge([(10, 0.4)], 184).verdict == WAITING  # one may still come
     assert RULE.judge([(10, 0.4)], 185).verdict == UNKNOWN
 
 
 def test_a_run_that_begins_at_zero():
-    found = RULE.judge([(10, 0.0), (150, 0.0)], 150)
-    assert found.verdict == UNKNOWN
-    assert "began collapsed" in found.reason
+    decision = RULE.judge([(10, 0.0), (150, 0.0)], 150)
+    assert decision.verdict == UNKNOWN
+    assert "began collapsed" in decision.reason
 
 
 def test_a_run_of_which_nothing_was_scored_is_not_healthy():
     healthy = RULE.judge([(10, 0.4), (150, 0.39)], 150)
-    found = never_scored(healthy, 12)
-    assert (healthy.verdict, found.verdict, found.drop) == (HEALTHY, UNKNOWN, healthy.drop)
-    assert found.reason.startswith("cannot tell: no rollout of 12 groups was scored")
+    decision = never_scored(healthy, 12)
+    assert (healthy.verdict, decision.verdict, decision.drop) == (HEALTHY, UNKNOWN, healthy.drop)
+    assert decision.reason.startswith("cannot tell: no rollout of 12 groups was scored")
     assert never_scored(healthy, 0) is healthy
     collapsed = RULE.judge([(10, 0.4), (150, 0.1)], 150)
     assert never_scored(collapsed, 12) is collapsed
@@ -120,17 +120,17 @@ def test_a_restart_overwrites_what_was_run_twice():
 def test_logged_every_tenth_and_every_twenty_fifth_step():
     for every, early in ((10, 10), (25, 25)):
         kept = [(s, v) for s, v in curve(0.64) if s % every == 0]
-        found = RULE.judge(kept, 150)
-        assert (found.verdict, found.early[0], found.late[0]) == (COLLAPSED, early, 150)
+        decision = RULE.judge(kept, 150)
+        assert (decision.verdict, decision.early[0], decision.late[0]) == (COLLAPSED, early, 150)
 
 
 def test_window_averages_finite_readings_up_to_the_step():
     rule = CollapseRule.for_run(400, window=3)
     readings = [(8, 1.0), (9, None), (10, 2.0), (148, 0.3), (149, 0.6), (150, 0.9), (151, 9.0)]
-    found = rule.judge(readings, 151)
-    assert found.early == (10, 1.5)
-    assert found.late == (150, pytest.approx(0.6))
-    assert found.drop == pytest.approx(0.6)
+    decision = rule.judge(readings, 151)
+    assert decision.early == (10, 1.5)
+    assert decision.late == (150, pytest.approx(0.6))
+    assert decision.drop == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(

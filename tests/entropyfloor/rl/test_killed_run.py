@@ -11,8 +11,8 @@ from grpo_runs import records, steps_of
 from killed_run import run
 
 
-def without_paths(found):
-    return {name: value for name, value in found.items() if name != "message"}
+def without_paths(result):
+    return {name: value for name, value in result.items() if name != "message"}
 
 
 @pytest.mark.timeout(300)

@@ -15,8 +15,8 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     with two_processes(str(Path(__file__).with_name("grpo_two_process_run.py")), folder):
         pass
-    found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"]
-    return folder / "output-0", found
+    result = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"]
+    return folder / "output-0", result
 
 
 def test_one_process_writes_the_monitors_files(ranks):
