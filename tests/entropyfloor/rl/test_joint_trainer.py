@@ -2,7 +2,8 @@ import math
 
 import pytest
 import torch
-from joint_runs import DEMOS, grpo
+from grpo_runs import DEMOS
+from grpo_runs import joint as grpo
 from transformers import TrainerCallback
 
 from entropyfloor.rl.joint_trainer import JointGRPOTrainer
