@@ -70,19 +70,19 @@ class Diagnosis:
     def sentences(self) -> list[str]:
         """The verdict, what was counted, what cannot be told, and what else to know."""
         words = "cannot tell" if self.decision.verdict == UNKNOWN else self.decision.verdict
-        found = [f"{words}: {self.decision.reason}"]
+        sentences = [f"{words}: {self.decision.reason}"]
         if self.degenerate_fraction is not None:
-            found.append(
+            sentences.append(
                 f"degenerate groups: {self.degenerate_fraction:.1%} up to step {self.late_step}, "
                 f"{self.last_degenerate_fraction:.1%} at the last"
             )
         if self.p_hat_over_p_star is not None:
-            found.append(
+            sentences.append(
                 f"p̂/p*: {self.p_hat_over_p_star:.2f} at step {self.early_step}, "
                 f"{self.last_p_hat_over_p_star:.2f} at the last; below 1 most groups of an average "
                 "prompt are all wrong"
             )
-        return [*found, *(f"cannot tell {words}" for words in self.cannot_tell), *self.notes]
+        return [*sentences, *(f"cannot tell {words}" for words in self.cannot_tell), *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -152,7 +152,7 @@ def _verl(file: Path) -> Iterable[tuple[Any, Mapping[str, Any]]]:
             elif match := _CONSOLE_STEP.search(text):
                 pairs = (part.rpartition(":") for part in match[2].split(" - "))
                 numbers = {name.strip(): _CONSOLE_NUMBER.match(v.strip()) for name, _, v in pairs}
-                yield match[1], {name: found[1] for name, found in numbers.items() if found}
+                yield match[1], {name: n[1] for name, n in numbers.items() if n}
 
 
 def _tensorboard(place: Path) -> Iterable[tuple[Any, Mapping[str, Any]]]:

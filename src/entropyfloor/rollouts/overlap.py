@@ -123,8 +123,8 @@ def find_overlap(
         matches |= block.matches
     if not count:
         raise ValueError("there are no rows to compare with")
-    found = tuple(matches[index] for index in sorted(matches))
-    return Overlap(count, len(prompts), found, ngram, threshold)
+    listed = tuple(matches[index] for index in sorted(matches))
+    return Overlap(count, len(prompts), listed, ngram, threshold)
 
 
 def texts_of(row: Mapping[str, Any]) -> Iterator[str]:
@@ -181,12 +181,12 @@ class _Block:
             self._note(index, row, NORMALISED, 1.0, text)
         if self._threshold is None or not words:
             return
-        own = grams(words, self._ngram)
-        if own.isdisjoint(self._known):
+        of_text = grams(words, self._ngram)
+        if of_text.isdisjoint(self._known):
             return  # nearly all texts of another subject
-        for index in self._sketches.query(self._sketch_of(own)):
+        for index in self._sketches.query(self._sketch_of(of_text)):
             prompt = self._grams[index]
-            containment = len(prompt & own) / len(prompt)
+            containment = len(prompt & of_text) / len(prompt)
             if containment >= self._threshold:
                 self._note(index, row, NEAR, containment, text)
 

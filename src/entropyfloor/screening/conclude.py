@@ -57,12 +57,12 @@ def name_of(wanted: str | None, names: Sequence[tuple[str, str]]) -> str:
         ValueError: there is none; the message lists the names.
 
     """
-    found = [name for name, path in names if wanted in (None, name, path)]
-    if not found:
+    matching = [name for name, path in names if wanted in (None, name, path)]
+    if not matching:
         raise ValueError(
             f"no checkpoint {wanted!r} is screened; there are {', '.join(n for n, _ in names)}"
         )
-    return found[0]
+    return matching[0]
 
 
 def compare_checkpoints(

@@ -69,7 +69,7 @@ def measure_checkpoint(
     kinds = {index: kind for index in sampled if (kind := _kind(rollouts[index])) is not None}
     passing = {i for i in kinds if (rewards and (rewards[i] or 0.0) >= judging.success_threshold)}
     junk = [i for i, kind in kinds.items() if kind in JUNK and i not in passing]
-    shares = [len(set(junk).intersection(own)) / len(own) for own in by_prompt.values()]
+    shares = [len(set(junk).intersection(indices)) / len(indices) for indices in by_prompt.values()]
     metrics["junk_fraction"] = estimate.share("junk_fraction", shares)
     for measure, sums in (teacher_forced or {}).items():
         metrics[measure] = estimate.ratio(measure, sums.sums, sums.tokens)

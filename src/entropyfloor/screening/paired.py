@@ -186,7 +186,7 @@ def compare_paired(
         tuple(p.k for p in band if p.band is not None and sign * p.band[end] > 0)
         for sign, end in ((-1, 1), (1, 0))
     ]
-    found = PairedComparison(
+    pair = PairedComparison(
         first=first[0],
         second=second[0],
         num_prompts=len(shared),
@@ -199,7 +199,7 @@ def compare_paired(
         notes=tuple(notes),
         message="",
     )
-    return replace(found, message=_message(found))
+    return replace(pair, message=_message(pair))
 
 
 def _of_prompts(results: PromptResults, prompts: Sequence[int]) -> PromptResults:
@@ -269,12 +269,12 @@ def _coverage(texts: Mapping[int, str], counts: Sequence[Sequence[tuple[int, int
     )
 
 
-def _message(found: PairedComparison) -> str:
-    sentences = [_entropy_words(found.differences[0])]
-    if found.band:
-        sentences.append(_band_words(found))
-    if found.coverage is not None:
-        sentences.append(_coverage_words(found, found.coverage))
+def _message(pair: PairedComparison) -> str:
+    sentences = [_entropy_words(pair.differences[0])]
+    if pair.band:
+        sentences.append(_band_words(pair))
+    if pair.coverage is not None:
+        sentences.append(_coverage_words(pair, pair.coverage))
     return " ".join(sentences)
 
 
@@ -289,10 +289,10 @@ def _entropy_words(entropy: Difference) -> str:
     return f"Entropy {way} from {ends} ({low:+.3f} to {high:+.3f})."
 
 
-def _band_words(found: PairedComparison) -> str:
-    at = {point.k: point for point in found.band}
+def _band_words(pair: PairedComparison) -> str:
+    at = {point.k: point for point in pair.band}
     parts = []
-    for name, ks in ((found.first, found.first_ahead), (found.second, found.second_ahead)):
+    for name, ks in ((pair.first, pair.first_ahead), (pair.second, pair.second_ahead)):
         if ks:
             most = max((at[k] for k in ks), key=lambda point: abs(point.difference))
             assert most.band is not None
@@ -301,22 +301,22 @@ def _band_words(found: PairedComparison) -> str:
                 f"{name} is ahead in pass@k at k = {ranges(ks)}, the most at {most.k} by "
                 f"{abs(most.difference):.3f} ({low:.3f} to {high:.3f})"
             )
-    last = found.band[-1].k
+    last = pair.band[-1].k
     if not parts:
         return f"In pass@k neither is ahead for certain at any k from 1 to {last}."
-    rest = last - len(found.first_ahead) - len(found.second_ahead)
+    rest = last - len(pair.first_ahead) - len(pair.second_ahead)
     end = "; at the other k neither is for certain" if rest else ""
     return f"{'; '.join(parts)}{end} (a band that holds for all k at once, 95 %)."
 
 
-def _coverage_words(found: PairedComparison, coverage: Coverage) -> str:
+def _coverage_words(pair: PairedComparison, coverage: Coverage) -> str:
     if coverage.kept is None or coverage.kept_interval is None:
-        return f"{found.first} solves no prompt, so there is none to lose."
+        return f"{pair.first} solves no prompt, so there is none to lose."
     low, high = coverage.kept_interval
     new = "" if coverage.new is None else f"; {len(coverage.gained)} are new"
     return (
-        f"Of the {coverage.first_solved} prompts that {found.first} solves in "
-        f"{coverage.num_samples[0]} samples, {found.second} still solves {coverage.kept:.0%} "
+        f"Of the {coverage.first_solved} prompts that {pair.first} solves in "
+        f"{coverage.num_samples[0]} samples, {pair.second} still solves {coverage.kept:.0%} "
         f"({low:.0%} to {high:.0%}): {len(coverage.lost)} are lost, where an unchanged checkpoint "
         f"loses {coverage.lost_by_chance:.1f} on average{new}."
     )
@@ -336,5 +336,5 @@ def ranges(numbers: Sequence[int]) -> str:
 def _wilson(count: int, trials: int) -> Interval | None:
     if trials == 0:
         return None
-    found = stats.binomtest(count, trials).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    wilson = stats.binomtest(count, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(wilson.low), float(wilson.high))

@@ -65,13 +65,13 @@ def lost_and_gained(pair: PairedComparison) -> list[tuple[str, tuple[SolvedByOne
     return [(f"{word}: {len(rows)} prompts", rows) for word, rows in lists if rows]
 
 
-def _row(found: Difference) -> tuple[Cell | str, ...]:
-    name = _NAMES.get(found.metric, found.metric.replace("pass_at_", "pass@"))
+def _row(row: Difference) -> tuple[Cell | str, ...]:
+    name = _NAMES.get(row.metric, row.metric.replace("pass_at_", "pass@"))
     return (
         name,
-        Cell(f"{found.difference:+.3f}", _ends(found.interval), _style(found)),
-        f"{found.first:.3f}",
-        f"{found.second:.3f}",
+        Cell(f"{row.difference:+.3f}", _ends(row.interval), _style(row)),
+        f"{row.first:.3f}",
+        f"{row.second:.3f}",
     )
 
 
@@ -79,11 +79,11 @@ def _ends(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
 
 
-def _style(found: Difference) -> Style:
+def _style(row: Difference) -> Style:
     """Good or bad where the interval leaves no doubt; of entropy neither is."""
-    if found.interval is None or found.interval.low <= 0.0 <= found.interval.high:
+    if row.interval is None or row.interval.low <= 0.0 <= row.interval.high:
         return ""
-    if found.metric == "entropy_nats":
+    if row.metric == "entropy_nats":
         return "open"
-    better = (found.difference > 0) != (found.metric in _LESS_IS_BETTER)
+    better = (row.difference > 0) != (row.metric in _LESS_IS_BETTER)
     return "good" if better else "bad"

@@ -58,9 +58,9 @@ def further_table(report: ScreeningReport) -> Table:
 def gates_table(report: ScreeningReport) -> Table:
     """A row per checkpoint, a column per gate: what it is, and whether it passed."""
     names = list(dict.fromkeys(result.gate for result in report.gates))
-    found = {(result.checkpoint, result.gate): result for result in report.gates}
+    results = {(result.checkpoint, result.gate): result for result in report.gates}
     rows: list[tuple[Cell | str, ...]] = [
-        (c.name, *(_gate_cell(found.get((c.name, name))) for name in names))
+        (c.name, *(_gate_cell(results.get((c.name, name))) for name in names))
         for c in report.checkpoints
     ]
     note = "decided by the number itself; below it whether its 95 % interval leaves the limit out"
