@@ -26,22 +26,14 @@ _KINDS = "a model directory, a PEFT adapter directory, a trainer's output folder
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint that was found and checked, not loaded.
+    """A checkpoint that was found and checked, not loaded."""
 
-    Attributes:
-        name: short and unique among the checkpoints it was found with, for tables.
-        path: what the user wrote, or the path that it was expanded to.
-        directory: where its files are on this machine.
-        base: the base model of a PEFT adapter; None for a full model.
-        virtual_tokens: positions that a prompt-learning adapter takes from the context.
-
-    """
-
-    name: str
-    path: str
-    directory: Path
+    name: str  # short and unique among the checkpoints it was found with, for tables
+    path: str  # what the user wrote, or the path that it was expanded to
+    directory: Path  # where its files are on this machine
+    # The base model of a PEFT adapter; None for a full model
     base: "CheckpointSource | None" = None
-    virtual_tokens: int = 0
+    virtual_tokens: int = 0  # positions that a prompt-learning adapter takes from the context
 
 
 def find_checkpoints(

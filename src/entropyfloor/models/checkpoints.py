@@ -37,20 +37,12 @@ _EMBEDDINGS = re.compile(
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A causal language model in evaluation mode, with its tokenizer.
+    """A causal language model in evaluation mode, with its tokenizer."""
 
-    Attributes:
-        name: what reports and errors call it.
-        path: what the user gave.
-        model: a transformers model, or a PEFT model around one (the adapter is not merged).
-        tokenizer: the checkpoint's own; for an adapter without one, its base's.
-
-    """
-
-    name: str
-    path: str
-    model: Any
-    tokenizer: Any
+    name: str  # what reports and errors call it
+    path: str  # what the user gave
+    model: Any  # a transformers model, or a PEFT model around one (the adapter is not merged)
+    tokenizer: Any  # the checkpoint's own; for an adapter without one, its base's
 
     @property
     def inner_model(self) -> Any:

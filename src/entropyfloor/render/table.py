@@ -32,20 +32,12 @@ _SHORT = 60  # cells of a text on a terminal that is not to be fitted
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Attributes:
-        header: a few words.
-        justify: numbers stand right, words left.
-        meaning: a sentence; the page shows it over the header.
-        importance: what a narrow terminal shows first, 0 always.
-
-    """
-
-    header: str
-    justify: Literal["left", "right"] = "right"
-    meaning: str = ""
-    importance: int = 0
+    header: str  # a few words
+    justify: Literal["left", "right"] = "right"  # numbers stand right, words left
+    meaning: str = ""  # a sentence; the page shows it over the header
+    importance: int = 0  # what a narrow terminal shows first, 0 always
 
 
 @dataclass(frozen=True)
@@ -59,24 +51,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """One table; its first column names the rows and is always shown.
+    """One table; its first column names the rows and is always shown."""
 
-    Attributes:
-        title: a heading.
-        columns: at least one.
-        rows: of as many cells as there are columns; a string is a cell without more.
-        note: how to read it.
-        key: stable name, an anchor on the page; empty for none.
-        sections: rows after which a terminal draws a line.
-
-    """
-
-    title: str
-    columns: tuple[Column, ...]
+    title: str  # a heading
+    columns: tuple[Column, ...]  # at least one
+    # Of as many cells as there are columns; a string is a cell without more
     rows: tuple[tuple[Cell | str, ...], ...]
-    note: str = ""
-    key: str = ""
-    sections: frozenset[int] = frozenset()
+    note: str = ""  # how to read it
+    key: str = ""  # stable name, an anchor on the page; empty for none
+    sections: frozenset[int] = frozenset()  # rows after which a terminal draws a line
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):

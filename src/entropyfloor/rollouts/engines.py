@@ -104,22 +104,13 @@ def _against_vllm(
 
 @dataclass(frozen=True)
 class ReadyToDraw:
-    """Checkpoints that were checked and tokenised, and what draws from them.
+    """Checkpoints that were checked and tokenised, and what draws from them."""
 
-    Attributes:
-        tasks: a checkpoint each.
-        device: that they are loaded to.
-        settings: sampling, reward, dtype, device and engine; JSON data for reports.
-        load: loads a checkpoint.
-        trust_remote_code: run model code that travels with a checkpoint.
-
-    """
-
-    tasks: list[Task]
-    device: torch.device
-    settings: dict[str, Any]
-    load: Callable[[CheckpointSource], LoadedCheckpoint]
-    trust_remote_code: bool
+    tasks: list[Task]  # a checkpoint each
+    device: torch.device  # that they are loaded to
+    settings: dict[str, Any]  # sampling, reward, dtype, device and engine; JSON data for reports
+    load: Callable[[CheckpointSource], LoadedCheckpoint]  # loads a checkpoint
+    trust_remote_code: bool  # run model code that travels with a checkpoint
 
     def engine(self, task: Task, checkpoint: Callable[[], LoadedCheckpoint]) -> Engine:
         """The engine of one checkpoint, which ``checkpoint`` gives loaded."""

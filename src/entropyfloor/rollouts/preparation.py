@@ -24,20 +24,12 @@ _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".gguf", ".h5", ".msgpack"}
 
 @dataclass(frozen=True)
 class Task:
-    """One checkpoint, checked and tokenised, waiting to be loaded.
+    """One checkpoint, checked and tokenised, waiting to be loaded."""
 
-    Attributes:
-        source: where it is.
-        encoded: token ids per prompt.
-        held_out: held-out completions in its tokens; empty without any.
-        example: the first prompt as the model reads it, special tokens included.
-
-    """
-
-    source: CheckpointSource
-    encoded: list[list[int]]
-    held_out: tuple[Completion, ...]
-    example: str = ""
+    source: CheckpointSource  # where it is
+    encoded: list[list[int]]  # token ids per prompt
+    held_out: tuple[Completion, ...]  # held-out completions in its tokens; empty without any
+    example: str = ""  # the first prompt as the model reads it, special tokens included
 
 
 def check_samples(

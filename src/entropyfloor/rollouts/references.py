@@ -39,18 +39,12 @@ _NAMED_ROWS = 20
 
 @dataclass(frozen=True)
 class ReferenceCheck:
-    """What came of scoring each row's own reference.
+    """What came of scoring each row's own reference."""
 
-    Attributes:
-        checked: numbers of the rows that have a reference to score.
-        failed: of those, the rows whose reference does not score 1; their rewards are None.
-        summary: names them in words; empty if there are none.
-
-    """
-
-    checked: tuple[int, ...] = ()
+    checked: tuple[int, ...] = ()  # numbers of the rows that have a reference to score
+    # Of those, the rows whose reference does not score 1; their rewards are None
     failed: tuple[int, ...] = ()
-    summary: str = ""
+    summary: str = ""  # names them in words; empty if there are none
 
 
 def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceCheck:

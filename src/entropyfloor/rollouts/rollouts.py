@@ -29,27 +29,16 @@ from entropyfloor.rollouts.sampling import (
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of one prompt.
+    """One completion of one prompt."""
 
-    Attributes:
-        prompt_index: row of the prompt set.
-        sample_index: which of the prompt's rollouts.
-        token_ids: generated tokens, the end-of-sequence token included.
-        entropies_nats: float32 ``[len(token_ids)]``, next-token entropy at temperature 1 where
-            each was drawn.
-        text: decoded without special tokens.
-        truncated: it reached ``max_new_tokens`` without an end-of-sequence token.
-        greedy: the most probable token was chosen at every step.
-
-    """
-
-    prompt_index: int
-    sample_index: int
-    token_ids: tuple[int, ...]
+    prompt_index: int  # row of the prompt set
+    sample_index: int  # which of the prompt's rollouts
+    token_ids: tuple[int, ...]  # generated tokens, the end-of-sequence token included
+    # float32 ``[len(token_ids)]``, next-token entropy at temperature 1 where each was drawn
     entropies_nats: np.ndarray
-    text: str
-    truncated: bool
-    greedy: bool = False
+    text: str  # decoded without special tokens
+    truncated: bool  # it reached ``max_new_tokens`` without an end-of-sequence token
+    greedy: bool = False  # the most probable token was chosen at every step
 
 
 def check_lengths(

@@ -54,26 +54,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """What one program may use."""
 
-    Args:
-        wall_seconds: from its start to its verdict.
-        cpu_seconds: CPU time of a process, rounded up to whole seconds.
-        memory: bytes of address space of a process.
-        disk: bytes in its temporary folder.
-        output: bytes of standard output and error together.
-        open_files: file descriptors.
-        processes: 1 denies child processes; more needs namespaces, and counts threads too.
-
-    """
-
-    wall_seconds: float = 10.0
-    cpu_seconds: float = 5.0
-    memory: int = 1024 * MIB
-    disk: int = 64 * MIB
-    output: int = MIB
-    open_files: int = 64
-    processes: int = 1
+    wall_seconds: float = 10.0  # from its start to its verdict
+    cpu_seconds: float = 5.0  # CPU time of a process, rounded up to whole seconds
+    memory: int = 1024 * MIB  # bytes of address space of a process
+    disk: int = 64 * MIB  # bytes in its temporary folder
+    output: int = MIB  # bytes of standard output and error together
+    open_files: int = 64  # file descriptors
+    processes: int = 1  # 1 denies child processes; more needs namespaces, and counts threads too
 
     def __post_init__(self) -> None:
         """Refuse what no program could run under."""

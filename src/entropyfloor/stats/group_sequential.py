@@ -46,26 +46,15 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class SequentialRecord:
-    """What ``--until-decided`` did to one checkpoint.
+    """What ``--until-decided`` did to one checkpoint."""
 
-    Attributes:
-        decision: ``above`` or ``below`` tau_H, or ``undecided``.
-        looks: times the rollouts were looked at.
-        samples_planned: rollouts that the full screening draws.
-        samples_drawn: rollouts that were drawn.
-        low: lower end of the interval at the last look, at that look's share of the error.
-        high: upper end.
-        error_rate: probability of a wrong decision over all looks, at most.
-
-    """
-
-    decision: str
-    looks: int
-    samples_planned: int
-    samples_drawn: int
-    low: float
-    high: float
-    error_rate: float
+    decision: str  # ``above`` or ``below`` tau_H, or ``undecided``
+    looks: int  # times the rollouts were looked at
+    samples_planned: int  # rollouts that the full screening draws
+    samples_drawn: int  # rollouts that were drawn
+    low: float  # lower end of the interval at the last look, at that look's share of the error
+    high: float  # upper end
+    error_rate: float  # probability of a wrong decision over all looks, at most
 
 
 def spent(fraction: float, alpha: float) -> float:
