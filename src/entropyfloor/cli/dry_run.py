@@ -32,20 +32,20 @@ def say_what_is_sampled(
         FileNotFoundError: no such checkpoint.
 
     """
-    from entropyfloor.rollouts.preparation import prepare
-    from entropyfloor.rollouts.references import check_references
+    from entropyfloor.rollouts.engines import ready_to_draw
+    from entropyfloor.rollouts.processes import Processes
     from entropyfloor.rollouts.rewards import reward_by_name
 
     prompts = options.load()
-    if options.reward is not None:
-        check_references(reward_by_name(options.reward), prompts)
-    tasks = prepare(
+    tasks = ready_to_draw(
         checkpoints,
         prompts,
-        held_out,
-        max_new_tokens=sampling.max_new_tokens,
-        trust_remote_code=loading.trust_remote_code,
-    )
+        None if options.reward is None else reward_by_name(options.reward),
+        held_out=held_out,
+        sampling=sampling,
+        loading=loading,
+        processes=Processes(),
+    ).tasks
     print(
         f"Would draw {sampling.num_samples} rollouts of up to {sampling.max_new_tokens} tokens per "
         f"prompt from {', '.join(task.source.path for task in tasks)}, scored by "

@@ -149,27 +149,21 @@ def _judge(
     drawing: Drawing, store: RolloutStore, looks: list[list[int]], number: int
 ) -> SequentialRecord:
     assert drawing.tau_h is not None
-    count = len(drawing.prompts)
-    seen = set(looks[number - 1])
-    above = dict.fromkeys(sorted(seen), 0.0)
-    below = dict.fromkeys(sorted(seen), 0.0)
-    ordered = sorted(store.rollouts, key=lambda r: (r.prompt_index, r.sample_index))
-    for rollout in ordered:
-        if rollout.prompt_index in seen and not rollout.greedy:
-            if rollout.sample_index >= drawing.sampling.num_samples:
-                continue
-            above[rollout.prompt_index] += float(rollout.entropies_nats.sum(dtype=float))
-            below[rollout.prompt_index] += len(rollout.token_ids)
-    levels = bounds(tuple(len(prompts) / count for prompts in looks), ERROR_RATE)
-    sequential = look(
-        list(above.values()), list(below.values()), drawing.tau_h, bound=levels[number - 1]
-    )
+    sums = {prompt: [0.0, 0.0] for prompt in sorted(looks[number - 1])}
+    for rollout in sorted(store.rollouts, key=lambda r: (r.prompt_index, r.sample_index)):
+        wanted = not rollout.greedy and rollout.sample_index < drawing.sampling.num_samples
+        if wanted and rollout.prompt_index in sums:
+            sums[rollout.prompt_index][0] += float(rollout.entropies_nats.sum(dtype=float))
+            sums[rollout.prompt_index][1] += len(rollout.token_ids)
+    entropies, tokens = zip(*sums.values(), strict=True)
+    levels = bounds(tuple(len(seen) / len(drawing.prompts) for seen in looks), ERROR_RATE)
+    judged = look(entropies, tokens, drawing.tau_h, bound=levels[number - 1])
     return SequentialRecord(
-        decision=sequential.decision,
+        decision=judged.decision,
         looks=number,
         samples_planned=len(drawing.requests(looks[-1])),
         samples_drawn=len(drawing.requests(looks[number - 1])),
-        low=sequential.low,
-        high=sequential.high,
+        low=judged.low,
+        high=judged.high,
         error_rate=ERROR_RATE,
     )

@@ -45,20 +45,18 @@ def template_refusals(row: str, where: str) -> Iterator[None]:
 
 
 def _checked(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or "role" not in message:
+    fields = message if isinstance(message, Mapping) else {}
+    calls, content = fields.get("tool_calls"), fields.get("content")
+    if "role" not in fields or ("content" not in fields and not calls):
         got = sorted(message) if isinstance(message, Mapping) else type(message).__name__
         raise ValueError(f"{where}: each message needs 'role' and 'content', got {got}")
-    role, content = message["role"], message.get("content")
+    role = fields["role"]
     if not isinstance(role, str) or not role:
         raise ValueError(f"{where} has the role {role!r}; a role is text, such as 'user'")
-    if isinstance(content, str):
-        return dict(message)
-    if content is None and message.get("tool_calls"):
-        return dict(message)
+    if isinstance(content, str) or (content is None and calls):
+        return dict(fields)
     if isinstance(content, Sequence) and content:
-        return {**message, "content": "".join(_text_of(part, where) for part in content)}
-    if content is None and "content" not in message:
-        raise ValueError(f"{where}: each message needs 'role' and 'content', got {sorted(message)}")
+        return {**fields, "content": "".join(_text_of(part, where) for part in content)}
     raise ValueError(
         f"{where} has {_named(content)} as content; content is text or a list of text parts"
     )

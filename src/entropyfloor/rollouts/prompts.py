@@ -17,7 +17,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +83,12 @@ class PromptSet:
     @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the prompts: equal for comparable reports."""
-        text = json.dumps(self.prompts, ensure_ascii=False, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.prompts)
 
     @property
     def full_digest(self) -> str:
         """As :attr:`digest`, of every column: what rewards depend on."""
-        rows = [dict(row) for row in self.rows]
-        text = json.dumps(rows, ensure_ascii=False, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest([dict(row) for row in self.rows])
 
     @property
     def texts(self) -> list[str]:
@@ -142,13 +138,8 @@ class PromptSet:
                 f"{self.source}, row {plain} is a plain prompt, which no chat template renders: "
                 f"{idle} would have no effect; give --chat (chat=True) too"
             )
-        change = partial(
-            row_with_chat_options,
-            chat=chat,
-            system=system,
-            chat_template_kwargs=chat_template_kwargs,
-        )
-        return PromptSet(tuple(map(change, self.rows)), self.source)
+        rows = (row_with_chat_options(row, chat, system, chat_template_kwargs) for row in self.rows)
+        return PromptSet(tuple(rows), self.source)
 
     def dataset(self) -> "Dataset":
         """A ``datasets.Dataset`` for trl's trainers, whose rows are these Python objects.
@@ -171,9 +162,13 @@ class PromptSet:
                     )
 
 
+def _digest(content: Any) -> str:
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def row_with_chat_options(
     row: Mapping[str, Any],
-    *,
     chat: bool = False,
     system: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,

@@ -145,13 +145,7 @@ def _generate_batch(
         attention_mask=attention_mask,
         generation_config=config,
         **({} if cache is None else {"past_key_values": cache}),
-        logits_processor=processors(
-            recorder,
-            sampler,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-        ),
+        logits_processor=processors(recorder, sampler, settings),
     )
     generated = sequences[:, width:].tolist()
     entropies = recorder.entropies()

@@ -28,6 +28,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from entropyfloor.rollouts.options import Sampling
+
 
 def rollout_uniforms(
     seed: int, rollouts: Sequence[tuple[int, int]], num_steps: int
@@ -117,19 +119,14 @@ class InverseCDFSampler(LogitsProcessor):
 
 
 def processors(
-    recorder: EntropyRecorder,
-    sampler: InverseCDFSampler,
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
+    recorder: EntropyRecorder, sampler: InverseCDFSampler, settings: Sampling
 ) -> LogitsProcessorList:
     """Build the chain of this module's docstring, without warpers that would change nothing."""
     chain: list[LogitsProcessor] = [recorder]
-    if temperature != 1.0:
-        chain.append(TemperatureLogitsWarper(temperature))
-    if top_k > 0:
-        chain.append(TopKLogitsWarper(top_k))
-    if top_p < 1.0:
-        chain.append(TopPLogitsWarper(top_p))
+    if settings.temperature != 1.0:
+        chain.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k > 0:
+        chain.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1.0:
+        chain.append(TopPLogitsWarper(settings.top_p))
     return LogitsProcessorList([*chain, sampler])

@@ -16,16 +16,6 @@ def _assistant(text):
     return [{"role": "assistant", "content": text}]
 
 
-def test_exact_match():
-    rewards = exact_match(
-        completions=["so #### 4", "5", _assistant("Answer: 6"), "x"],
-        answer=["2 + 2 = 4\n#### 4", "4", 6, "y"],
-        prompts=[""] * 4,
-        completion_ids=[[]] * 4,
-    )
-    assert rewards == [1.0, 0.0, 1.0, 0.0]
-
-
 def test_reasoning_gym_asks_the_tasks_verifier():
     rows = load_prompts("reasoning_gym:chain_sum?size=2&seed=3").rows
     right = str(rows[0]["answer"])
@@ -68,21 +58,6 @@ def test_columns_are_checked_for_every_row():
 def test_by_name():
     assert reward_by_name("exact_match") is exact_match
     assert reward_by_name("json:dumps") is json.dumps
-
-
-def test_math():
-    scores = reward_by_name("math")(
-        completions=[
-            r"so \boxed{\frac{1}{2}}",
-            _assistant(r"\boxed{0.5}"),
-            r"\boxed{3}",
-            "no LaTeX: 42",
-            r"\boxed{42}",
-        ],
-        solution=[r"$\frac{2}{4}$", r"$\frac{1}{2}$", "4", None, None],
-        answer=["", "", "", "6 x 7\n#### 42", "6 x 7\n#### 42"],
-    )
-    assert scores == [1.0, 1.0, 0.0, 0.0, 1.0]
 
 
 def test_math_without_its_package(monkeypatch):
