@@ -25,10 +25,7 @@ from entropyfloor.rollouts.overlap import find_overlap
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet, stream_rows
-from entropyfloor.rollouts.rewards import (
-    RewardFunction,
-    reward_by_name,
-)
+from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import (
     RolloutStore,
     checkpoint_digest,
@@ -113,7 +110,7 @@ def screen(
         "ks": list(all_ks),
         "tau_h": judging.tau_h,
         "entropy_temperature": 1.0,
-        "reward": ready.settings["reward"],
+        "reward": None if reward is None else reward_name(reward),
         "success_threshold": judging.success_threshold,
         "confidence": 0.95,
         "until_decided": ERROR_RATE if judging.until_decided else None,
