@@ -255,17 +255,10 @@ def load_prompts(spec: str | Path) -> PromptSet:
         ValueError: no rows, no ``prompt`` column, an empty prompt, or a file that cannot be read.
 
     """
-    if isinstance(spec, str) and spec.startswith(PREFIX):
-        return PromptSet(tuple(reasoning_gym_rows(spec)), spec)
-    path = Path(spec)
-    if path.is_dir():
-        return PromptSet(tuple(_saved_dataset_rows(path)), str(path))
-    if path.is_file():
-        return PromptSet(tuple(read_rows(path)), str(path))
-    raise FileNotFoundError(f"no prompts at {str(spec)!r}; give {_ALLOWED}")
+    return PromptSet(tuple(stream_rows(spec, "prompts")), str(spec))
 
 
-def stream_rows(spec: str | Path) -> Iterator[Mapping[str, Any]]:
+def stream_rows(spec: str | Path, what: str = "rows") -> Iterator[Mapping[str, Any]]:
     """The rows of what :func:`load_prompts` reads, one at a time, whatever columns they have.
 
     Raises:
@@ -281,7 +274,7 @@ def stream_rows(spec: str | Path) -> Iterator[Mapping[str, Any]]:
     elif path.is_file():
         yield from read_rows(path)
     else:
-        raise FileNotFoundError(f"no rows at {str(spec)!r}; give {_ALLOWED}")
+        raise FileNotFoundError(f"no {what} at {str(spec)!r}; give {_ALLOWED}")
 
 
 def _saved_dataset_rows(path: Path) -> Iterable[dict[str, Any]]:
