@@ -16,7 +16,6 @@ def prompts(write_jsonl):
     return str(write_jsonl([{"prompt": f"{a}+1=", "answer": str(a + 1)} for a in range(5)]))
 
 
-@pytest.mark.pictures
 def test_end_to_end(save_checkpoint, prompts, tmp_path, capsys):
     out = {name: tmp_path / "out" / name for name in ("o.json", "o.png", "o.md", "o.html")}
     code = main(
