@@ -13,7 +13,7 @@ asked for. Flags of ``accelerate launch`` start it there.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.cli.training_command import (
@@ -34,18 +34,17 @@ from entropyfloor.cli.training_rewards import (
     training_rows,
 )
 from entropyfloor.gft.config import GFTConfig
+from entropyfloor.rollouts.options import flag
 
 
 @dataclass
 class GFTArguments(RewardArguments):
     """trl's script arguments and ours."""
 
-    groups: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSONL file or save_to_disk folder with prompt and responses, as "
-            "`entropyfloor gft-groups` writes it."
-        },
+    groups: str | None = flag(
+        None,
+        "JSONL file or save_to_disk folder with prompt and responses, as "
+        "`entropyfloor gft-groups` writes it.",
     )
     monitor: str = monitor_field("off")
 

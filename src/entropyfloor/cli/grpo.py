@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from entropyfloor.cli.training_rewards import (
 )
 from entropyfloor.render.terminal import console_for_tables, print_line
 from entropyfloor.rl.dapo import DAPOConfig
-from entropyfloor.rollouts.options import Loading, Output, Sampling
+from entropyfloor.rollouts.options import Loading, Output, Sampling, flag
 from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import check_success_threshold
 
@@ -44,30 +44,22 @@ from entropyfloor.stats.groups import check_success_threshold
 class GRPOArguments(RewardArguments):
     """trl's script arguments and ours."""
 
-    prompts: str | None = field(
-        default=None,
-        metadata={"help": "JSONL file, save_to_disk folder or 'reasoning_gym:TASK?size=1000'."},
+    prompts: str | None = flag(
+        None, "JSONL file, save_to_disk folder or 'reasoning_gym:TASK?size=1000'."
     )
-    paper_lora: bool = field(
-        default=False,
-        metadata={"help": "LoRA with r = alpha = 128 on all linear layers and the embeddings."},
+    paper_lora: bool = flag(
+        False, "LoRA with r = alpha = 128 on all linear layers and the embeddings."
     )
-    success_threshold: float = field(
-        default=1.0, metadata={"help": "A rollout passes if its reward is at least this."}
+    success_threshold: float = flag(1.0, "A rollout passes if its reward is at least this.")
+    success_reward: str | None = flag(
+        None, "Which of several rewards says so (default: the first)."
     )
-    success_reward: str | None = field(
-        default=None, metadata={"help": "Which of several rewards says so (default: the first)."}
+    screen_prompts: str | None = flag(
+        None,
+        "Prompts, as --prompts: afterwards, screen the start and every checkpoint on "
+        "them into OUTPUT_DIR/screening.",
     )
-    screen_prompts: str | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts, as --prompts: afterwards, screen the start and every checkpoint on "
-            "them into OUTPUT_DIR/screening."
-        },
-    )
-    screen_samples: int | None = field(
-        default=None, metadata={"help": "Rollouts per prompt there (default: num_generations)."}
-    )
+    screen_samples: int | None = flag(None, "Rollouts per prompt there (default: num_generations).")
 
 
 def _train(arguments: Arguments) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from entropyfloor.cli.training_inputs import (
     mapped_rows,
     split_of,
 )
-from entropyfloor.rollouts.options import ChatOptions
+from entropyfloor.rollouts.options import ChatOptions, flag
 
 if TYPE_CHECKING:
     from entropyfloor.rollouts.prompts import PromptSet
@@ -29,36 +29,29 @@ _POLICIES = {"warn": "warn", "stop": "stop", "restore": "stop-and-restore"}
 
 def monitor_field(default: str) -> str:
     """The flag --monitor, with a command's own default."""
-    flag: str = field(
-        default=default,
-        metadata={
-            "help": "When the entropy collapses: warn, stop, restore (stop with the last "
-            "checkpoint from before) or off.",
-            "choices": [*_POLICIES, "off"],
-        },
+    chosen: str = flag(
+        default,
+        "When the entropy collapses: warn, stop, restore (stop with the last checkpoint from "
+        "before) or off.",
+        choices=[*_POLICIES, "off"],
     )
-    return flag
+    return chosen
 
 
 @dataclass
 class RewardArguments(ChatOptions, GRPOScriptArguments):
     """trl's script arguments, our rewards, and what a monitor compares."""
 
-    reward: list[str] | None = field(
-        default=None,
-        metadata={"help": "exact_match, math, reasoning_gym, ... or module:function; several add."},
+    reward: list[str] | None = flag(
+        None, "exact_match, math, reasoning_gym, ... or module:function; several add."
     )
     monitor: str = monitor_field("stop")
-    monitor_tau_2: float = field(
-        default=0.5, metadata={"help": "Relative entropy drop that is a collapse."}
+    monitor_tau_2: float = flag(0.5, "Relative entropy drop that is a collapse.")
+    monitor_early_step: int | None = flag(None, "First step compared (default: 10 of 400, scaled).")
+    monitor_late_step: int | None = flag(
+        None, "Second step compared (default: 150 of 400, scaled)."
     )
-    monitor_early_step: int | None = field(
-        default=None, metadata={"help": "First step compared (default: 10 of 400, scaled)."}
-    )
-    monitor_late_step: int | None = field(
-        default=None, metadata={"help": "Second step compared (default: 150 of 400, scaled)."}
-    )
-    monitor_window: int = field(default=1, metadata={"help": "Steps averaged for each of the two."})
+    monitor_window: int = flag(1, "Steps averaged for each of the two.")
 
 
 def monitor_of(script: Any, *, threshold: float, reward: str | None = None) -> list[Any]:

@@ -7,12 +7,13 @@ of responses, are one micro-batch. trl counts rollouts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from trl import GRPOConfig
 
 from entropyfloor.gft.responses import DATASET_SOURCES, SOURCES
+from entropyfloor.rollouts.options import flag
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.stats.groups import check_success_threshold
 from entropyfloor_losses import GroupFineTuningLoss
@@ -69,35 +70,6 @@ _REFUSED = {
 class GFTConfig(FloorOptions, GRPOConfig):
     """Arguments of `GFTTrainer`: every field of ``trl.GRPOConfig`` and the ones below.
 
-    Args:
-        num_expert: expert responses of a row that take part in a step, at most. Of more, a draw
-            that follows from ``seed``, step and row; rows may have fewer.
-        num_teacher: the same for teacher responses.
-        num_other: the same for the rest.
-        num_self: policy samples per prompt and step; 0 for none. It is also what
-            ``num_generations`` says, which need not be set.
-        tau: DCR threshold; 0 is none, anything above 1 is DFT's weighting. None: the loss's 0.7.
-        rectification: False is tau = 0, the paper's ablation.
-        advantages: False gives every response the advantage 1, the paper's ablation; rewards are
-            then only logged.
-        advantage_ddof: of the rewards' standard deviation: 0 is the population's, 1 the sample's
-            (trl's).
-        group_of_one: a group with one scored response has nothing to compare it with: "error",
-            "imitate" (one of the data set gets the advantage 1, a policy sample is skipped) or
-            "skip" (it takes no part, its tokens are not counted).
-        on_unscored: a response for which all reward functions return None or NaN: "error", or
-            "leave_out" of its group and of the loss; ``responses/unscored`` counts them.
-        expert_weight: factor on the advantages of expert responses.
-        teacher_weight: the same for teacher responses.
-        other_weight: the same for the rest.
-        self_weight: the same for policy samples.
-        success_threshold: a response passed if its reward is at least this; tells all-right from
-            all-wrong groups in the log, nothing else.
-        per_device_train_batch_size: *prompts* per micro-batch and device.
-
-    ``scale_rewards``, a field of GRPOConfig, is what centred rewards are divided by: "group" (the
-    standard deviation of the group), "batch" (of all rewards of the step) or "none".
-
     The entropy floor's fields are those of `FloorOptions`; it is a term beside the loss, on the
     tokens of all responses.
 
@@ -106,45 +78,57 @@ class GFTConfig(FloorOptions, GRPOConfig):
 
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "An imitation loss's, not RL's."})
-    per_device_train_batch_size: int = field(
-        default=1,
-        metadata={"help": "Prompts, with their whole groups, per micro-batch and device."},
+    learning_rate: float = flag(1e-5, "An imitation loss's, not RL's.")
+    per_device_train_batch_size: int = flag(
+        1, "*Prompts*, with their whole groups, per micro-batch and device."
     )
-    num_generations: int | None = field(
-        default=None, metadata={"help": "The same as num_self, which is the one to set."}
-    )
-    vllm_importance_sampling_correction: bool = field(
-        default=False, metadata={"help": "Has to be off: the loss has no probability ratio."}
+    num_generations: int | None = flag(None, "The same as num_self, which is the one to set.")
+    vllm_importance_sampling_correction: bool = flag(
+        False, "Has to be off: the loss has no probability ratio."
     )
 
-    num_expert: int = field(default=1, metadata={"help": "Expert responses per group, at most."})
-    num_teacher: int = field(default=3, metadata={"help": "Teacher responses per group, at most."})
-    num_other: int = field(default=0, metadata={"help": "Other responses per group, at most."})
-    num_self: int = field(default=4, metadata={"help": "Policy samples per group; 0 for none."})
-    tau: float | None = field(
-        default=None,
-        metadata={"help": "DCR threshold on p_y; default 0.7, 0 for none, above 1 for DFT."},
+    num_expert: int = flag(
+        1,
+        "Expert responses of a row that take part in a step, at most. Of more, a draw that follows "
+        "from seed, step and row; rows may have fewer.",
     )
-    rectification: bool = field(default=True, metadata={"help": "Off: tau = 0 (ablation)."})
-    advantages: bool = field(
-        default=True, metadata={"help": "Off: every response has advantage 1 (ablation)."}
+    num_teacher: int = flag(3, "Teacher responses per group, at most.")
+    num_other: int = flag(0, "Other responses per group, at most.")
+    num_self: int = flag(4, "Policy samples per prompt and step; 0 for none.")
+    tau: float | None = flag(
+        None,
+        "DCR threshold on p_y; 0 is none, anything above 1 is DFT's weighting. Default: the "
+        "loss's 0.7.",
     )
-    advantage_ddof: int = field(
-        default=0, metadata={"help": "Standard deviation of rewards: 0 population, 1 sample."}
+    rectification: bool = flag(True, "Off: tau = 0, the paper's ablation.")
+    advantages: bool = flag(
+        True,
+        "Off: every response has the advantage 1, the paper's ablation; rewards are only logged.",
     )
-    group_of_one: str = field(
-        default="error", metadata={"help": "A single scored response: error, imitate or skip."}
+    advantage_ddof: int = flag(
+        0,
+        "Of the standard deviation that scale_rewards (group, batch or none) divides by: 0 is the "
+        "population's, 1 the sample's (trl's).",
     )
-    on_unscored: str = field(
-        default="error", metadata={"help": "A response without any reward: error or leave_out."}
+    group_of_one: str = flag(
+        "error",
+        "A group with one scored response has nothing to compare it with: error, imitate (one of "
+        "the data set gets the advantage 1, a policy sample is skipped) or skip (it takes no part, "
+        "its tokens are not counted).",
     )
-    expert_weight: float = field(default=1.0, metadata={"help": "Factor on expert advantages."})
-    teacher_weight: float = field(default=1.0, metadata={"help": "Factor on teacher advantages."})
-    other_weight: float = field(default=1.0, metadata={"help": "Factor on other advantages."})
-    self_weight: float = field(default=1.0, metadata={"help": "Factor on policy advantages."})
-    success_threshold: float = field(
-        default=1.0, metadata={"help": "Reward from which on a response counts as right (log)."}
+    on_unscored: str = flag(
+        "error",
+        "A response for which all reward functions return None or NaN: error, or leave_out of its "
+        "group and of the loss; responses/unscored counts them.",
+    )
+    expert_weight: float = flag(1.0, "Factor on the advantages of expert responses.")
+    teacher_weight: float = flag(1.0, "The same for teacher responses.")
+    other_weight: float = flag(1.0, "The same for the rest.")
+    self_weight: float = flag(1.0, "The same for policy samples.")
+    success_threshold: float = flag(
+        1.0,
+        "A response passed if its reward is at least this; tells all-right from all-wrong groups "
+        "in the log, nothing else.",
     )
 
     def __post_init__(self) -> None:

@@ -14,11 +14,13 @@ rollouts, so trl's default of 8 is a single group per step and device. Set it, o
 """
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
+
+from entropyfloor.rollouts.options import flag
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -33,27 +35,17 @@ _ADAPTIVE_ONLY = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", 
 class DAPOConfig(GRPOConfig):
     """``trl.GRPOConfig`` with the paper's defaults; contradictions raise ValueError."""
 
-    num_generations: int = field(
-        default=8, metadata={"help": "Rollouts per prompt: the group size g of the paper."}
-    )
-    beta: float = field(default=0.0, metadata={"help": "KL coefficient; the paper has none."})
-    epsilon: float = field(default=0.2, metadata={"help": "Lower clipping bound, 1 - epsilon."})
-    epsilon_high: float | None = field(
-        default=0.28, metadata={"help": "Upper clipping bound, 1 + epsilon_high (clip-higher)."}
-    )
-    loss_type: str = field(
-        default="dapo", metadata={"help": "Token-level DAPO loss; trl's others are open."}
-    )
-    learning_rate: float = field(default=1e-6, metadata={"help": "The paper's for GRPO."})
-    temperature: float = field(default=1.0, metadata={"help": "Of sampling; the paper's is 1."})
-    max_steps: int = field(
-        default=400,
-        metadata={"help": "Optimizer steps. -1: as many as --num_train_epochs needs."},
-    )
+    num_generations: int = flag(8, "Rollouts per prompt: the group size g of the paper.")
+    beta: float = flag(0.0, "KL coefficient; the paper has none.")
+    epsilon: float = flag(0.2, "Lower clipping bound, 1 - epsilon.")
+    epsilon_high: float | None = flag(0.28, "Upper clipping bound, 1 + epsilon_high (clip-higher).")
+    loss_type: str = flag("dapo", "Token-level DAPO loss; trl's others are open.")
+    learning_rate: float = flag(1e-6, "The paper's for GRPO.")
+    temperature: float = flag(1.0, "Of sampling; the paper's is 1.")
+    max_steps: int = flag(400, "Optimizer steps. -1: as many as --num_train_epochs needs.")
 
-    save_steps: float = field(
-        default=50,
-        metadata={"help": "Steps between checkpoints: what a restore and a peak are taken from."},
+    save_steps: float = flag(
+        50, "Steps between checkpoints: what a restore and a peak are taken from."
     )
 
     def __post_init__(self) -> None:
