@@ -15,11 +15,7 @@ def main(argv: Sequence[str]) -> int:
         verb="band",
         description="Draw rollouts of every prompt and keep the prompts of which some but not all "
         "pass: the calibration band, 1 to 14 of 16.",
-        positional={
-            "dest": "checkpoint",
-            "metavar": "CKPT",
-            "help": "the model that RL will start from",
-        },
+        positional=("CKPT", "the model that RL will start from"),
         required=("prompts", "reward", "output_dir"),
         defaults={"num_samples": 16},
     )

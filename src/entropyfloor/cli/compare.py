@@ -28,12 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "pass@k that holds for all k at once, and the prompts that one of them lost.",
         epilog="A folder with several checkpoints: name one, DIR:CHECKPOINT, or give that folder "
         "alone, and its first checkpoint is compared with each of the others.",
-        positional={
-            "dest": "screenings",
-            "nargs": "+",
-            "metavar": "DIR[:CHECKPOINT]",
-            "help": "one or two folders that `screen` wrote",
-        },
+        positional=("DIR[:CHECKPOINT]", "one or two folders that `screen` wrote", "+"),
     )
     if len(words) > 2:
         raise ValueError(f"compare takes one or two folders; got {len(words)}: {' '.join(words)}")

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         "verl's JSON Lines or console log, a CSV file, or a folder of TensorBoard's event files.",
         epilog="Exit code: 3 the run has collapsed, 0 it has not or that cannot be told, 2 usage "
         "or data error.",
-        positional={"dest": "run", "metavar": "RUN", "help": "the log, or the run's folder"},
+        positional=("RUN", "the log, or the run's folder"),
     )
     from entropyfloor.rl.diagnose import diagnose
     from entropyfloor.rl.run_logs import read_run

@@ -56,11 +56,7 @@ def main(argv: Sequence[str]) -> int:
         "finished is not run again. `entropyfloor echelon status DIR` says how far a run is.",
         epilog="Exit code: 1 a stage failed in every try, 0 none did, 2 usage or data error. "
         "Without --output_dir a run goes into runs/NAME of the recipe.",
-        positional={
-            "dest": "recipe",
-            "metavar": "RECIPE",
-            "help": "YAML file; see docs/echelon.md",
-        },
+        positional=("RECIPE", "YAML file; see docs/echelon.md"),
     )
     # Must be set before the tokenizers library is used; its warning about forks is noise here.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

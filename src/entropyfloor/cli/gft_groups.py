@@ -32,11 +32,7 @@ def main(argv: Sequence[str]) -> int:
         description="Build response groups for group fine-tuning: the experts' responses of a data "
         "set and a teacher's samples on its prompts, deduplicated and scored. Without --reward "
         "scoring is left to the training.",
-        positional={
-            "dest": "teacher",
-            "metavar": "TEACHER",
-            "help": "model or adapter directory, or hub id",
-        },
+        positional=("TEACHER", "model or adapter directory, or hub id"),
         required=("prompts", "output_dir"),
         defaults={"num_samples": 3},
     )

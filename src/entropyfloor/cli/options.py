@@ -37,7 +37,7 @@ def parse(
     verb: str,
     description: str,
     epilog: str = "",
-    positional: Mapping[str, Any] | None = None,
+    positional: tuple[Any, ...] = (),
     required: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -49,7 +49,8 @@ def parse(
         verb: for messages.
         description: for ``--help``.
         epilog: for ``--help``.
-        positional: argparse's keywords of the one argument that is no flag, ``dest`` among them.
+        positional: of the one argument that is no flag: its name and help, and ``nargs`` if it is
+            not one word.
         required: flags that must be given.
         defaults: where they differ from the dataclasses'.
 
@@ -60,7 +61,7 @@ def parse(
         ValueError: a word that nobody knows, or a value that a dataclass refuses.
 
     """
-    words = f" {positional['metavar']}" if positional else ""
+    words = f" {positional[0]}" if positional else ""
     parser = HfArgumentParser(
         kinds,
         prog=f"entropyfloor {verb}",
@@ -70,9 +71,9 @@ def parse(
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    if positional is not None:
-        options = dict(positional)
-        parser.add_argument(options.pop("dest"), **options)
+    if positional:
+        options = dict(zip(("metavar", "help", "nargs"), positional, strict=False))
+        parser.add_argument("positional", **options)
     for action in parser._actions:
         action.required = action.required or action.dest in required
     parser.set_defaults(**(defaults or {}))
@@ -82,8 +83,8 @@ def parse(
     if rest:
         word = next((word.split("=")[0] for word in rest if word.startswith("-")), rest[0])
         refuse(word, parser._option_string_actions, verb)
-    if positional is not None:
-        values[-1] = getattr(values[-1], positional["dest"])
+    if positional:
+        values[-1] = values[-1].positional
     return values
 
 

@@ -46,13 +46,12 @@ def main(argv: Sequence[str]) -> int:
         "by; the prompts are held in memory.",
         epilog="Exit code: 4 more than --max_overlap of the prompts overlap, 0 they do not, 2 "
         "usage or data error.",
-        positional={
-            "dest": "sets",
-            "nargs": 2,
-            "metavar": "ROWS PROMPTS",
-            "help": "JSONL files, folders written by save_to_disk, or reasoning_gym:TASK; the "
+        positional=(
+            "ROWS PROMPTS",
+            "JSONL files, folders written by save_to_disk, or reasoning_gym:TASK; the "
             "larger one first",
-        },
+            2,
+        ),
     )
     from entropyfloor.rollouts.overlap import LEVELS, find_overlap
     from entropyfloor.rollouts.prompts import load_prompts, stream_rows

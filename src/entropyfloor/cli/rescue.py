@@ -18,11 +18,7 @@ def main(argv: Sequence[str]) -> int:
         description="Interpolate a collapsed checkpoint towards its base, the smallest step whose "
         "rollouts clear the entropy floor (the lower end of the 95 %% interval). A rerun into the "
         "same folder goes on where it was stopped.",
-        positional={
-            "dest": "checkpoint",
-            "metavar": "CKPT",
-            "help": "model directory or LoRA adapter",
-        },
+        positional=("CKPT", "model directory or LoRA adapter"),
         required=("prompts", "base", "output_dir"),
     )
     # Imported late: --help and usage errors do not wait for torch and transformers.

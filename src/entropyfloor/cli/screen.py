@@ -60,13 +60,12 @@ def main(argv: Sequence[str]) -> int:
         "group-relative RL would meet: entropy, pass@k, degenerate groups.",
         epilog="Exit code: 4 a gate failed (--min_pass_at, --min_coverage, --max_degenerate), 3 a "
         "checkpoint has a verdict of --fail_on, 0 neither, 2 usage or data error.",
-        positional={
-            "dest": "checkpoints",
-            "nargs": "*",
-            "metavar": "CKPT",
-            "help": "model directory, PEFT adapter directory, hub id, or a trainer's output folder "
+        positional=(
+            "CKPT",
+            "model directory, PEFT adapter directory, hub id, or a trainer's output folder "
             "(all its checkpoint-*, in numeric order)",
-        },
+            "*",
+        ),
     )
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.cli.dry_run import say_what_is_sampled

@@ -43,7 +43,7 @@ def test_both_spellings_say_the_same(line):
 
 
 def test_defaults_of_a_verb_required_flags_and_the_positional_argument(capsys):
-    place = {"dest": "model", "metavar": "MODEL"}
+    place = ("MODEL", "a directory")
     records = read("here --seed 4", positional=place, defaults={"num_samples": 16})
     assert records[1] == Sampling(num_samples=16, seed=4) and records[-1] == "here"
     with pytest.raises(SystemExit) as exit_:
