@@ -16,15 +16,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from entropyfloor.cli.training_command import (
-    Arguments,
-    TrainingVerb,
-    end,
-    push,
-    train_and_save,
-    trainer_of,
-)
-from entropyfloor.cli.training_inputs import model_init_kwargs
+from entropyfloor.cli.training_command import Arguments, Job, TrainingVerb
 from entropyfloor.cli.training_rewards import (
     RewardArguments,
     chosen_rewards,
@@ -49,7 +41,7 @@ class GFTArguments(RewardArguments):
     monitor: str = monitor_field("off")
 
 
-def _train(arguments: Arguments) -> int:
+def _prepare(arguments: Arguments) -> Job:
     from entropyfloor import GFTTrainer
     from entropyfloor.gft.rows import check_rows
 
@@ -57,30 +49,23 @@ def _train(arguments: Arguments) -> int:
     if script.monitor != "off" and not training.num_self:
         raise ValueError("--monitor watches own samples and --num_self 0 draws none; leave one out")
     monitor = monitor_of(script, threshold=training.success_threshold)
-    training.model_init_kwargs = model_init_kwargs(training, arguments.model)
     rewards = _rewards(script, training)
     rows = training_rows(
         arguments, rewards, spec=script.groups, flag="--groups", instead="leave it out"
     )
     source = str(script.groups or script.dataset_name or "the mixture")
     check_rows(rows[0], training, num_self=training.num_self, name=source)
-    if script.dry_run:
-        from entropyfloor.cli.dry_run import say_what_is_trained_on
 
-        return say_what_is_trained_on(arguments, rows[0])
-    trainer = trainer_of(
-        GFTTrainer, arguments, rows, reward_funcs=rewards or None, callbacks=monitor
-    )
-    train_and_save(trainer, arguments)
-    say_verdict(monitor, trainer.accelerator.print)
-    trainer.accelerator.print(
-        "Before paying for RL, measure what it would start from:\n"
-        f"  entropyfloor screen {training.output_dir} --prompts PROMPTS.jsonl "
-        f"--reward {(script.reward or ['NAME'])[0]}"
-    )
-    push(trainer, arguments)
-    end(trainer)
-    return 0
+    def say_what_is_next(trainer: Any) -> None:
+        say_verdict(monitor, trainer.accelerator.print)
+        trainer.accelerator.print(
+            "Before paying for RL, measure what it would start from:\n"
+            f"  entropyfloor screen {training.output_dir} --prompts PROMPTS.jsonl "
+            f"--reward {(script.reward or ['NAME'])[0]}"
+        )
+
+    options = {"reward_funcs": rewards or None, "callbacks": monitor}
+    return Job(GFTTrainer, rows, options, say_what_is_next)
 
 
 def _rewards(script: GFTArguments, training: Any) -> list[Any]:
@@ -94,7 +79,7 @@ VERB = TrainingVerb(
     "Group fine-tuning: imitation of experts and teachers beside own samples.",
     GFTArguments,
     GFTConfig,
-    _train,
+    _prepare,
 )
 main = VERB.main
 

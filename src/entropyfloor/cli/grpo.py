@@ -17,15 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.cli.training_command import (
-    Arguments,
-    TrainingVerb,
-    end,
-    push,
-    train_and_save,
-    trainer_of,
-)
-from entropyfloor.cli.training_inputs import chat_options, model_init_kwargs
+from entropyfloor.cli.training_command import Arguments, Job, TrainingVerb
+from entropyfloor.cli.training_inputs import chat_options
 from entropyfloor.cli.training_rewards import (
     RewardArguments,
     chosen_rewards,
@@ -62,7 +55,7 @@ class GRPOArguments(RewardArguments):
     screen_samples: int | None = flag(None, "Rollouts per prompt there (default: num_generations).")
 
 
-def _train(arguments: Arguments) -> int:
+def _prepare(arguments: Arguments) -> Job:
     from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 
     script, training, model = arguments.script, arguments.training, arguments.model
@@ -70,37 +63,31 @@ def _train(arguments: Arguments) -> int:
         raise ValueError("--paper_lora and --use_peft are two adapters; give one of them")
     monitor = monitor_of(script, threshold=script.success_threshold, reward=script.success_reward)
     check_success_threshold(script.success_threshold)
-    training.model_init_kwargs = model_init_kwargs(training, model)
     rewards = chosen_rewards(script)
     rows = training_rows(
         arguments, rewards, spec=script.prompts, flag="--prompts", instead="use --screen_prompts"
     )
     _check_screening(arguments, rewards[0])
-    if script.dry_run:
-        from entropyfloor.cli.dry_run import say_what_is_trained_on
-
-        return say_what_is_trained_on(arguments, rows[0])
-    more: dict[str, Any] = {"reward_funcs": rewards, "callbacks": monitor}
+    options: dict[str, Any] = {"reward_funcs": rewards, "callbacks": monitor}
     if script.paper_lora:
         from entropyfloor.rl.dapo import paper_lora
 
-        more["peft_config"] = paper_lora(model.model_name_or_path)
-    trainer = trainer_of(PromptRowsTrainer, arguments, rows, **more)
-    train_and_save(trainer, arguments)
-    say = trainer.accelerator.print
-    say_verdict(monitor, say)
-    push(trainer, arguments)
-    if script.screen_prompts is None:
+        options["peft_config"] = paper_lora(model.model_name_or_path)
+
+    def screen_or_say_how(trainer: Any) -> None:
+        say = trainer.accelerator.print
+        say_verdict(monitor, say)
+        if script.screen_prompts is not None:
+            _release(trainer)
+            _screen(arguments, rewards[0])
+            return
         say(
             "Screen what came of it as before RL, the peak over its checkpoints included:\n"
             f"  entropyfloor screen {model.model_name_or_path} {training.output_dir} "
             f"--prompts PROMPTS.jsonl --reward {(script.reward or ['NAME'])[0]}"
         )
-    else:
-        _release(trainer)
-        _screen(arguments, rewards[0])
-    end(trainer)
-    return 0
+
+    return Job(PromptRowsTrainer, rows, options, screen_or_say_how)
 
 
 def _release(trainer: Any) -> None:
@@ -185,7 +172,7 @@ VERB = TrainingVerb(
     "GRPO in its DAPO variant, with a monitor that stops a collapsing run.",
     GRPOArguments,
     DAPOConfig,
-    _train,
+    _prepare,
 )
 main = VERB.main
 

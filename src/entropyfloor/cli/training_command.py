@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.cli.errors import exit_code
 from entropyfloor.cli.options import refuse
+from entropyfloor.cli.training_inputs import model_init_kwargs
 
 
 @dataclass
@@ -48,6 +49,16 @@ class Arguments:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a verb trains, once everything is checked that can be without weights."""
+
+    trainer: Any  # a class of trl's kind
+    rows: tuple[Any, Any]  # to train and to evaluate on; None without the latter
+    options: Mapping[str, Any]  # of the class, beside what every trainer takes
+    after: Callable[[Any], None]  # called with the trainer when the model is saved
+
+
+@dataclass(frozen=True)
 class TrainingVerb:
     """One verb; its fields are what the verbs differ in."""
 
@@ -55,7 +66,7 @@ class TrainingVerb:
     description: str  # for --help
     script: type  # trl's script arguments or a dataclass derived from them; its fields are flags
     training: type  # the trainer's configuration; its fields are flags
-    train: Callable[[Arguments], int]  # returns the exit code
+    prepare: Callable[[Arguments], Job]
 
     def main(self, argv: Sequence[str]) -> int:
         """Train in this process, or start the verb's module under the launcher if asked to.
@@ -64,12 +75,47 @@ class TrainingVerb:
         """
         arguments = self.parse(argv)
         if words := arguments.launch:
-            return launch(words, arguments.script_words(argv), module=self.train.__module__)
+            return launch(words, arguments.script_words(argv), module=self.prepare.__module__)
         return self.train(arguments)
 
     def run_launched(self) -> int:
         """Train in a process of ``accelerate launch``, whose flags have been followed."""
         return exit_code(self.name, lambda: self.train(self.parse(sys.argv[1:])))
+
+    def train(self, arguments: Arguments) -> int:
+        """Check, load, train, resuming where --resume_from_checkpoint says, save, push."""
+        from trl import get_peft_config, get_quantization_config
+
+        script, training, model = arguments.script, arguments.training, arguments.model
+        training.model_init_kwargs = model_init_kwargs(training, model)
+        job = self.prepare(arguments)
+        if script.dry_run:
+            from entropyfloor.cli.dry_run import say_what_is_trained_on
+
+            return say_what_is_trained_on(arguments, job.rows[0])
+        with loading(model.model_name_or_path):
+            trainer = job.trainer(
+                **{
+                    "model": model.model_name_or_path,
+                    "args": training,
+                    "train_dataset": job.rows[0],
+                    "eval_dataset": job.rows[1],
+                    "quantization_config": get_quantization_config(model),
+                    "peft_config": get_peft_config(model),
+                    **job.options,
+                }
+            )
+        trainer.train(resume_from_checkpoint=_resume_flag(training.resume_from_checkpoint))
+        trainer.save_model(training.output_dir)
+        say = trainer.accelerator.print
+        say(f"Model saved to {training.output_dir}")
+        if training.push_to_hub:
+            trainer.push_to_hub(dataset_name=script.dataset_name)
+            say(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
+        job.after(trainer)
+        # Trackers and process groups; Trainer has a method for it since transformers 5.18.
+        getattr(trainer, "end", trainer.accelerator.end_training)()
+        return 0
 
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Read command line and YAML.
@@ -148,45 +194,6 @@ def loading(name: str) -> Iterator[None]:
         if error.errno is not None:  # the machine's own: a full disk, say
             raise
         raise ValueError(f"{name} cannot be loaded: {error}") from error
-
-
-def trainer_of(kind: Any, arguments: Arguments, rows: tuple[Any, Any], **more: Any) -> Any:
-    """A trainer of trl's kind on rows to train and to evaluate on; ``more`` goes before."""
-    from trl import get_peft_config, get_quantization_config
-
-    model = arguments.model
-    with loading(model.model_name_or_path):
-        return kind(
-            **{
-                "model": model.model_name_or_path,
-                "args": arguments.training,
-                "train_dataset": rows[0],
-                "eval_dataset": rows[1],
-                "quantization_config": get_quantization_config(model),
-                "peft_config": get_peft_config(model),
-                **more,
-            }
-        )
-
-
-def train_and_save(trainer: Any, arguments: Arguments) -> None:
-    """Train, resuming where --resume_from_checkpoint says, and write the model."""
-    training = arguments.training
-    trainer.train(resume_from_checkpoint=_resume_flag(training.resume_from_checkpoint))
-    trainer.save_model(training.output_dir)
-    trainer.accelerator.print(f"Model saved to {training.output_dir}")
-
-
-def push(trainer: Any, arguments: Arguments) -> None:
-    """--push_to_hub."""
-    if arguments.training.push_to_hub:
-        trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
-        trainer.accelerator.print(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
-
-
-def end(trainer: Any) -> None:
-    """Close trackers and process groups; Trainer has a method for it since transformers 5.18."""
-    getattr(trainer, "end", trainer.accelerator.end_training)()
 
 
 def _resume_flag(value: Any) -> Any:

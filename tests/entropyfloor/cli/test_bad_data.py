@@ -297,11 +297,13 @@ def test_launched_processes_say_it_in_the_same_words(capsys, monkeypatch, tmp_pa
 
     cpu = ["--use_cpu", "true", "--bf16", "false"]
 
-    def train(_):
+    def prepare(_):
         raise TemplateError("No system message")
 
-    monkeypatch.setattr(sys, "argv", ["sft.py", "--output_dir", str(tmp_path), *cpu])
-    assert replace(sft.VERB, train=train).run_launched() == 2
+    monkeypatch.setattr(
+        sys, "argv", ["sft.py", "--output_dir", str(tmp_path), "--model_name_or_path", "m", *cpu]
+    )
+    assert replace(sft.VERB, prepare=prepare).run_launched() == 2
     assert "the chat template refuses the conversation (No system message)" in (
         capsys.readouterr().err
     )

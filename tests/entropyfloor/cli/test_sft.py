@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -284,9 +284,10 @@ class TestLauncher:
     def test_a_launched_process_trains(self, flags, monkeypatch, tmp_path):
         parsed, trained = sft.VERB.parse([*flags(), "--num_processes", "2"]), []
         monkeypatch.setenv("LOCAL_RANK", "0")
-        verb = replace(sft.VERB, train=lambda arguments: trained.append(arguments) or 0)
-        monkeypatch.setattr(training_command.TrainingVerb, "parse", lambda self, argv: parsed)
-        assert verb.main([]) == 0
+        verb = training_command.TrainingVerb
+        monkeypatch.setattr(verb, "parse", lambda self, argv: parsed)
+        monkeypatch.setattr(verb, "train", lambda self, arguments: trained.append(arguments) or 0)
+        assert main(["sft"]) == 0
         assert trained == [parsed]
 
     def test_launched(self, flags, tmp_path):
