@@ -93,10 +93,10 @@ def check_agreement(trainer: Any, model: Any) -> None:
     tolerance = 1e-4 if exact and not (trainer.args.bf16 or trainer.args.fp16) else 2e-2
     for count, ours, theirs in pairs:
         if not abs(ours - theirs) <= tolerance * abs(theirs):
-            given = "without a token count" if count is None else f"with a count of {int(count)}"
+            counted = "without a token count" if count is None else f"with a count of {int(count)}"
             raise ValueError(
                 f"{versions} was not tested with this release of entropyfloor, and they disagree: "
-                f"cross-entropy of {tokens} fixed tokens, {given}, is {theirs:.6g} by SFTTrainer "
+                f"cross-entropy of {tokens} fixed tokens, {counted}, is {theirs:.6g} by SFTTrainer "
                 f"and {ours:.6g} by SEDTrainer. Install a tested version ({tested()}), or train "
                 "with entropyfloor.patch_model in transformers.Trainer"
             )

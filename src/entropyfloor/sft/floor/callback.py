@@ -208,13 +208,13 @@ class EntropyFloorCallback(TrainerCallback):
     # By a trainer's events.
 
     def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Take the model that training starts from."""
-        self.prepare(given["model"], given.get("processing_class"), trainer=find_trainer(state))
+        self.prepare(others["model"], others.get("processing_class"), trainer=find_trainer(state))
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Resume or calibrate; start the clock."""
         trainer = find_trainer(state)
@@ -225,7 +225,7 @@ class EntropyFloorCallback(TrainerCallback):
                 "floor_place='anchor' needs the model that training started from, and this run is "
                 "resumed: hand the callback to the trainer's constructor (callbacks=[...])"
             )
-        self.prepare(given["model"], given.get("processing_class"), trainer=trainer)
+        self.prepare(others["model"], others.get("processing_class"), trainer=trainer)
         self._trainer = trainer
         if state.global_step and self._restored is None:
             last = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -277,12 +277,12 @@ class EntropyFloorCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **given: Any,
+        **others: Any,
     ) -> None:
         """Add our metrics, each a ratio of sums over the tokens since the last log."""
         if logs is None:
             return
-        if given["model"].training:
+        if others["model"].training:
             ours = self._ratios(self._sums, "train")
             self._sums = dict.fromkeys(SUMS, 0.0)
         else:
