@@ -80,36 +80,21 @@ class LogitTransform:
 
 @dataclass
 class Block:
-    """Rows of logits that are at hand, and what all statistics share.
+    """Rows of logits that are at hand, and what all statistics share."""
 
-    Attributes:
-        shifted: ``[R, V]`` s = z - m, fp32 or fp64; becomes the gradient in the end.
-        scratch: ``[R, V]`` free for a statistic to overwrite while it is computed.
-        labels: ``[R]`` int64 in [0, V).
-        maximum: ``[R]`` m.
-        total: ``[R]`` S.
-        log_sum: ``[R]`` log S.
-        mean_shifted: ``[R]`` sum_v p_v s_v.
-        likeliest: ``[R, k]`` the k largest s, descending; k what the request asks for.
-        likeliest_columns: ``[R, k]`` their tokens.
-        first_argmax: ``[R]`` the first of the most likely tokens.
-        reference_logits: ``[R, V]`` final logits of the reference model, or None; may be
-            written to.
-        reference_top_k: the reference model by its most likely tokens instead, or None.
-
-    """
-
-    shifted: Tensor
-    scratch: Tensor
-    labels: Tensor
-    maximum: Tensor
-    total: Tensor
-    log_sum: Tensor
-    mean_shifted: Tensor
-    likeliest: Tensor
-    likeliest_columns: Tensor
-    first_argmax: Tensor
+    shifted: Tensor  # [R, V] s = z - m, fp32 or fp64; becomes the gradient in the end
+    scratch: Tensor  # [R, V] free for a statistic to overwrite while it is computed
+    labels: Tensor  # [R] int64 in [0, V)
+    maximum: Tensor  # [R] m
+    total: Tensor  # [R] S
+    log_sum: Tensor  # [R] log S
+    mean_shifted: Tensor  # [R] sum_v p_v s_v
+    likeliest: Tensor  # [R, k] the k largest s, descending; k what the request asks for
+    likeliest_columns: Tensor  # [R, k] their tokens
+    first_argmax: Tensor  # [R] the first of the most likely tokens
+    # [R, V] final logits of the reference model, or None; may be written to
     reference_logits: Tensor | None
+    # The reference model by its most likely tokens instead, or None
     reference_top_k: ReferenceTopK | None
 
     @classmethod

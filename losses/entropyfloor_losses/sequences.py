@@ -22,16 +22,10 @@ from .request import TokenStatistics
 
 @dataclass(frozen=True)
 class Sequences:
-    """Which sequence each of n scored tokens belongs to.
+    """Which sequence each of n scored tokens belongs to."""
 
-    Attributes:
-        ids: ``[n]`` int64, ascending from 0.
-        lengths: ``[S]`` int64, scored tokens of each.
-
-    """
-
-    ids: Tensor
-    lengths: Tensor
+    ids: Tensor  # [n] int64, ascending from 0
+    lengths: Tensor  # [S] int64, scored tokens of each
 
     @classmethod
     def of(cls, scored: Tensor, position_ids: Tensor | None = None) -> Sequences:

@@ -39,51 +39,33 @@ from .inputs import (
 
 @dataclass(frozen=True)
 class Distribution:
-    """What the readable formulas are written in.
+    """What the readable formulas are written in."""
 
-    Attributes:
-        z: ``[..., V]`` final logits.
-        log_p: ``[..., V]`` their log-softmax.
-        labels: ``[...]`` int64 in [0, V), anything where ignored.
-        log_b: ``[..., V]`` log-probabilities of the reference model, or None.
-
-    """
-
-    z: Tensor
-    log_p: Tensor
-    labels: Tensor
-    log_b: Tensor | None
+    z: Tensor  # [..., V] final logits
+    log_p: Tensor  # [..., V] their log-softmax
+    labels: Tensor  # [...] int64 in [0, V), anything where ignored
+    log_b: Tensor | None  # [..., V] log-probabilities of the reference model, or None
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """The declaration of a statistic; ``option`` is the value that was asked for.
+    """The declaration of a statistic; ``option`` is the value that was asked for."""
 
-    Attributes:
-        name: the attribute of `TokenStatistics`.
-        plain: the readable formula, ``(of, option) -> [...]``.
-        fold: the same of a block, ``(block, option) -> [R]``; may overwrite the block's scratch.
-        add_gradient: ``(terms, value, upstream, option)`` adds upstream * dstatistic/dz to
-            ``terms``, with value and upstream ``[R]``; None: not differentiable.
-        option: the argument of `StatisticsRequest` that asks for it; "": the name.
-        default: of that argument; None: computed on request only.
-        check: refuses a bad option, given its name and value.
-        likeliest: how many of the most likely tokens ``fold`` reads.
-        dtype: of the values; None: that of the computation.
-        of_reference: whether it needs a reference model.
-
-    """
-
-    name: str
-    plain: Callable[[Distribution, Any], Tensor]
+    name: str  # the attribute of `TokenStatistics`
+    plain: Callable[[Distribution, Any], Tensor]  # the readable formula, (of, option) -> [...]
+    # The same of a block, (block, option) -> [R]; may overwrite the block's scratch
     fold: Callable[[Block, Any], Tensor]
+    # (terms, value, upstream, option) adds upstream * dstatistic/dz to terms, with value and
+    # upstream [R]; None: not differentiable
     add_gradient: Callable[[LogitGradient, Tensor, Tensor, Any], None] | None = None
-    option: str = ""
-    default: Any = None
+    option: str = ""  # the argument of `StatisticsRequest` that asks for it; "": the name
+    default: Any = None  # of that argument; None: computed on request only
+    # Refuses a bad option, given its name and value
     check: Callable[[str, Any], None] = check_switch
+    # How many of the most likely tokens fold reads
     likeliest: Callable[[Any], int] = lambda option: 1
-    dtype: torch.dtype | None = None
-    of_reference: bool = False
+    dtype: torch.dtype | None = None  # of the values; None: that of the computation
+    of_reference: bool = False  # whether it needs a reference model
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "option", self.option or self.name)

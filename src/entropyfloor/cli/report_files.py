@@ -8,19 +8,15 @@ from entropyfloor.rollouts.options import flag
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Flags of verbs that report.
+    """Flags of verbs that report."""
 
-    Attributes:
-        json: everything, for programs.
-        markdown: tables and sentences.
-        html: one page that needs nothing else.
-        plot: the figure; its suffix says as what.
-
-    """
-
+    # Everything, for programs
     json: str | None = flag(None, "write the report as JSON", metavar="FILE")
+    # Tables and sentences
     markdown: str | None = flag(None, "write the table as Markdown", metavar="FILE")
+    # One page that needs nothing else
     html: str | None = flag(None, "write one self-contained HTML page", metavar="FILE")
+    # The figure; its suffix says as what
     plot: str | None = flag(None, "write the plot as PNG", metavar="FILE")
 
     def check(self) -> None:

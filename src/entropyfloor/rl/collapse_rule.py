@@ -35,42 +35,24 @@ Reading = tuple[int, float | None]
 
 @dataclass(frozen=True)
 class Decision:
-    """What stage 2 says of a run.
+    """What stage 2 says of a run."""
 
-    Attributes:
-        verdict: ``waiting``, ``healthy``, ``collapsed`` or ``unknown``.
-        drop: relative drop of the entropy, in (-inf, 1]; None without both readings.
-        early: (step, nats) that were compared; None if there is no reading.
-        late: the same.
-        reason: one sentence.
-
-    """
-
-    verdict: str
-    drop: float | None
-    early: tuple[int, float] | None
-    late: tuple[int, float] | None
-    reason: str
+    verdict: str  # waiting, healthy, collapsed or unknown
+    drop: float | None  # relative drop of the entropy, in (-inf, 1]; None without both readings
+    early: tuple[int, float] | None  # (step, nats) that were compared; None if there is no reading
+    late: tuple[int, float] | None  # the same
+    reason: str  # one sentence
 
 
 @dataclass(frozen=True)
 class CollapseRule:
-    """The rule for one run; build it with :meth:`for_run`.
+    """The rule for one run; build it with :meth:`for_run`."""
 
-    Attributes:
-        early_step: optimizer step of the first entropy.
-        late_step: optimizer step of the second, and of the decision.
-        tau_2: relative drop above which the run has collapsed, in (0, 1).
-        window: how many steps up to each of the two are averaged.
-        tolerance: how many steps later a missing reading may be replaced.
-
-    """
-
-    early_step: int
-    late_step: int
-    tau_2: float = TAU_2
-    window: int = 1
-    tolerance: int = 0
+    early_step: int  # optimizer step of the first entropy
+    late_step: int  # optimizer step of the second, and of the decision
+    tau_2: float = TAU_2  # relative drop above which the run has collapsed, in (0, 1)
+    window: int = 1  # how many steps up to each of the two are averaged
+    tolerance: int = 0  # how many steps later a missing reading may be replaced
 
     def __post_init__(self) -> None:
         if not 0.0 < self.tau_2 < 1.0:

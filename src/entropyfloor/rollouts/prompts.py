@@ -46,18 +46,14 @@ _ALLOWED = (
 class PromptSet:
     """Rows with a ``prompt`` and any other columns, checked.
 
-    Attributes:
-        rows: one mapping per prompt; at least one.
-        source: where the rows came from, for reports.
-
     Raises:
         ValueError: no rows, a row without ``prompt``, or an empty or malformed prompt; the row is
             named.
 
     """
 
-    rows: tuple[Mapping[str, Any], ...]
-    source: str = "rows"
+    rows: tuple[Mapping[str, Any], ...]  # one mapping per prompt; at least one
+    source: str = "rows"  # where the rows came from, for reports
 
     def __post_init__(self) -> None:
         rows = tuple(

@@ -20,18 +20,11 @@ def check_tau_h(tau_h: float) -> None:
 
 @dataclass(frozen=True)
 class Gate:
-    """One limit that every checkpoint must keep.
+    """One limit that every checkpoint must keep."""
 
-    Attributes:
-        flag: ``min_pass_at``, ``min_coverage`` or ``max_degenerate``.
-        limit: in [0, 1].
-        k: of ``min_pass_at``; None of the others.
-
-    """
-
-    flag: str
-    limit: float
-    k: int | None = None
+    flag: str  # min_pass_at, min_coverage or max_degenerate
+    limit: float  # in [0, 1]
+    k: int | None = None  # of min_pass_at; None of the others
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.limit <= 1.0:

@@ -67,66 +67,39 @@ class SolvedByOne:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What was kept of what the first checkpoint solves.
+    """What was kept of what the first checkpoint solves."""
 
-    Attributes:
-        num_samples: rollouts per prompt in which a prompt is solved, of the first and the second.
-        first_solved: prompts.
-        second_solved: prompts.
-        kept: share of the first's solved prompts that the second solves; None if it solves none.
-        kept_interval: 95 %.
-        new: share of the second's solved prompts that the first does not solve.
-        new_interval: 95 %.
-        lost: prompts that the first solves and the second does not.
-        gained: the other way.
-        lost_by_chance: prompts that an unchanged checkpoint would lose on average.
-        gained_by_chance: the other way.
-
-    """
-
+    # Rollouts per prompt in which a prompt is solved, of the first and the second
     num_samples: tuple[int, int]
-    first_solved: int
-    second_solved: int
+    first_solved: int  # prompts
+    second_solved: int  # prompts
+    # Share of the first's solved prompts that the second solves; None if it solves none
     kept: float | None
-    kept_interval: Interval | None
-    new: float | None
-    new_interval: Interval | None
-    lost: tuple[SolvedByOne, ...]
-    gained: tuple[SolvedByOne, ...]
-    lost_by_chance: float
-    gained_by_chance: float
+    kept_interval: Interval | None  # 95 %
+    new: float | None  # share of the second's solved prompts that the first does not solve
+    new_interval: Interval | None  # 95 %
+    lost: tuple[SolvedByOne, ...]  # prompts that the first solves and the second does not
+    gained: tuple[SolvedByOne, ...]  # the other way
+    lost_by_chance: float  # prompts that an unchanged checkpoint would lose on average
+    gained_by_chance: float  # the other way
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two checkpoints on the same prompts.
+    """Two checkpoints on the same prompts."""
 
-    Attributes:
-        first: name of the one that is compared with: the base, or the start of RL.
-        second: name of the other.
-        num_prompts: prompts that both have rollouts of.
-        num_scored_prompts: those of them that the reward applies to, for both.
-        differences: one per metric.
-        band: pass@k for k = 1, 2, ...; empty without a reward.
-        first_ahead: the k at which the band says that the first has the higher pass@k.
-        second_ahead: the k at which it is the second.
-        coverage: None without a reward.
-        notes: what was not alike beside the checkpoints.
-        message: what it says, in sentences.
-
-    """
-
-    first: str
-    second: str
-    num_prompts: int
-    num_scored_prompts: int
-    differences: tuple[Difference, ...]
-    band: tuple[BandPoint, ...]
+    first: str  # name of the one that is compared with: the base, or the start of RL
+    second: str  # name of the other
+    num_prompts: int  # prompts that both have rollouts of
+    num_scored_prompts: int  # those of them that the reward applies to, for both
+    differences: tuple[Difference, ...]  # one per metric
+    band: tuple[BandPoint, ...]  # pass@k for k = 1, 2, ...; empty without a reward
+    # The k at which the band says that the first has the higher pass@k
     first_ahead: tuple[int, ...]
-    second_ahead: tuple[int, ...]
-    coverage: Coverage | None
-    notes: tuple[str, ...]
-    message: str
+    second_ahead: tuple[int, ...]  # the k at which it is the second
+    coverage: Coverage | None  # None without a reward
+    notes: tuple[str, ...]  # what was not alike beside the checkpoints
+    message: str  # what it says, in sentences
 
 
 def compare_paired(

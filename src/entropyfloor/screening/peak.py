@@ -17,32 +17,18 @@ _STEP = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Peak:
-    """The highest value of one measure over one run.
+    """The highest value of one measure over one run."""
 
-    Attributes:
-        run: folder of the run.
-        measure: ``pass_at_1``, ``pass_at_8``, ...
-        value: the highest; the earliest checkpoint wins a tie.
-        step: optimizer step of that checkpoint.
-        checkpoint: its name in the report.
-        low: lower end of its 95 % interval; None if it has none.
-        high: upper end.
-        last_value: the measure at the run's last checkpoint.
-        last_step: its step.
-        num_checkpoints: over how many the peak was taken.
-
-    """
-
-    run: str
-    measure: str
-    value: float
-    step: int
-    checkpoint: str
-    low: float | None
-    high: float | None
-    last_value: float
-    last_step: int
-    num_checkpoints: int
+    run: str  # folder of the run
+    measure: str  # pass_at_1, pass_at_8, ..
+    value: float  # the highest; the earliest checkpoint wins a tie
+    step: int  # optimizer step of that checkpoint
+    checkpoint: str  # its name in the report
+    low: float | None  # lower end of its 95 % interval; None if it has none
+    high: float | None  # upper end
+    last_value: float  # the measure at the run's last checkpoint
+    last_step: int  # its step
+    num_checkpoints: int  # over how many the peak was taken
 
 
 def find_peaks(checkpoints: Sequence[Any]) -> tuple[Peak, ...]:

@@ -28,28 +28,16 @@ class PromptResults:
 
 @dataclass(frozen=True)
 class ExampleRollout:
-    """One rollout, to be shown beside those of other checkpoints on the same prompt.
+    """One rollout, to be shown beside those of other checkpoints on the same prompt."""
 
-    Attributes:
-        prompt_index: row of the prompt set.
-        sample_index: which of the prompt's rollouts.
-        prompt: its text; a conversation is written as ``role: content`` lines.
-        text: the completion, without special tokens.
-        num_tokens: generated tokens.
-        entropy_nats: mean over them.
-        reward: None without a reward, or where it does not apply.
-        truncated: it hit the length limit.
-
-    """
-
-    prompt_index: int
-    sample_index: int
-    prompt: str
-    text: str
-    num_tokens: int
-    entropy_nats: float
-    reward: float | None
-    truncated: bool
+    prompt_index: int  # row of the prompt set
+    sample_index: int  # which of the prompt's rollouts
+    prompt: str  # its text; a conversation is written as role: content lines
+    text: str  # the completion, without special tokens
+    num_tokens: int  # generated tokens
+    entropy_nats: float  # mean over them
+    reward: float | None  # None without a reward, or where it does not apply
+    truncated: bool  # it hit the length limit
 
 
 @dataclass(frozen=True)
@@ -62,100 +50,57 @@ class DegenerateExample:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which checkpoint to start RL from, beside what "highest pass@1" would have picked.
+    """Which checkpoint to start RL from, beside what "highest pass@1" would have picked."""
 
-    Attributes:
-        name: the checkpoint; None if none can be recommended.
-        reason: in words.
-        highest_pass_at_1: the checkpoint of the highest pass@1; None without a reward.
-        cost: what that one is instead, in words ("it is ..."); empty if it is the same.
-        cost_degenerate_fraction: how much larger its degenerate fraction is.
-        cost_pass_at_k: how much smaller its pass@k at the largest k is.
-        k: that k.
-        predictors: predictor -> the checkpoint that it would choose.
-        disagreements: which predictors choose another checkpoint, in words.
-
-    """
-
-    name: str | None
-    reason: str
+    name: str | None  # the checkpoint; None if none can be recommended
+    reason: str  # in words
+    # The checkpoint of the highest pass@1; None without a reward
     highest_pass_at_1: str | None = None
-    cost: str = ""
-    cost_degenerate_fraction: float | None = None
-    cost_pass_at_k: float | None = None
-    k: int | None = None
+    cost: str = ""  # what that one is instead, in words ("it is ..."); empty if it is the same
+    cost_degenerate_fraction: float | None = None  # how much larger its degenerate fraction is
+    cost_pass_at_k: float | None = None  # how much smaller its pass@k at the largest k is
+    k: int | None = None  # that k
+    # Predictor -> the checkpoint that it would choose
     predictors: dict[str, str] = field(default_factory=dict)
-    disagreements: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()  # which predictors choose another checkpoint, in words
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """One gate on one checkpoint.
+    """One gate on one checkpoint."""
 
-    Attributes:
-        gate: as it was given, ``min_pass_at 16:0.6``.
-        checkpoint: its name.
-        metric: ``pass_at_16``, ``coverage`` or ``degenerate_fraction``.
-        value: what it is; None if the base of coverage solves nothing.
-        interval: 95 %, where there is one.
-        limit: that it must keep.
-        passed: whether it does.
-        certain: whether the interval leaves the limit out.
-
-    """
-
-    gate: str
-    checkpoint: str
-    metric: str
-    value: float | None
-    interval: Interval | None
-    limit: float
-    passed: bool
-    certain: bool
+    gate: str  # as it was given, min_pass_at 16:0.6
+    checkpoint: str  # its name
+    metric: str  # pass_at_16, coverage or degenerate_fraction
+    value: float | None  # what it is; None if the base of coverage solves nothing
+    interval: Interval | None  # 95 %, where there is one
+    limit: float  # that it must keep
+    passed: bool  # whether it does
+    certain: bool  # whether the interval leaves the limit out
 
 
 @dataclass(frozen=True)
 class PredictorCorrelation:
-    """Rank correlation of one predictor with the outcome after RL.
+    """Rank correlation of one predictor with the outcome after RL."""
 
-    Attributes:
-        predictor: measure name.
-        spearman: in [-1, 1].
-        p_value: two-sided, of no association.
-        method: ``exact`` (all permutations) or ``permutation`` (random ones).
-        num_checkpoints: pairs.
-
-    """
-
-    predictor: str
-    spearman: float
-    p_value: float
-    method: str
-    num_checkpoints: int
+    predictor: str  # measure name
+    spearman: float  # in [-1, 1]
+    p_value: float  # two-sided, of no association
+    method: str  # exact (all permutations) or permutation (random ones)
+    num_checkpoints: int  # pairs
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """tau_H fitted on a user's own outcomes after RL.
+    """tau_H fitted on a user's own outcomes after RL."""
 
-    Attributes:
-        num_checkpoints: checkpoints with an entropy and an outcome.
-        correlations: one per predictor.
-        tau_h: fitted threshold, nats; None if there is too little data to fit.
-        outcome_cut: a checkpoint is good if its outcome is at least this.
-        training_error: share of checkpoints on the wrong side of the threshold.
-        leave_one_out_error: the same with the threshold fitted on the others.
-        message: in words, also what is missing.
-
-    """
-
-    num_checkpoints: int
-    correlations: tuple[PredictorCorrelation, ...]
-    tau_h: float | None
-    outcome_cut: float | None
-    training_error: float | None
-    leave_one_out_error: float | None
-    message: str
+    num_checkpoints: int  # checkpoints with an entropy and an outcome
+    correlations: tuple[PredictorCorrelation, ...]  # one per predictor
+    tau_h: float | None  # fitted threshold, nats; None if there is too little data to fit
+    outcome_cut: float | None  # a checkpoint is good if its outcome is at least this
+    training_error: float | None  # share of checkpoints on the wrong side of the threshold
+    leave_one_out_error: float | None  # the same with the threshold fitted on the others
+    message: str  # in words, also what is missing
 
 
 def plain(value: Any) -> Any:

@@ -16,20 +16,12 @@ from entropyfloor.rollouts.teacher_forced import Completion, TokenSums, held_out
 
 @dataclass
 class Reference:
-    """Held-out completions and base, the same for every checkpoint.
+    """Held-out completions and base, the same for every checkpoint."""
 
-    Attributes:
-        held_out: rows with prompt and completion; None for no held-out loss.
-        base: of the KL; None for none.
-        load: loads the base; it stays in memory.
-        processes: share the work.
-
-    """
-
-    held_out: PromptSet | None
-    base: CheckpointSource | None
-    load: Callable[[CheckpointSource], LoadedCheckpoint]
-    processes: Processes = field(default_factory=Processes)
+    held_out: PromptSet | None  # rows with prompt and completion; None for no held-out loss
+    base: CheckpointSource | None  # of the KL; None for none
+    load: Callable[[CheckpointSource], LoadedCheckpoint]  # loads the base; it stays in memory
+    processes: Processes = field(default_factory=Processes)  # share the work
     _base: LoadedCheckpoint | None = field(default=None, init=False)
 
     def sums(

@@ -28,42 +28,24 @@ _RECORD = "rescue.json"
 
 @dataclass(frozen=True)
 class RescuePoint:
-    """One screened point of the line.
+    """One screened point of the line."""
 
-    Attributes:
-        share: of the base, 0 is the checkpoint.
-        entropy_nats: of its rollouts.
-        entropy_low: lower end of the 95 % interval.
-        pass_at_1: with a reward, else None.
-        degenerate_fraction: with a reward, else None.
-        clears: the interval's lower end is at or above the floor.
-
-    """
-
-    share: float
-    entropy_nats: float
-    entropy_low: float
-    pass_at_1: float | None
-    degenerate_fraction: float | None
-    clears: bool
+    share: float  # of the base, 0 is the checkpoint
+    entropy_nats: float  # of its rollouts
+    entropy_low: float  # lower end of the 95 % interval
+    pass_at_1: float | None  # with a reward, else None
+    degenerate_fraction: float | None  # with a reward, else None
+    clears: bool  # the interval's lower end is at or above the floor
 
 
 @dataclass(frozen=True)
 class Rescue:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        share: of the base in the rescued checkpoint; 0 if there was nothing to rescue.
-        path: the rescued checkpoint.
-        floor: nats.
-        points: every screened point, by share.
-
-    """
-
-    share: float
-    path: Path
-    floor: float
-    points: tuple[RescuePoint, ...]
+    share: float  # of the base in the rescued checkpoint; 0 if there was nothing to rescue
+    path: Path  # the rescued checkpoint
+    floor: float  # nats
+    points: tuple[RescuePoint, ...]  # every screened point, by share
 
 
 def rescue(

@@ -34,23 +34,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One probe.
+    """One probe."""
 
-    Attributes:
-        step: optimiser step after which it was taken.
-        entropy: token-weighted mean next-token entropy of the rollouts, nats.
-        teacher_forced: smoothed teacher-forced entropy of training at that step, nats, or None.
-        tokens: how many were generated.
-        seconds: it took, on the slowest process.
-        pass_at_1: share of the rollouts whose reward is at least 1; None without a reward.
-
-    """
-
-    step: int
-    entropy: float
+    step: int  # optimiser step after which it was taken
+    entropy: float  # token-weighted mean next-token entropy of the rollouts, nats
+    # Smoothed teacher-forced entropy of training at that step, nats, or None
     teacher_forced: float | None
-    tokens: int
-    seconds: float
+    tokens: int  # how many were generated
+    seconds: float  # it took, on the slowest process
+    # Share of the rollouts whose reward is at least 1; None without a reward
     pass_at_1: float | None = None
 
 
