@@ -40,6 +40,11 @@ def screen_from_rollouts(folder: str | Path, **told: Any) -> ScreeningReport:
         ValueError: no rollouts in it, or settings that they cannot answer.
 
     """
+    if unknown := sorted(set(told) - {*_JUDGED, "compare_to"}):
+        raise ValueError(
+            f"{', '.join(unknown)} cannot be changed without drawing; what can is "
+            f"{', '.join((*_JUDGED, 'compare_to'))}"
+        )
     context = read_folder(Path(folder))["context"]
     before = context["settings"]
     settings = {**before, **{name: value for name, value in told.items() if value is not None}}

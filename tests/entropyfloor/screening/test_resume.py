@@ -70,6 +70,8 @@ def test_a_finished_run_needs_no_model(save_checkpoint, tmp_path, monkeypatch):
     assert document(run([directory], tmp_path / "out")) == document(first)
     again = screen_from_rollouts(tmp_path / "out")
     assert document(again) == document(first)
+    with pytest.raises(ValueError, match="temperature cannot be changed without drawing"):
+        screen_from_rollouts(tmp_path / "out", temperature=0.5)
     strict = screen_from_rollouts(tmp_path / "out", tau_h=9.0, group_size=2, ks=[1, 3])
     assert strict.checkpoints[0].flagged
     assert strict.settings["group_size"] == 2
