@@ -82,7 +82,10 @@ def read_run(path: str | Path, *, format: str | None = None, step: str | None = 
         records = _verl(source)
     steps = _together(records, source)
     if not steps:
-        raise ValueError(f"{source} holds no numbers by step; is it a log of format {kind}?")
+        raise ValueError(
+            f"{source} holds no numbers by step: is it a log of format {kind}, and has the run "
+            "logged anything yet (logging_steps)?"
+        )
     return RunLog(str(path), kind, steps, max_steps)
 
 

@@ -199,7 +199,7 @@ def test_a_step_that_was_run_twice_counts_with_its_last_numbers(tmp_path):
         ("x.csv", "step,b\n1.5,2\n", {}, "1.5 is no optimizer step"),
         ("x.json", "{", {}, "is not JSON"),
         ("x.json", "[]", {}, "has no log_history"),
-        ("x.log", "nothing\n", {}, "is it a log of format verl"),
+        ("x.log", "nothing\n", {}, "is it a log of format verl, and has the run logged"),
         ("x.txt", "step:1 - a:1\n", {"format": "wandb"}, "unknown format 'wandb'"),
     ],
 )
