@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test test-slow test-all lint bench docs dist clean
+.PHONY: demo test test-slow test-all test-matrix test-oldest lint bench docs dist clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
@@ -24,6 +24,13 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 test-all: test test-slow
+
+# The trainer tests on every tested version of trl and transformers; environments go into .matrix/.
+test-matrix: $(VENV)/.installed-test
+	$(BIN)/python tests/matrix.py $(ARGS)
+
+test-oldest: $(VENV)/.installed-test
+	$(BIN)/python tests/matrix.py --oldest $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -45,7 +52,7 @@ dist: $(VENV)/bin/pip
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./losses .
 
 clean:
-	rm -rf $(VENV) runs dist
+	rm -rf $(VENV) .matrix runs dist
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"entropyfloor needs Python 3.11 or later, {sys.executable} is {v.major}.{v.minor}: make PYTHON=...")'
