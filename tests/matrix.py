@@ -27,7 +27,9 @@ from entropyfloor.sft.tested_versions import TESTED  # noqa: E402
 # What the other packages of the extra `trl` were then; the oldest are the lower bounds.
 BESIDE = {
     "1.10.0": {"peft": "0.18.0", "accelerate": "1.12.0"},
+    "1.11.0": {"peft": "0.18.1", "accelerate": "1.12.0"},
     "1.12.0": {"peft": "0.19.1", "accelerate": "1.13.0"},
+    "1.13.0": {"peft": "0.19.1", "accelerate": "1.13.0"},
     "1.14.2": {"peft": "0.20.0", "accelerate": "1.14.0"},
 }
 TRAINER_TESTS = [

@@ -1,13 +1,15 @@
 """What SEDTrainer expects of trl's SFTTrainer, in its source."""
 
 import inspect
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 from trl import SFTTrainer
 
 from canary import canary, expressions
-from entropyfloor.sft.tested_versions import tested, untested
+from entropyfloor.sft.tested_versions import TESTED, tested, untested
 
 
 def test_versions():
@@ -15,6 +17,12 @@ def test_versions():
         warnings.warn(
             f"{untested()} is not in the table of tested versions: {tested()}", stacklevel=1
         )
+
+
+def test_the_docs_show_the_table_of_tested_versions():
+    page = Path(__file__).parents[3] / "docs" / "compatibility.md"
+    rows = re.findall(r"^\| (\d[\d.]*) \| (\d[\d.]*) \|", page.read_text(), re.M)
+    assert rows == [(trl, t) for trl, versions in TESTED.items() for t in versions]
 
 
 @canary
