@@ -23,10 +23,21 @@ def whole_head(lm_head: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
     To be used inside the forward of the model that holds the head: that is where ZeRO-3 reduces the
     gradients of what was gathered, and where FSDP1 has the parameters whole.
     """
+    refuse_adapter(lm_head)
     # Read once: with PEFT's trainable tokens each reading merges the matrix anew.
     weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
     with _gathered([parameter for parameter in (weight, bias) if parameter is not None]):
         yield _full(weight), None if bias is None else _full(bias)
+
+
+def refuse_adapter(lm_head: Any) -> None:
+    """Raise ValueError for a head whose weight is not all that it multiplies with."""
+    if "base_layer" in getattr(lm_head, "_modules", ()):  # a layer of PEFT's: LoRA and its kin
+        raise ValueError(
+            f"the output embedding has an adapter ({type(lm_head).__name__}), which the loss would "
+            "leave out: it reads the head's weight. Train the head itself with "
+            "modules_to_save=['lm_head'], or take it out of target_modules"
+        )
 
 
 def _gathered(parameters: list[Any]) -> AbstractContextManager[Any]:

@@ -201,6 +201,8 @@ def loss_without_logits(
     model = head.model
     text_config = model.config.get_text_config()
     kwargs["use_cache"] = False
+    for of_logits in ("return_dict", "logits_to_keep", "skip_logits"):
+        kwargs.pop(of_logits, None)
     if getattr(text_config, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
     targets = _targets(labels, shift_labels)

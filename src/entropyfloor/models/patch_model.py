@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
+from entropyfloor.models.head_weight import refuse_adapter
 from entropyfloor.models.loss_head import (
     HEAD_ATTRIBUTE,
     LossHead,
@@ -33,7 +34,8 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
 
     The loss is the sum over scored tokens by ``num_items_in_batch`` where the caller gives one (as
     ``transformers.Trainer`` does), else by this call's scored tokens. In evaluation mode a call
-    with labels returns what it returned before, logits included, with our loss in place of its own.
+    with labels returns what it returned before, logits included, with our loss in place of its own;
+    with ``skip_logits=True`` the loss alone.
     Calls without labels, and so generation, are untouched. Labels are shifted as the model's own
     forward shifts them; ``shift_labels`` are not. `EntropyFloorCallback` adds a floor under
     entropy, in any ``transformers.Trainer`` or in a bare loop; trl's SFTTrainer computes its loss
@@ -91,7 +93,9 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
                 "head.calibrate(batches), give the trainer EntropyFloorCallback(head), or pass a "
                 "number"
             )
-        if entropyfloor_head is None and not self.training and head.evaluation_logits:
+        # Liger's word, which Trainer speaks, for a call that wants the loss alone.
+        loss_alone = entropyfloor_head or self.training or kwargs.pop("skip_logits", False)
+        if head.evaluation_logits and not loss_alone:
             return model_output(head, of_model(self), *args, **kwargs)
         return loss_without_logits(head, *args, **kwargs)
 
@@ -145,6 +149,7 @@ def _base_of(model: Any) -> Any:
 
 def _check_head(model: PreTrainedModel, loss: Any) -> None:
     lm_head = model.get_output_embeddings()
+    refuse_adapter(lm_head)
     weight = getattr(lm_head, "weight", None)
     if (
         not isinstance(weight, Tensor)

@@ -11,12 +11,7 @@ from importlib.metadata import version
 # trl -> transformers that the trainer tests were run with; the oldest first
 TESTED: dict[str, tuple[str, ...]] = {
     "1.10.0": ("5.15.0",),
-    "1.11.0": ("5.17.0",),
-    "1.12.0": ("5.18.0",),
-    "1.13.0": ("5.19.0",),
-    "1.14.2": ("5.20.2",),
-    "1.15.0": ("5.22.2",),
-    "1.16.0": ("5.23.0", "5.24.0"),
+    "1.16.0": ("5.23.0",),
 }
 
 

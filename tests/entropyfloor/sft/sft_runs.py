@@ -13,13 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
+from packaging.version import Version
 from torch import Tensor
 from trl import SFTConfig
 
 from entropyfloor import SEDConfig, SEDTrainer
 from tiny_models import tiny_model, tiny_tokenizer
 
+# trl's own trainer: what ours is compared with, where it runs at all.
+needs_sft_trainer = pytest.mark.skipif(
+    trl.__version__ == "1.15.0" and not torch.cuda.is_available(),
+    reason="SFTTrainer of trl 1.15.0 needs Triton, on a CPU too",
+)
+needs_mixtures = pytest.mark.skipif(
+    Version(trl.__version__) < Version("1.15"), reason="refused on trl below 1.15"
+)
 sed_trainer_with_ce = partial(SEDTrainer, loss="ce")
 
 

@@ -172,7 +172,10 @@ def test_detached_the_forward_is_the_models_own():
     expected = trained(**rows)
     head = patch_model(trained, GEMLoss())
     trained.train()
-    assert trained(**rows).get("logits") is None
+    assert trained(**rows, return_dict=False)[0] > 0 and trained(**rows).get("logits") is None
+    alone = trained.eval()(**rows, skip_logits=True)
+    assert alone.get("logits") is None
+    torch.testing.assert_close(alone.loss, trained(**rows).loss)
     prompt = rows["input_ids"][:1, :5]
     generated = trained.generate(prompt, max_new_tokens=3, do_sample=False, eos_token_id=None)
     assert generated.shape == (1, 8)
@@ -233,3 +236,12 @@ def test_models_and_losses_that_cannot_be_called():
     other = EntropyFloorCallback(patch_model(tiny_model(), "ce"), entropy_floor=1.0)
     with pytest.raises(ValueError, match="the head is of another"):
         other.prepare(trained)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["patched last", "patched first"])
+def test_an_adapter_on_the_head_is_refused(after):
+    trained = tiny_model(tie_word_embeddings=False)
+    head = patch_model(trained, "ce") if after else None
+    adapted = get_peft_model(trained, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(ValueError, match=r"has an adapter .*modules_to_save=\['lm_head'\]"):
+        adapted.train()(**batch()) if head else patch_model(adapted, "ce")

@@ -9,20 +9,18 @@ import pytest
 from trl import SFTTrainer
 
 from canary import canary, expressions
-from entropyfloor.sft.tested_versions import TESTED, tested, untested
+from entropyfloor.sft import tested_versions
 
 
 def test_versions():
-    if untested():
-        warnings.warn(
-            f"{untested()} is not in the table of tested versions: {tested()}", stacklevel=1
-        )
+    if tested_versions.untested():
+        warnings.warn(f"{tested_versions.untested()} was not tested", stacklevel=1)
 
 
 def test_the_docs_show_the_table_of_tested_versions():
     page = Path(__file__).parents[3] / "docs" / "compatibility.md"
     rows = re.findall(r"^\| (\d[\d.]*) \| (\d[\d.]*) \|", page.read_text(), re.M)
-    assert rows == [(trl, t) for trl, versions in TESTED.items() for t in versions]
+    assert rows == [(trl, t) for trl, versions in tested_versions.TESTED.items() for t in versions]
 
 
 @canary

@@ -11,6 +11,8 @@ from sft_runs import (
     assert_same_run,
     build,
     conversation_rows,
+    needs_mixtures,
+    needs_sft_trainer,
     prompt_completion_rows,
     sed_trainer_with_ce,
     text_rows,
@@ -19,6 +21,8 @@ from trl import SFTConfig, SFTTrainer
 
 from entropyfloor import SEDConfig, SEDTrainer
 from tiny_models import tiny_model, tiny_tokenizer
+
+pytestmark = needs_sft_trainer
 
 
 def train_both(tmp_path, *, family="llama", model=None, trainer=None, **config):
@@ -76,6 +80,7 @@ def test_full_fine_tune(tmp_path, family):
     assert_same_run(*train_both(tmp_path, family=family))
 
 
+@needs_mixtures
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("coefficient", [None, 0.5, 0.0])
 def test_mixture_of_experts(tmp_path, family, coefficient):

@@ -4,14 +4,15 @@ import logging
 
 import pytest
 import torch
-import trl
 from peft import LoraConfig
-from sft_runs import Run, prompt_completion_rows, sed_trainer
+from sft_runs import Run, arguments, build, needs_sft_trainer, prompt_completion_rows, sed_trainer
 from trl import SFTTrainer
 
+from entropyfloor import SEDTrainer
 from entropyfloor.sft import tested_versions, trl_agreement
 from tiny_models import tiny_model
 
+pytestmark = needs_sft_trainer
 theirs = SFTTrainer.compute_loss
 
 
@@ -42,9 +43,9 @@ def future(monkeypatch):
         (halved, r"without a token count, is 2\.\d+ by SFTTrainer and 5\.\d+ by SEDTrainer"),
         (
             without_the_count,
-            r"with a count of 52, is 5\.\d+ by SFTTrainer and 1\.\d+ by SED",
+            r"with a count of 55, is 5\.\d+ by SFTTrainer and 1\.\d+ by SED",
         ),
-        (on_other_inputs, r"17 fixed tokens, .* is 5\.\d+ by SFTTrainer and 5\.\d+ by SEDTrainer"),
+        (on_other_inputs, r"18 fixed tokens, .* is 5\.\d+ by SFTTrainer and 5\.\d+ by SEDTrainer"),
     ],
 )
 def test_a_trl_that_computes_something_else(tmp_path, monkeypatch, future, imitated, message):
@@ -77,7 +78,7 @@ def test_one_that_agrees_leaves_no_trace(tmp_path, monkeypatch, caplog, trainer,
     given["model"] = tiny_model("gpt2")
     with caplog.at_level(logging.WARNING):
         new = Run.of(sed_trainer(tmp_path, trainer=given, **config))
-    assert caplog.text.count("17 fixed tokens agrees with SFTTrainer's") == 1
+    assert caplog.text.count("18 fixed tokens agrees with SFTTrainer's") == 1
     logged = set(known.steps[0]) | set(known.evaluations[0])
     pairs = zip(new.steps + new.evaluations, known.steps + known.evaluations, strict=True)
     for mine, other in pairs:
@@ -95,19 +96,15 @@ def test_what_cannot_be_compared_warns(tmp_path, monkeypatch, caplog, future):
     assert "cannot be compared with ours: TypeError: compute_loss() takes a context" in caplog.text
 
 
-def test_unsloth_is_refused(tmp_path, monkeypatch):
-    from entropyfloor import SEDTrainer
+def test_unsloth_is_refused(tmp_path):
+    class UnslothSFTTrainer(SEDTrainer):
+        pass
 
-    class UnslothSFTTrainer:
-        aux_loss_enabled = False
-
-    monkeypatch.setattr(SEDTrainer, "__bases__", (*SEDTrainer.__bases__, UnslothSFTTrainer))
     with pytest.raises(ValueError, match=r"Unsloth has replaced trl's SFTTrainer by .*patch_model"):
-        sed_trainer(tmp_path)
+        build(UnslothSFTTrainer, arguments(tmp_path))
 
 
 def test_an_older_trl_trains_no_mixture_of_experts(tmp_path, monkeypatch):
     monkeypatch.setattr(trl_agreement, "trl_version", "1.14.2")
     with pytest.raises(ValueError, match=r"trl 1\.14\.2 adds the balancing loss"):
         sed_trainer(tmp_path, trainer={"model": tiny_model("mixtral")})
-    monkeypatch.setattr(trl_agreement, "trl_version", trl.__version__)
