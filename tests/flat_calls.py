@@ -1,4 +1,4 @@
-"""The API's functions with flat keywords, of which a test varies one at a time."""
+"""The API with flat keywords, of which a test varies one; a reward; a report to be compared."""
 
 from entropyfloor.coupling import couple
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
@@ -38,3 +38,15 @@ def measure_coupling(sft, rl, **flat):
     return couple.measure_coupling(
         **arranged(flat, run=RunOptions, coupling=CouplingOptions, **SHARED)
     )
+
+
+def even(completion_ids, **_):
+    """A reward that about half of all rollouts pass."""
+    return [float(ids[0] % 2 == 0) for ids in completion_ids]
+
+
+def without_runtime(document):
+    """A screening's JSON, but for how long it took."""
+    for checkpoint in document["checkpoints"]:
+        del checkpoint["runtime_s"]
+    return document

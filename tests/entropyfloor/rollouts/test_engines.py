@@ -14,7 +14,7 @@ from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import Completion, token_entropies
-from flat_calls import screen
+from flat_calls import even, screen
 from tiny_models import FAMILIES, drawn_from, tiny_checkpoint
 
 PROMPTS = PromptSet(
@@ -80,10 +80,6 @@ def vllm(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", module)
     FakeLLM.made.clear()
     return module
-
-
-def even(completion_ids, **_):
-    return [float(ids[0] % 2 == 0) for ids in completion_ids]
 
 
 OPTIONS = {

@@ -13,6 +13,7 @@ import torch
 
 from entropyfloor.cli.main import main
 from entropyfloor.rollouts.processes import Processes
+from flat_calls import without_runtime
 
 REWARD = """
 def even(completion_ids, **_):
@@ -48,10 +49,7 @@ def command_lines(work):
 
 
 def document(folder):
-    found = json.loads((folder / "screening.json").read_text())
-    for checkpoint in found["checkpoints"]:
-        del checkpoint["runtime_s"]
-    return found
+    return without_runtime(json.loads((folder / "screening.json").read_text()))
 
 
 def kill(folder, keep):

@@ -11,7 +11,7 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
-from flat_calls import screen
+from flat_calls import even, screen, without_runtime
 from killed_runs import kill_while_drawing
 
 PROMPTS = PromptSet(
@@ -26,15 +26,8 @@ OPTIONS = {
 }
 
 
-def even(completion_ids, **_):
-    return [float(ids[0] % 2 == 0) for ids in completion_ids]
-
-
 def document(report):
-    found = report.to_dict()
-    for checkpoint in found["checkpoints"]:
-        del checkpoint["runtime_s"]
-    return found
+    return without_runtime(report.to_dict())
 
 
 def run(directories, folder, **options):

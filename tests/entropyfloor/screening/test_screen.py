@@ -11,7 +11,7 @@ from entropyfloor.rollouts.preparation import prepare
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.screening.table import screening_markdown
-from flat_calls import screen
+from flat_calls import screen, without_runtime
 
 ROWS = tuple({"prompt": f"{a}+{a}=", "answer": str(2 * a), "topic": f"t{a}"} for a in range(1, 7))
 PROMPTS = PromptSet(ROWS, "sums")
@@ -26,12 +26,10 @@ def even_start(prompts, completions, completion_ids, answer, topic, **columns):
     return [float(ids[0] % 2 == 0) for ids in completion_ids]
 
 
-def without_runtime(report):
-    document = report.to_dict()
-    for checkpoint in document["checkpoints"]:
-        del checkpoint["runtime_s"]
-    del document["settings"]["batch_size"]
-    return document
+def document(report):
+    found = without_runtime(report.to_dict())
+    del found["settings"]["batch_size"]
+    return found
 
 
 @pytest.mark.pictures
@@ -86,7 +84,7 @@ def test_batch_size_changes_nothing(save_checkpoint):
         screen([directory], prompts=PROMPTS, reward=even_start, batch_size=size, **SMALL)
         for size in (1, 3, 16)
     ]
-    first, *others = map(without_runtime, reports)
+    first, *others = map(document, reports)
     for other in others:
         for name, value in first["checkpoints"][0].items():
             if isinstance(value, float):
@@ -110,9 +108,7 @@ def test_same_seed_same_report(save_checkpoint):
     torch.manual_seed(1)
     first = screen([directory], prompts=PROMPTS, seed=5, **SMALL)
     torch.manual_seed(2)
-    assert without_runtime(screen([directory], prompts=PROMPTS, seed=5, **SMALL)) == (
-        without_runtime(first)
-    )
+    assert document(screen([directory], prompts=PROMPTS, seed=5, **SMALL)) == document(first)
     other = screen([directory], prompts=PROMPTS, seed=6, **SMALL)
     assert other.checkpoints[0].entropy_nats != first.checkpoints[0].entropy_nats
 

@@ -4,16 +4,12 @@ import pytest
 
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.screening.from_rollouts import screen_from_rollouts
-from flat_calls import screen
+from flat_calls import even, screen
 
 PROMPTS = PromptSet(
     tuple({"prompt": f"{a}+{a * 37}=", "answer": str(38 * a)} for a in range(1, 26)), "sums"
 )
 OPTIONS = {"max_new_tokens": 6, "progress": False, "num_samples": 4, "group_size": 4}
-
-
-def even(completion_ids, **_):
-    return [float(ids[0] % 2 == 0) for ids in completion_ids]
 
 
 def test_clear_cases_stop_early_and_say_what_they_saved(save_checkpoint):
