@@ -55,6 +55,7 @@ def run(save_checkpoint, tmp_path):
     return start, tmp_path / "rl"
 
 
+@pytest.mark.pictures
 def test_a_trainers_folder(run, tmp_path):
     start, folder = run
     report = measure(start, folder, output_dir=tmp_path / "out", gradient_rows=6)
