@@ -35,7 +35,8 @@ def conclude(
     comparisons = tuple(
         compare_checkpoints(base, other, settings, prompt_texts=prompt_texts)
         for other in checkpoints
-        if other is not base
+        # After a kill there may be none in common.
+        if other is not base and _prompts(base) & _prompts(other)
     )
     return ScreeningReport(
         tuple(checkpoints),
@@ -44,6 +45,11 @@ def conclude(
         comparisons=comparisons,
         gates=judge_gates(gates, checkpoints, comparisons),
     )
+
+
+def _prompts(checkpoint: CheckpointScreening) -> set[int]:
+    results = checkpoint.prompt_results
+    return set() if results is None else set(results.prompt_indices)
 
 
 def name_of(wanted: str | None, names: Sequence[tuple[str, str]]) -> str:

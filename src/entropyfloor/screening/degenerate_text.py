@@ -72,7 +72,11 @@ def _loops(token_ids: Sequence[int]) -> bool:
     if count < _FEWEST_LOOPED or repetition(token_ids) < 0.2:
         return False
     ids = np.asarray(token_ids)
-    for period in range(1, count // _FEWEST_ROUNDS + 1):
+    # What is half of the rollout holds one of these places, and its token again a period away.
+    periods: set[int] = set()
+    for place in (count // 2 - 1, (count + 1) // 2):
+        periods.update(np.abs(np.flatnonzero(ids == ids[place]) - place).tolist())
+    for period in sorted(p for p in periods if 0 < p <= count // _FEWEST_ROUNDS):
         # A run of r tokens that equal those one period before is a loop of r + period tokens.
         different = np.flatnonzero(np.concatenate(([1], ids[period:] != ids[:-period], [1])))
         run = int(np.diff(different).max()) - 1

@@ -79,3 +79,26 @@ def test_shares_and_the_junk_that_does_not_pass():
     assert found.junk_fraction == pytest.approx(3 / 8)  # one loop passes
     assert measured(rollouts, None).junk_fraction == 0.5
     assert found.verdict != "junk"
+
+
+def test_loops_are_those_that_a_search_over_all_periods_finds():
+    rng = np.random.default_rng(2)
+    seen = set()
+    for _ in range(300):
+        count = int(rng.integers(16, 60))
+        ids = rng.integers(0, 3, count)
+        if rng.random() < 0.7:
+            period, start = int(rng.integers(1, 8)), int(rng.integers(0, count // 2 + 1))
+            for i in range(start + period, count):
+                ids[i] = ids[i - period]
+        longest = 0
+        for period in range(1, count // 3 + 1):
+            run = 0
+            for i in range(period, count):
+                run = run + 1 if ids[i] == ids[i - period] else 0
+                if run + period >= 3 * period:
+                    longest = max(longest, run + period)
+        expected = longest >= max(16, count // 2)
+        assert (kind_of_degenerate("", ids.tolist(), 0.5) == "loop") == expected
+        seen.add(expected)
+    assert seen == {True, False}

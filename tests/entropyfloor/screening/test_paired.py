@@ -193,6 +193,10 @@ def test_a_report_compares_with_the_checkpoint_that_is_named():
         ("ce/checkpoint-200", "ce/checkpoint-100"),
         ("ce/checkpoint-200", "ce/checkpoint-300"),
     ]
+    results = found.checkpoints[1].prompt_results
+    elsewhere = replace(results, prompt_indices=tuple(range(100, 124)))
+    killed = [found.checkpoints[0], replace(found.checkpoints[1], prompt_results=elsewhere)]
+    assert conclude(killed, found.settings, compare_to=killed[0].name).comparisons == ()
     names = [(c.name, c.path) for c in found.checkpoints]
     assert name_of(None, names) == name_of("runs/sft/ce/checkpoint-100", names) == names[0][0]
     with pytest.raises(ValueError, match="no checkpoint 'x' is screened; there are ce/checkpoint"):
