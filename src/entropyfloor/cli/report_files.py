@@ -10,13 +10,9 @@ from entropyfloor.rollouts.options import flag
 class ReportFiles:
     """Flags of verbs that report."""
 
-    # Everything, for programs
     json: str | None = flag(None, "write the report as JSON", metavar="FILE")
-    # Tables and sentences
     markdown: str | None = flag(None, "write the table as Markdown", metavar="FILE")
-    # One page that needs nothing else
     html: str | None = flag(None, "write one self-contained HTML page", metavar="FILE")
-    # The figure; its suffix says as what
     plot: str | None = flag(None, "write the plot as PNG", metavar="FILE")
 
     def check(self) -> None:

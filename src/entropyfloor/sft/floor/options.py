@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from entropyfloor.rollouts.options import flag
 from entropyfloor.sft.floor.controller import FloorController
 from entropyfloor_losses import EntropyTerm
 
@@ -17,54 +18,39 @@ _ONSET_WEIGHT = 1.0
 
 @dataclass
 class FloorOptions:
-    """Fields of an entropy floor; a base class beside trl's config.
+    """Fields of an entropy floor; a base class beside trl's config."""
 
-    Args:
-        entropy_floor: keep the entropy of rollouts above this, nats (0.18 is the rank-inversion
-            paper's threshold); composes with any loss. None: no floor.
-        floor_place: where the entropy goes: "onset_anchor" (KL from the model in training as it
-            was when its entropy came near the floor), "anchor" (KL from the model that training
-            started from) or "uniform" (a bonus on every token); see
-            `entropyfloor_losses.EntropyTerm`.
-        floor_margin: aim at ``entropy_floor * (1 + floor_margin)``.
-        floor_max_weight: largest weight of the term.
-        on_violation: "constrain": a controller moves the weight so that the floor holds; "stop":
-            the plain loss, and training ends at the first probe below the floor and restores the
-            last checkpoint above it; "warn": the plain loss, measured.
-        floor_probe_prompts: how many prompts are probed at most (0: no probe, the floor holds
-            teacher-forced). They are the first of the trainer's ``probe_prompts``, else of the
-            evaluation set, else of the training set.
-        floor_probe_steps: steps between probes; None chooses so that they take 5 % of the time at
-            most. A probe is also taken before every checkpoint.
-        floor_probe_tokens: length limit of a probe's rollouts.
-
-    """
-
-    entropy_floor: float | None = field(
-        default=None, metadata={"help": "Keep the entropy of rollouts above this, nats."}
+    entropy_floor: float | None = flag(
+        None,
+        "Keep the entropy of rollouts above this, nats (0.18 is the rank-inversion paper's "
+        "threshold); composes with any loss. None: no floor.",
     )
-    floor_place: str = field(
-        default="onset_anchor",
-        metadata={"help": "Where the entropy goes: onset_anchor, anchor or uniform."},
+    floor_place: str = flag(
+        "onset_anchor",
+        "Where the entropy goes: onset_anchor (KL from the model in training as it was when its "
+        "entropy came near the floor), anchor (KL from the model that training started from) or "
+        "uniform (a bonus on every token).",
     )
-    floor_margin: float = field(
-        default=0.25, metadata={"help": "Aim at entropy_floor * (1 + floor_margin)."}
+    floor_margin: float = flag(0.25, "Aim at entropy_floor * (1 + floor_margin).")
+    floor_max_weight: float = flag(2.0, "Largest weight of the entropy term.")
+    on_violation: str = flag(
+        "constrain",
+        "constrain: a controller moves the weight so that the floor holds; stop: the plain loss, "
+        "and training ends at the first probe below the floor and restores the last checkpoint "
+        "above it; warn: the plain loss, measured.",
     )
-    floor_max_weight: float = field(
-        default=2.0, metadata={"help": "Largest weight of the entropy term."}
+    floor_probe_prompts: int = flag(
+        16,
+        "How many prompts are probed at most (0: no probe, the floor holds teacher-forced): the "
+        "first of the trainer's probe_prompts, else of the evaluation set, else of the training "
+        "set.",
     )
-    on_violation: str = field(
-        default="constrain", metadata={"help": "Entropy floor: constrain, stop or warn."}
+    floor_probe_steps: int | None = flag(
+        None,
+        "Steps between probes; None chooses so that they take 5 %% of the time at most. A probe is "
+        "also taken before every checkpoint.",
     )
-    floor_probe_prompts: int = field(
-        default=16, metadata={"help": "Prompts that are probed, at most; 0 for no probe."}
-    )
-    floor_probe_steps: int | None = field(
-        default=None, metadata={"help": "Steps between probes; default: 5 %% of the time."}
-    )
-    floor_probe_tokens: int = field(
-        default=64, metadata={"help": "Length limit of a probe's rollouts."}
-    )
+    floor_probe_tokens: int = flag(64, "Length limit of a probe's rollouts.")
 
     def check_floor(self) -> None:
         """Raise ValueError for a floor that cannot be."""
