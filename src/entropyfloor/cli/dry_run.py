@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from entropyfloor.cli.training_command import Arguments
+    from entropyfloor.cli.training_inputs import Arguments
     from entropyfloor.rollouts.options import Loading, PromptOptions, Sampling
     from entropyfloor.rollouts.prompts import PromptSet
 
@@ -85,7 +85,7 @@ def training_tokenizer(arguments: Arguments) -> Any:
     """The tokenizer that the trainer will take."""
     from transformers import AutoTokenizer
 
-    from entropyfloor.cli.training_command import loading
+    from entropyfloor.cli.training_inputs import loading
 
     model = arguments.model
     with loading(model.model_name_or_path):

@@ -16,7 +16,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from entropyfloor.cli.training_command import Arguments, Job, TrainingVerb
+from entropyfloor.cli.training_command import Job, TrainingVerb
+from entropyfloor.cli.training_inputs import Arguments
 from entropyfloor.cli.training_rewards import (
     RewardArguments,
     chosen_rewards,

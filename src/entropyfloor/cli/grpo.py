@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.cli.training_command import Arguments, Job, TrainingVerb
-from entropyfloor.cli.training_inputs import chat_options
+from entropyfloor.cli.training_command import Job, TrainingVerb
+from entropyfloor.cli.training_inputs import Arguments, chat_options
 from entropyfloor.cli.training_rewards import (
     RewardArguments,
     chosen_rewards,

@@ -6,8 +6,8 @@ from typing import Any
 
 from trl import ScriptArguments
 
-from entropyfloor.cli.training_command import Arguments, Job, TrainingVerb
-from entropyfloor.cli.training_inputs import chat_options, rows_for_sft
+from entropyfloor.cli.training_command import Job, TrainingVerb
+from entropyfloor.cli.training_inputs import Arguments, chat_options, rows_for_sft
 from entropyfloor.rollouts.options import TemplateOptions
 from entropyfloor.sft.sed_config import SEDConfig
 

@@ -7,45 +7,14 @@ program that ``accelerate launch`` starts in each process.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.cli.errors import exit_code
 from entropyfloor.cli.options import refuse
-from entropyfloor.cli.training_inputs import model_init_kwargs
-
-
-@dataclass
-class Arguments:
-    """What a training verb was asked for."""
-
-    script: Any  # trl's script arguments: which rows, and what the verb adds
-    training: Any  # the trainer's configuration
-    model: Any  # trl's ModelConfig
-    mixture: Any  # trl's DatasetMixtureConfig: datasets: of a YAML file
-    launch_in_file: list[str]  # words of the launcher in the YAML file
-    launch_in_command: list[str]  # words of the launcher on the command line
-
-    @property
-    def launch(self) -> list[str]:
-        """The launcher's words, if this process is to start others; none in those it started."""
-        if "LOCAL_RANK" in os.environ:  # which torchrun and accelerate set
-            return []
-        return self.launch_in_file + self.launch_in_command
-
-    def script_words(self, argv: Sequence[str]) -> list[str]:
-        """``argv`` without the launcher's words, which appear in it in this order."""
-        waiting, kept = list(self.launch_in_command), []
-        for word in argv:
-            if waiting and word == waiting[0]:
-                waiting.pop(0)
-            else:
-                kept.append(word)
-        return kept
+from entropyfloor.cli.training_inputs import Arguments, loading, model_init_kwargs
 
 
 @dataclass(frozen=True)
@@ -178,22 +147,6 @@ def _check_launch_words(words: list[str], known: set[str], verb: str) -> None:
     unknown += [flag for flag in flags if flag not in launcher]
     if unknown:
         refuse(unknown[0], known | launcher, verb)
-
-
-@contextmanager
-def loading(name: str) -> Iterator[None]:
-    """A model that cannot be found or read is an error of usage.
-
-    Raises:
-        ValueError: instead of transformers' own OSError.
-
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:  # the machine's own: a full disk, say
-            raise
-        raise ValueError(f"{name} cannot be loaded: {error}") from error
 
 
 def _resume_flag(value: Any) -> Any:

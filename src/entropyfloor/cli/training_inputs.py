@@ -1,9 +1,12 @@
-"""The model and the rows that a training verb names, checked before anything is loaded."""
+"""What a training verb was asked for: model and rows, checked before anything is loaded."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +14,52 @@ from entropyfloor.cli.errors import describe
 from entropyfloor.rollouts.reading import as_written, is_json
 
 if TYPE_CHECKING:
-    from entropyfloor.cli.training_command import Arguments
     from entropyfloor.rollouts.options import ChatOptions
+
+
+@dataclass
+class Arguments:
+    """What a training verb was asked for."""
+
+    script: Any  # trl's script arguments: which rows, and what the verb adds
+    training: Any  # the trainer's configuration
+    model: Any  # trl's ModelConfig
+    mixture: Any  # trl's DatasetMixtureConfig: datasets: of a YAML file
+    launch_in_file: list[str]  # words of the launcher in the YAML file
+    launch_in_command: list[str]  # words of the launcher on the command line
+
+    @property
+    def launch(self) -> list[str]:
+        """The launcher's words, if this process is to start others; none in those it started."""
+        if "LOCAL_RANK" in os.environ:  # which torchrun and accelerate set
+            return []
+        return self.launch_in_file + self.launch_in_command
+
+    def script_words(self, argv: Sequence[str]) -> list[str]:
+        """``argv`` without the launcher's words, which appear in it in this order."""
+        waiting, kept = list(self.launch_in_command), []
+        for word in argv:
+            if waiting and word == waiting[0]:
+                waiting.pop(0)
+            else:
+                kept.append(word)
+        return kept
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """A model that cannot be found or read is an error of usage.
+
+    Raises:
+        ValueError: instead of transformers' own OSError.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # the machine's own: a full disk, say
+            raise
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
 
 
 def model_init_kwargs(training: Any, model: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from trl.scripts.grpo import GRPOScriptArguments
 
-from entropyfloor.cli.training_command import Arguments
 from entropyfloor.cli.training_inputs import (
+    Arguments,
     chat_options,
     check_embedded,
     load_rows,
