@@ -15,7 +15,7 @@ from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.screening.verdict import FLAGGED
 from entropyfloor.stats.intervals import Interval
 
-_PAIRS = 4  # comparisons said in full; the page has all of them
+_PAIRS = 4  # comparisons that are said; of more only the last, and the page has all of them
 _STYLES: dict[str, Style] = {
     "ready": "good",
     "not flagged": "good",
@@ -132,8 +132,9 @@ def remarks(report: ScreeningReport) -> list[str]:
     said = [f"{_some(checkpoints)}: {words}" for words, checkpoints in names.items()]
     if (trained_on := report.settings.get("trained_on")) and trained_on["share"] > 0:
         said.insert(0, f"trained on, not held out: {trained_on['words']} of {trained_on['source']}")
-    pairs = [f"{pair.second} against {pair.first}: {pair.message}" for pair in report.comparisons]
-    return [*said, *(pairs if len(pairs) <= _PAIRS else []), *peak_words(report.peaks)]
+    shown = report.comparisons if len(report.comparisons) <= _PAIRS else report.comparisons[-1:]
+    pairs = [f"{pair.second} against {pair.first}: {pair.message}" for pair in shown]
+    return [*said, *pairs, *peak_words(report.peaks)]
 
 
 def verdict_word(checkpoint: CheckpointScreening) -> str:
