@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 FORMATS = ("trl", "verl", "csv", "tensorboard")
-_STEP_COLUMNS = ("step", "global_step", "train/global_step", "training/global_step", "_step")
+_STEP_COLUMNS = (
+    *("step", "Step", "_step", "global_step"),
+    *("train/global_step", "training/global_step"),
+)
 _EVENTS = "*tfevents*"
 # Numbers may come as Python's, or as numpy writes them: np.float64(0.4).
 _CONSOLE_STEP = re.compile(r"\bstep:(\d+) - (.*)")

@@ -193,7 +193,7 @@ def test_a_step_that_was_run_twice_counts_with_its_last_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "options", "words"),
     [
-        ("x.csv", "a,b\n1,2\n", {}, "no column step or global_step"),
+        ("x.csv", "a,b\n1,2\n", {}, "no column step or Step or _step or global_step"),
         ("x.csv", "step,b\n1,2\n", {"step": "iteration"}, "no column iteration"),
         ("x.csv", "step,b\n", {}, "holds no numbers by step"),
         ("x.csv", "step,b\n1.5,2\n", {}, "1.5 is no optimizer step"),
