@@ -27,6 +27,9 @@ def covered(populations, runs):
     """Shares of screenings whose interval, and whose whole band, hold the exact differences."""
     first, second = map(exact_values, populations)
     truth = {name: second[name] - first[name] for name in first}
+    solved = [1 - (1 - population.rate) ** SAMPLES for population in populations]
+    both = (solved[0] * solved[1]).sum()
+    truth |= {"kept": both / solved[0].sum(), "new": 1 - both / solved[1].sum()}
     rng = np.random.default_rng(1)
     inside = dict.fromkeys([*truth, "band"], 0)
     for run in range(runs):
@@ -35,6 +38,9 @@ def covered(populations, runs):
         found = compare_paired(*sides, group_size=SAMPLES, ks=range(1, SAMPLES + 1), seed=run)
         for d in found.differences:
             inside[d.metric] += int(d.interval.low <= truth[d.metric] <= d.interval.high)
+        for name in ("kept", "new"):
+            low, high = getattr(found.coverage, f"{name}_interval")
+            inside[name] += int(low <= truth[name] <= high)
         inside["band"] += all(
             p.band.low <= truth[f"pass_at_{p.k}"] <= p.band.high for p in found.band
         )
