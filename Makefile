@@ -1,7 +1,8 @@
 # Two commands do everything on a fresh machine with Python >= 3.11, make and git:
 #   make demo    virtual environment, pinned install, the main job (QUICK=1: two minutes)
 #   make test    the same install, the test suite without the slow end-to-end programs
-# make dist builds the wheels of both distributions, make docs the site in build/site.
+# make test-integrations: our loss in axolotl, LLaMA-Factory, ms-swift, verl, Lightning and torchtitan, each in an
+# environment with its own pins. make dist builds the wheels of both distributions, make docs the site in build/site.
 # CI runs those too: make test-slow; make test-all is both.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test test-slow test-all test-matrix test-oldest lint bench docs dist clean
+.PHONY: demo test test-slow test-all test-matrix test-oldest test-integrations lint bench docs dist clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
@@ -31,6 +32,10 @@ test-matrix: $(VENV)/.installed-test
 
 test-oldest: $(VENV)/.installed-test
 	$(BIN)/python tests/matrix.py --oldest $(ARGS)
+
+# Some minutes and about 10 GB of disk; FRAMEWORKS="axolotl verl" for some of them.
+test-integrations: $(VENV)/.installed-test
+	$(BIN)/python tests/integrations/environments.py $(FRAMEWORKS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -52,7 +57,7 @@ dist: $(VENV)/bin/pip
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./losses .
 
 clean:
-	rm -rf $(VENV) .matrix runs dist
+	rm -rf $(VENV) .venv-integrations .matrix runs dist
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"entropyfloor needs Python 3.11 or later, {sys.executable} is {v.major}.{v.minor}: make PYTHON=...")'

@@ -132,6 +132,15 @@ def test_arrows_go_down():
     assert_shrinking(upward, UPWARD)
 
 
+def test_nothing_imports_the_integrations():
+    importers = {
+        folder_of(module)
+        for module, targets in IMPORTS.items()
+        if any(folder_of(target) == "integrations" for target in targets)
+    }
+    assert importers == {"integrations"}
+
+
 def circles():
     """Sets of modules that reach each other (Tarjan's strongly connected components)."""
     index, low, stack, result = {}, {}, [], []

@@ -46,6 +46,7 @@ class LossHeadOutput(ModelOutput):
     Attributes:
         loss: scalar with the gradient: the objective by its token count, and in a mixture of
             experts the weighted balancing loss, as in the model's own forward.
+        logits: None, always: training loops that would measure something on them look for it.
         aux_loss: scalar, the balancing loss, where router logits were asked for.
         objective: scalar with the gradient: sum of the loss over this call's scored tokens.
         scored: ``[batch, length]`` bool, False where the label is -100; what follows is 0 there.
@@ -59,6 +60,7 @@ class LossHeadOutput(ModelOutput):
     """
 
     loss: Tensor | None = None
+    logits: Tensor | None = None
     aux_loss: Tensor | None = None
     objective: Tensor | None = None
     scored: Tensor | None = None

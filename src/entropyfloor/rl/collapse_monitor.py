@@ -21,6 +21,7 @@ checkpoint is kept from ``save_total_limit``. Only weights are restored; trainin
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,11 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         """Name the trainer to watch; only needed where it cannot be found by itself."""
         self._trainer = trainer
         return self
+
+    def see_rewards(self, rewards: Mapping[str, Sequence[float]]) -> None:
+        """Take rewards that were computed out of sight; see `GRPOProbe.count_elsewhere`."""
+        if self._probe is not None:
+            self._probe.count_elsewhere(rewards)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON data: arguments, and what was seen."""

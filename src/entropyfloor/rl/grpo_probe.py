@@ -14,9 +14,10 @@ Evaluation is left out. tests/entropyfloor/rl/test_canary.py fails when these pa
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from entropyfloor.rl.group_counts import GroupCounts, count_groups
@@ -66,6 +67,7 @@ class GRPOProbe:
         self.success_function = first if success_reward is None else names.index(success_reward)
         self.success_threshold = success_threshold
         self.counts = GroupCounts()
+        self._counted = False  # the last generation batch
         self._entropies: list[float] = []
         self._tokens: list[torch.Tensor] = []
         self._originals: dict[str, Callable[..., Any]] = {}
@@ -121,16 +123,36 @@ class GRPOProbe:
     def _see_rewards(self, original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         rewards = original(*arguments, **keywords)
         if self.trainer.model.training:
-            aggregation = getattr(self.trainer, "multi_objective_aggregation", "sum_then_normalize")
-            self.counts += count_groups(
-                rewards.detach().double().cpu().numpy(),
-                self.trainer.reward_weights.double().cpu().numpy(),
-                self.trainer.num_generations,
-                success_function=self.success_function,
-                success_threshold=self.success_threshold,
-                each_function=aggregation == "normalize_then_sum",
-            )
+            self._count(rewards.detach().double().cpu().numpy())
+            self._counted = True
         return rewards
+
+    def count_elsewhere(self, rewards: Mapping[str, Sequence[float]]) -> None:
+        """Count a generation batch whose rewards ``_calculate_rewards`` may not have computed.
+
+        Trainers that hand rewards out where they are used call this after each batch; a batch that
+        was counted already is left out. With several processes only one of them knows, so nothing
+        is counted.
+
+        Args:
+            rewards: of every rollout, groups side by side, by the name of the reward function.
+
+        """
+        counted, self._counted = self._counted, False
+        if not counted and self.trainer.accelerator.num_processes == 1:
+            columns = [rewards[name] for name in self.trainer.reward_func_names]
+            self._count(np.array(columns, dtype=np.float64).T)
+
+    def _count(self, rewards: np.ndarray) -> None:
+        aggregation = getattr(self.trainer, "multi_objective_aggregation", "sum_then_normalize")
+        self.counts += count_groups(
+            rewards,
+            self.trainer.reward_weights.double().cpu().numpy(),
+            self.trainer.num_generations,
+            success_function=self.success_function,
+            success_threshold=self.success_threshold,
+            each_function=aggregation == "normalize_then_sum",
+        )
 
     def _see_loss(
         self, original: Callable[..., Any], model: Any, inputs: Any, *rest: Any, **keywords: Any

@@ -146,8 +146,12 @@ class EntropyFloorCallback(TrainerCallback):
         Returns:
             The metrics of this step.
 
+        Raises:
+            ValueError: the first step was computed without the loss.
+
         """
         self.prepare()
+        self.check_first_step("the training loop")
         sums = self.head.pop_sums()
         self._sums = {name: self._sums[name] + value for name, value in sums.items()}
         if self.floor is not None:
@@ -155,6 +159,28 @@ class EntropyFloorCallback(TrainerCallback):
                 self.floor.observe(sums["entropy"], sums["tokens"])
             self.floor.step()
         return self._ratios(sums, "train")
+
+    def check_first_step(self, caller: str) -> None:
+        """Refuse a first step whose gradient is of another loss than ours; afterwards nothing.
+
+        Args:
+            caller: what computed the step, for the message.
+
+        Raises:
+            ValueError: our loss was not called.
+
+        """
+        if self._calls < 0:
+            return
+        if self.head.calls == self._calls:
+            raise ValueError(
+                f"{caller} computed its first step without the loss that the model was patched "
+                f"with ({type(self.head.loss).__name__}), so it would train on another one. "
+                "Something replaces compute_loss or the model's forward (Unsloth and Liger do; "
+                "trl's SFTTrainer builds its own head: use SEDTrainer). Switch that off, or patch "
+                "the model after it"
+            )
+        self._calls = -1  # seen once: that is enough
 
     def probe(self, step: int) -> None:
         """Measure rollouts of the model as it is, once for a step; needs prompts and a tokenizer.
@@ -242,17 +268,7 @@ class EntropyFloorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Refuse a first step whose gradient is of another loss than ours."""
-        if self.head.calls > self._calls >= 0:
-            self._calls = -1  # seen once: that is enough
-        elif self._calls >= 0:
-            trainer = type(self._trainer).__name__
-            raise ValueError(
-                f"{trainer} computed its first step without the loss that the model was patched "
-                f"with ({type(self.head.loss).__name__}), so it would train on another one. "
-                "Something replaces compute_loss or the model's forward (Unsloth and Liger do; "
-                "trl's SFTTrainer builds its own head: use SEDTrainer). Switch that off, or patch "
-                "the model after it"
-            )
+        self.check_first_step(type(self._trainer).__name__)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

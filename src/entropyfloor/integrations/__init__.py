@@ -1,0 +1,1 @@
+"""Our loss and floor in other frameworks: a file each, which that framework imports, not we."""
