@@ -100,10 +100,8 @@ def groups(folder: str) -> dict[str, dict[str, dict[str, Any]]]:
     uniform, anchor, onset = (
         {**floor, "floor_place": place} for place in ("uniform", "anchor", "onset_anchor")
     )
-    caches = [{**anchor, "floor_reference_cache": f"{folder}/{name}"} for name in ("full", "lora")]
-    onset_caches = [
-        {**onset, "floor_reference_cache": f"{folder}/onset-{n}"} for n in ("full", "lora")
-    ]
+    caches = [{**anchor, "reference_cache": f"{folder}/{name}"} for name in ("full", "lora")]
+    onset_caches = [{**onset, "reference_cache": f"{folder}/onset-{n}"} for n in ("full", "lora")]
     return {
         "losses": {
             "trl SFTTrainer": {"trainer_class": SFTTrainer},
@@ -140,7 +138,7 @@ def measure(rows: dict[str, dict[str, Any]], rounds: int, *shape: Any) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 started = time.perf_counter()
                 # An onset's is written in a first step, which is not counted.
-                cache = getattr(trainer.args, "floor_reference_cache", None)
+                cache = getattr(trainer.args, "reference_cache", None)
                 if number == 0 and cache and trainer.args.floor_place == "anchor":
                     trainer._use_reference_cache()
                     cached[name] = time.perf_counter() - started

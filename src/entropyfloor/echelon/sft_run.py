@@ -39,6 +39,7 @@ TRAINING_STATE = (
     "optimizer.pt",
     "floor_reference.safetensors",
     "floor_reference.json",
+    "loss_reference.safetensors",
     "scheduler.pt",
     "rng_state.pth",
     "scaler.pt",

@@ -22,11 +22,13 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from entropyfloor.models.head_weight import whole_head
 from entropyfloor.models.logit_transform import head_options
 from entropyfloor.models.ranks import gathered, summed, wide_dtype
+from entropyfloor.models.sequence_weights import weights_of_sequences
 from entropyfloor_losses import (
     EntropyTerm,
     PenalisedLoss,
     ReferenceHead,
     ReferenceTopK,
+    StatisticsRequest,
     TokenStatistics,
     linear_loss,
     needs_calibration,
@@ -81,8 +83,9 @@ class LossHead:
         loss: maps `TokenStatistics` to per-token values.
         term: of entropy, added to the loss in training mode only; None for none.
         weight: of the term; at 0 it is not computed.
-        reference: for a term that needs it: maps a forward's next-token targets and arguments to
-            the reference model at these positions.
+        reference: for a term or a loss that needs it: maps a forward's next-token targets and
+            arguments to the reference model at these positions.
+        weights_reference: the same for weights of whole sequences, the labels' log-probabilities.
         on_labels: whether every call with ``labels`` is answered; otherwise only those with
             ``entropyfloor_head=True``.
         evaluation_logits: whether calls with labels in evaluation mode return the model's own
@@ -96,6 +99,7 @@ class LossHead:
     term: EntropyTerm | None = None
     weight: float = 0.0
     reference: Callable[..., ReferenceHead | ReferenceTopK] | None = None
+    weights_reference: Callable[..., ReferenceTopK] | None = None
     on_labels: bool = True
     evaluation_logits: bool = True
     calls: int = 0
@@ -214,8 +218,12 @@ def loss_without_logits(
     term = head.term if head.weight > 0 and model.training else None
     objective_of = head.loss if term is None else PenalisedLoss(head.loss, term, head.weight)
     reference = None
-    if term is not None and term.needs_reference:
-        assert head.reference is not None
+    if _needs_reference(objective_of):
+        if head.reference is None:
+            raise ValueError(
+                f"{type(head.loss).__name__} compares with a reference model: give the trainer "
+                "EntropyFloorCallback(head), use SEDTrainer, or set head.reference"
+            )
         reference = head.reference(targets, *args, **kwargs)
     backbone = model.base_model(*args, **kwargs)
     hidden = backbone.last_hidden_state
@@ -229,6 +237,20 @@ def loss_without_logits(
         if not torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(hidden.dtype)
             bias = None if bias is None else bias.to(hidden.dtype)
+        if advantages is None and hasattr(head.loss, "weights_request"):
+            positions = kwargs.get("position_ids")
+            if positions is not None and shift_labels is None:
+                positions = positions[:, :-1]
+            of_labels = None
+            if head.weights_reference is not None and model.training:
+                of_labels = head.weights_reference(targets, *args, **kwargs)
+            advantages = weights_of_sequences(
+                head.loss,
+                model,
+                (hidden.detach(), weight.detach(), targets, bias),
+                positions,
+                of_labels,
+            )
         # num_items=1 leaves the sum, which is divided below.
         objective, statistics = linear_loss(
             hidden,
@@ -256,6 +278,11 @@ def loss_without_logits(
     return output
 
 
+def _needs_reference(loss: Any) -> bool:
+    request = getattr(loss, "request", None)
+    return isinstance(request, StatisticsRequest) and request.needs_reference
+
+
 def model_output(
     head: LossHead,
     own_forward: Callable[..., Any],
@@ -266,6 +293,11 @@ def model_output(
     **kwargs: Any,
 ) -> Any:
     """The model's own output, logits and all, with our loss in it."""
+    if _needs_reference(head.loss):
+        raise ValueError(
+            f"{type(head.loss).__name__} compares with a reference model, which an evaluation with "
+            "logits has not at hand: set head.evaluation_logits = False"
+        )
     theirs = own_forward(*args, **kwargs)
     as_mapping = isinstance(theirs, dict)
     logits = theirs["logits"] if as_mapping else theirs[0]
@@ -273,9 +305,15 @@ def model_output(
     loss: Any = head.loss
     if shift_labels is None:
         logits = logits[:, :-1]
+    weighted = hasattr(loss, "weights_request")
     # Row by row: the plain formulas hold several copies of the logits.
     rows = [
-        token_statistics(row, row_targets, request=getattr(loss, "request", None))
+        token_statistics(
+            row,
+            row_targets,
+            request=getattr(loss, "request", None),
+            advantages=torch.ones_like(row_targets, dtype=row.dtype) if weighted else None,
+        )
         for row, row_targets in zip(logits, targets, strict=True)
     ]
     objective = torch.stack([row.where_scored(loss(row)).sum() for row in rows]).sum()

@@ -44,9 +44,10 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
     Args:
         model: a causal language model of transformers, or a PEFT model around one; not yet wrapped
             by DDP, FSDP or DeepSpeed. One that is patched already is patched anew.
-        loss: a name ("ce", "sed", "dcr", "dft", "gem", "entropy_bonus",
-            "selective_entropy_bonus"), an object of `entropyfloor_losses`, or any callable that
-            maps `TokenStatistics` of n tokens to ``[n]`` values token by token.
+        loss: a name (one of `entropyfloor_losses.LOSS_NAMES`), an object of `entropyfloor_losses`,
+            or any callable that maps `TokenStatistics` of n tokens to ``[n]`` values token by
+            token. "gift", "asft" and "psft" compare with a reference model, which
+            `EntropyFloorCallback` sets; "tail" and "pear" are `SEDTrainer`'s.
         **options: of a named loss: ``lam``, ``top_k``, ``tau``, ``beta``, ... With tau="auto" (the
             default of "sed") call ``head.calibrate(batches)`` before the first step;
             `EntropyFloorCallback` does.
@@ -164,7 +165,7 @@ def _check_head(model: PreTrainedModel, loss: Any) -> None:
         )
     vocabulary = model.config.get_text_config().vocab_size
     request = getattr(loss, "request", None)
-    if request is not None and request.top_k > vocabulary:
+    if request is not None and request.likeliest > vocabulary:
         raise ValueError(
-            f"top_k is {request.top_k}, more than the vocabulary of {vocabulary} tokens"
+            f"top_k is {request.likeliest}, more than the vocabulary of {vocabulary} tokens"
         )

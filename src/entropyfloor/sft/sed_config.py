@@ -13,10 +13,10 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from entropyfloor.sft.floor.options import FloorOptions
-from entropyfloor_losses import loss_by_name, loss_name_and_options
+from entropyfloor.sft.loss_reference import check_reference
+from entropyfloor_losses import LOSS_NAMES, loss_by_name, loss_name_and_options, loss_options
 
-_CACHED_PLACES = ("onset_anchor", "anchor")
-LOSS_OPTIONS = ("lam", "top_k", "tau", "quantile", "beta", "smoothing")
+LOSS_OPTIONS = tuple(sorted({option for name in LOSS_NAMES for option in loss_options(name)}))
 
 
 @dataclass
@@ -24,22 +24,33 @@ class SEDConfig(FloorOptions, SFTConfig):
     """Arguments of `SEDTrainer`: every field of ``trl.SFTConfig`` and the ones below.
 
     Args:
-        loss: "ce", "sed", "dcr", "dft", "gem", "entropy_bonus" or "selective_entropy_bonus"; a loss
-            object of `entropyfloor_losses` is taken apart into its name and options. Your own
-            callables go to ``SEDTrainer(loss=...)``.
-        lam: weight of SED's penalty or of the entropy bonus, >= 0.
-        top_k: k of the top-k mass that selects uncertain tokens.
+        loss: one of `entropyfloor_losses.LOSS_NAMES`; a loss object of `entropyfloor_losses` is
+            taken apart into its name and options. Your own callables go to
+            ``SEDTrainer(loss=...)``.
+        lam: weight of SED's penalty, of the entropy bonus or of ASFT's KL, >= 0.
+        top_k: k of the top-k mass that selects uncertain tokens, or of EAFT's entropy.
         tau: threshold: on the top-k mass (SED, selective bonus; "auto" calibrates it on the initial
             model), or on p_y (DCR).
         quantile: for tau="auto": the share of scored tokens selected when training starts.
-        beta: GEM's temperature.
+        beta: GEM's temperature, GIFT's inverse temperature.
         smoothing: label smoothing of cross-entropy, in [0, 1).
+        alpha: exponent of EAFT's weight, of the power loss.
+        normaliser: what EAFT divides the entropy by, nats; None: log ``top_k``.
+        epsilon_high: PSFT's clip: growth of a label's probability between refreshes.
+        refresh_steps: PSFT: optimizer steps between snapshots of the model.
+        group_size: DCO: samples per prompt of the RL to come.
+        drop_fraction: TailSFT: share of a step's sequences that is left out.
+        block_size: PEAR: tokens that share a weight; 0: the whole sequence.
+        gamma: PEAR: discount per token.
         calibration_rows: for tau="auto": rows of the training set that are measured, spread evenly.
-        floor_reference_cache: folder for the reference model's most likely tokens at every scored
-            position of the training set, computed before the first step ("anchor") or at the onset
-            ("onset_anchor"): the anchor then costs neither a second model nor a second forward
-            pass. An onset's cache is of one run.
-        floor_reference_top_k: how many tokens per position it keeps.
+        reference_model: what a loss compares with: the model that wrote the data (PEAR needs it),
+            or another one than training starts from (GIFT, ASFT, TailSFT).
+        reference_cache: folder for what the floor's anchor and the loss ask of their reference
+            model, at every scored position, computed before the first step (at the onset for
+            "onset_anchor"): they then cost neither a second model nor a second forward pass. An
+            onset's cache is of one run. Losses that need no more than the labels' log-probabilities
+            (TailSFT, PEAR) always have one, in ``output_dir`` by default.
+        reference_top_k: how many tokens per position it keeps.
 
     The entropy floor's further fields are those of `FloorOptions`.
 
@@ -53,14 +64,14 @@ class SEDConfig(FloorOptions, SFTConfig):
     loss: str = field(
         default="sed",
         metadata={
-            "help": "Loss: ce, sed, dcr, dft, gem, entropy_bonus or selective_entropy_bonus."
+            "help": f"Loss: {', '.join(LOSS_NAMES)}.",
         },
     )
     lam: float | None = field(
-        default=None, metadata={"help": "Weight of SED's penalty or of the entropy bonus (>= 0)."}
+        default=None, metadata={"help": "Weight of SED's penalty, entropy bonus, ASFT's KL (>= 0)."}
     )
     top_k: int | None = field(
-        default=None, metadata={"help": "k of the top-k mass that selects uncertain tokens."}
+        default=None, metadata={"help": "k of the top-k mass that selects, or of EAFT's entropy."}
     )
     tau: str | None = field(
         default=None,
@@ -73,20 +84,48 @@ class SEDConfig(FloorOptions, SFTConfig):
         default=None,
         metadata={"help": "tau='auto': share of scored tokens selected when training starts."},
     )
-    beta: float | None = field(default=None, metadata={"help": "GEM's temperature (> 0)."})
+    beta: float | None = field(
+        default=None, metadata={"help": "GEM's temperature, GIFT's inverse temperature."}
+    )
     smoothing: float | None = field(
         default=None, metadata={"help": "Label smoothing of cross-entropy, in [0, 1)."}
     )
+    alpha: float | None = field(
+        default=None, metadata={"help": "Exponent of EAFT's weight, of the power loss."}
+    )
+    normaliser: float | None = field(
+        default=None, metadata={"help": "What EAFT divides the entropy by; default: log top_k."}
+    )
+    epsilon_high: float | None = field(
+        default=None, metadata={"help": "PSFT: growth of p_y between refreshes, clipped above."}
+    )
+    refresh_steps: int | None = field(
+        default=None, metadata={"help": "PSFT: optimizer steps between snapshots."}
+    )
+    group_size: int | None = field(
+        default=None, metadata={"help": "DCO: samples per prompt of the RL to come."}
+    )
+    drop_fraction: float | None = field(
+        default=None, metadata={"help": "TailSFT: share of a step's sequences left out."}
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "PEAR: tokens that share a weight; 0: the sequence."}
+    )
+    gamma: float | None = field(default=None, metadata={"help": "PEAR: discount per token."})
     calibration_rows: int = field(
         default=128, metadata={"help": "tau='auto': training rows measured to calibrate tau."}
     )
 
-    floor_reference_cache: str | None = field(
+    reference_model: str | None = field(
         default=None,
-        metadata={"help": "Anchors: folder that caches the reference's most likely tokens."},
+        metadata={"help": "Model a loss compares with; PEAR: the one that wrote the data."},
     )
-    floor_reference_top_k: int = field(
-        default=32, metadata={"help": "Tokens per position in floor_reference_cache."}
+    reference_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that caches what loss and anchor ask of their reference."},
+    )
+    reference_top_k: int = field(
+        default=32, metadata={"help": "Tokens per position in reference_cache."}
     )
 
     def __post_init__(self) -> None:
@@ -108,8 +147,9 @@ class SEDConfig(FloorOptions, SFTConfig):
                 raise ValueError(f'tau is {self.tau!r}; it must be "auto" or a number') from None
         if self.calibration_rows < 1:
             raise ValueError(f"calibration_rows is {self.calibration_rows}; it must be >= 1")
-        self.build_loss()
+        loss = self.build_loss()
         self.check_floor()
+        check_reference(loss, self)
         self.refuse_what_replaces_the_loss()
 
     def loss_options(self) -> dict[str, Any]:
@@ -121,19 +161,10 @@ class SEDConfig(FloorOptions, SFTConfig):
         return loss_by_name(self.loss, **self.loss_options())
 
     def check_floor(self) -> None:
-        """Raise ValueError for a floor that cannot be."""
+        """Raise ValueError for a floor or a reference that cannot be."""
         super().check_floor()
-        if self.entropy_floor is None:
-            return
-        if self.floor_reference_cache is not None and self.floor_place not in _CACHED_PLACES:
-            raise ValueError(
-                f"floor_reference_cache keeps what floor_place={self.floor_place!r} does not need, "
-                f"so nothing would use it; it is for {' and '.join(_CACHED_PLACES)}"
-            )
-        if self.floor_reference_top_k < 1:
-            raise ValueError(
-                f"floor_reference_top_k is {self.floor_reference_top_k}; it must be >= 1"
-            )
+        if self.reference_top_k < 1:
+            raise ValueError(f"reference_top_k is {self.reference_top_k}; it must be >= 1")
 
     @classmethod
     def from_arguments(cls, args: TrainingArguments) -> SEDConfig:

@@ -26,9 +26,8 @@ from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
 from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
-from entropyfloor.sft.floor.reference_cache import cached_reference
-from entropyfloor.sft.floor.reference_model import ReferenceModel
 from entropyfloor.sft.sed_config import SEDConfig
+from entropyfloor.sft.step_weights import with_step_weights
 from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
 from entropyfloor.sft.trl_agreement import check_agreement, refuse_what_trl_cannot
 from entropyfloor_losses import TokenStatistics, loss_by_name, token_mean
@@ -119,11 +118,15 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train as SFTTrainer does; on resume, a calibrated tau comes from the checkpoint."""
-        reference = self._head.reference
-        if self.args.floor_reference_cache and isinstance(reference, ReferenceModel):
-            resumed = self._checkpoint_of(resume_from_checkpoint) is not None
-            self._head.reference = cached_reference(self, reference, resumed=resumed)
+        assert self._callback.reference is not None
+        resumed = self._checkpoint_of(resume_from_checkpoint) is not None
+        self._callback.reference.begin(self, resumed=resumed)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step; with their weights, where the loss ranks its sequences."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        return with_step_weights(self, self._head, batches), count
 
     def compute_loss(
         self,

@@ -387,8 +387,8 @@ def test_a_cache_of_the_whole_vocabulary_is_the_frozen_copy(tmp_path, config):
     cached = Run.of(
         floored(
             tmp_path / "cache",
-            floor_reference_cache=str(tmp_path / "base"),
-            floor_reference_top_k=261,
+            reference_cache=str(tmp_path / "base"),
+            reference_top_k=261,
             **settings,
         )
     )
@@ -406,8 +406,8 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
             tmp_path / "b",
             trainer=dict(lora),
             **CACHED,
-            floor_reference_cache=folder,
-            floor_reference_top_k=64,
+            reference_cache=folder,
+            reference_top_k=64,
         )
     )
     pairs = list(zip(few.series("reference_kl")[1:], whole.series("reference_kl")[1:], strict=True))
@@ -422,15 +422,13 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
             tmp_path / "c",
             trainer=dict(lora),
             **CACHED,
-            floor_reference_cache=folder,
-            floor_reference_top_k=64,
+            reference_cache=folder,
+            reference_top_k=64,
         )
     )
     assert again.series("loss") == few.series("loss")
     with pytest.raises(ValueError, match="caches k 64 and this run has 8"):
-        floored(
-            tmp_path / "d", **CACHED, floor_reference_cache=folder, floor_reference_top_k=8
-        ).train()
+        floored(tmp_path / "d", **CACHED, reference_cache=folder, reference_top_k=8).train()
 
 
 ONSET = {
@@ -451,7 +449,7 @@ def test_a_cache_of_the_whole_vocabulary_is_the_model_of_the_onset(tmp_path, lor
         return Run.of(floored(tmp_path / folder, trainer=extra, **ONSET, **config))
 
     held = run("held")
-    cached = run("cached", floor_reference_cache=str(tmp_path / "base"), floor_reference_top_k=261)
+    cached = run("cached", reference_cache=str(tmp_path / "base"), reference_top_k=261)
     assert held.series("floor_weight")[0] == 0 < held.series("floor_weight")[-1]
     assert max(held.series("reference_kl")) > 0.01
     for name in ("loss", "reference_kl", "floor_weight"):
@@ -460,7 +458,7 @@ def test_a_cache_of_the_whole_vocabulary_is_the_model_of_the_onset(tmp_path, lor
 
 def test_an_onset_cache_is_of_one_run_and_resumes_with_it(tmp_path):
     settings = {**ONSET, "save_strategy": "steps", "save_steps": 5}
-    cached = {"floor_reference_cache": str(tmp_path / "base")}
+    cached = {"reference_cache": str(tmp_path / "base")}
     whole = Run.of(floored(tmp_path / "whole", **settings, **cached))
     weights = whole.series("floor_weight")
     onset = next(step for step, weight in enumerate(weights, start=1) if weight > 0)
@@ -474,7 +472,7 @@ def test_an_onset_cache_is_of_one_run_and_resumes_with_it(tmp_path):
             assert value.equal(whole.weights[name])
     with pytest.raises(ValueError, match="an onset's is of one run"):
         floored(tmp_path / "other", **settings, **cached).train()
-    elsewhere = floored(tmp_path / "b", **settings, floor_reference_cache=str(tmp_path / "none"))
+    elsewhere = floored(tmp_path / "b", **settings, reference_cache=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="has no cache"):
         elsewhere.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-35"))
 
@@ -486,7 +484,7 @@ def test_evaluation_is_of_the_loss_alone(tmp_path):
         tmp_path,
         trainer={"eval_dataset": held_out},
         **CACHED,
-        floor_reference_cache=str(tmp_path / "base"),
+        reference_cache=str(tmp_path / "base"),
     )
     trainer.train()
     assert trainer._head.weight > 0
@@ -496,16 +494,16 @@ def test_evaluation_is_of_the_loss_alone(tmp_path):
 
 def test_a_cache_of_other_data_or_another_base_is_refused(tmp_path):
     folder = str(tmp_path / "base")
-    floored(tmp_path / "a", **CACHED, floor_reference_cache=folder).train()
+    floored(tmp_path / "a", **CACHED, reference_cache=folder).train()
     other = {"train_dataset": prompt_completion_rows(40).select(range(20, 40))}
     with pytest.raises(ValueError, match="a row of the training set is not in"):
-        floored(tmp_path / "b", trainer=other, **CACHED, floor_reference_cache=folder).train()
+        floored(tmp_path / "b", trainer=other, **CACHED, reference_cache=folder).train()
     with pytest.raises(ValueError, match="caches reference"):
         floored(
             tmp_path / "c",
             trainer={"model": tiny_model("qwen2")},
             **CACHED,
-            floor_reference_cache=folder,
+            reference_cache=folder,
         ).train()
     with pytest.raises(ValueError, match="nothing would use it"):
-        floored(tmp_path, floor_reference_cache=folder, floor_place="uniform")
+        floored(tmp_path, reference_cache=folder, floor_place="uniform")

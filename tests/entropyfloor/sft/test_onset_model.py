@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from entropyfloor.sft.floor.reference_model import FILE_NAME, OnsetModel
+from entropyfloor.sft.floor.reference_model import OnsetModel
 from tiny_models import tiny_model
 
 IDS = torch.tensor([[5, 9, 20, 7], [3, 3, 8, 1]])
@@ -72,7 +72,7 @@ def test_saved_and_loaded(tmp_path):
     model = tiny_model()
     first = OnsetModel(model)
     first.save(tmp_path)
-    assert not (tmp_path / FILE_NAME).exists()
+    assert not (tmp_path / OnsetModel.file_name).exists()
     first.capture()
     first.save(tmp_path)
     wanted = first(IDS, input_ids=IDS).hidden

@@ -31,6 +31,15 @@ CASES = {
     # Probes as often as their cost allows, which processes with other clocks have to agree on.
     "floor-timed": {**FLOOR, "floor_place": "uniform", "floor_probe_steps": None},
     "accumulated": {"loss": "gem", "gradient_accumulation_steps": 2},
+    # Ranks over both processes and micro-batches, from a cache that both write.
+    "tail": {
+        "loss": "tail",
+        "drop_fraction": 0.4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1.0,
+        "reference_cache": "cache",
+    },
+    "dco": {"loss": "dco", "group_size": 2, "gradient_accumulation_steps": 2},
 }
 GLOBAL_BATCH = 4
 
@@ -56,6 +65,8 @@ def run_all(folder: Path) -> None:
         }
         output_dir = folder / f"output-{name}-{rank}"  # its own: the files of each process
         data = {"eval_dataset": prompt_completion_rows(8)}
+        if config is not None and "reference_cache" in config:
+            config = {**config, "reference_cache": str(folder / config["reference_cache"])}
         if config is None:
             trainer = build(SFTTrainer, arguments(output_dir, **settings), **data)
         else:

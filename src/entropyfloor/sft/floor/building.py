@@ -49,7 +49,8 @@ def build_floor(
             f"entropy_floor is {controller.floor} nats; no distribution over {vocabulary} "
             f"tokens has more than {math.log(vocabulary):.2f}. The paper's threshold is 0.18"
         )
-    reference = _reference(options, model, trainer)
+    # An anchor and a loss that compares with the starting model share it.
+    reference = None if head.reference is not None else _reference(options, model, trainer)
     prompts = probed_prompts(prompts, (), options.floor_probe_prompts)
     probe = None
     if prompts is not None:
@@ -60,7 +61,9 @@ def build_floor(
             "entropy floor holds for teacher-forced entropy only, which is not that of rollouts. "
             "Pass probe_prompts=[...]"
         )
-    head.term, head.reference = options.build_term(), reference
+    head.term = options.build_term()
+    if reference is not None:
+        head.reference = reference
     return EntropyFloor(
         controller,
         head,
@@ -70,7 +73,8 @@ def build_floor(
     )
 
 
-def _is_sharded(trainer: Any) -> bool:
+def is_sharded(trainer: Any) -> bool:
+    """Whether DeepSpeed or FSDP shard the model that a trainer trains."""
     return trainer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
 
 
@@ -78,12 +82,12 @@ def _reference(options: FloorOptions, model: Any, trainer: Any) -> ReferenceMode
     """The reference model of an anchor; None without one."""
     if options.on_violation != "constrain" or not options.build_term().needs_reference:
         return None
-    if _is_sharded(trainer):
+    if is_sharded(trainer):
         raise ValueError(
             f"floor_place={options.floor_place!r} needs the whole reference model on every "
             "process, which DeepSpeed and FSDP shard. Use floor_place='uniform'"
         )
-    cached = getattr(options, "floor_reference_cache", None) is not None
+    cached = getattr(options, "reference_cache", None) is not None
     if options.floor_place == "onset_anchor":
         return CachedOnset(trainer) if cached else OnsetModel(model)
     return starting_model(model, copied=not cached)
@@ -97,7 +101,7 @@ def _probe(
     prompts: PromptSet,
     reward: str | RewardFunction | None,
 ) -> RolloutProbe:
-    if _is_sharded(trainer):
+    if is_sharded(trainer):
         raise ValueError(
             "the probe samples from the model in training, which DeepSpeed and FSDP shard. "
             "Set floor_probe_prompts=0: the floor then holds for teacher-forced entropy"

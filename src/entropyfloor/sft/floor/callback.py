@@ -36,10 +36,11 @@ from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
 from entropyfloor.sft.calling_trainer import call_before_reporters, find_trainer
-from entropyfloor.sft.floor.building import build_floor
+from entropyfloor.sft.floor.building import build_floor, is_sharded
 from entropyfloor.sft.floor.floor import EntropyFloor, warn
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.sft.floor.probe import last_above
+from entropyfloor.sft.loss_reference import LossReference
 from entropyfloor.sft.run_record import recorded_tau, write_run_record
 from entropyfloor_losses import needs_calibration
 
@@ -63,6 +64,7 @@ class EntropyFloorCallback(TrainerCallback):
 
     Attributes:
         floor: the `EntropyFloor`, once training was prepared; None without ``entropy_floor``.
+        reference: of the loss, once training was prepared.
         reads_head: whether the head's sums are what is observed and logged.
 
     Logged: ``ce`` (nats per token), ``penalty`` (objective minus CE), ``selected_fraction`` (tokens
@@ -94,6 +96,7 @@ class EntropyFloorCallback(TrainerCallback):
         self.options = FloorOptions(**fields) if options is None else options
         self.options.check_floor()
         self.floor: EntropyFloor | None = None
+        self.reference: LossReference | None = None
         self.reads_head = True
         self._probe_prompts, self._probe_reward = probe_prompts, probe_reward
         self._chosen_loss = head.loss
@@ -129,6 +132,7 @@ class EntropyFloorCallback(TrainerCallback):
                 "training: patch_model(model) the model that the trainer is given"
             )
         self._model, self._trainer = model, trainer
+        self.reference = LossReference(self.head, self.options, model, sharded=is_sharded(trainer))
         if self.options.entropy_floor is not None:
             self.floor = build_floor(
                 self.head,
@@ -158,6 +162,8 @@ class EntropyFloorCallback(TrainerCallback):
             if self.reads_head:
                 self.floor.observe(sums["entropy"], sums["tokens"])
             self.floor.step()
+        assert self.reference is not None
+        self.reference.step()
         return self._ratios(sums, "train")
 
     def check_first_step(self, caller: str) -> None:
@@ -214,6 +220,8 @@ class EntropyFloorCallback(TrainerCallback):
         directory.mkdir(parents=True, exist_ok=True)
         floor = None if self.floor is None else self.floor.save(directory, resumable=resumable)
         write_run_record(directory, self.head.loss, floor)
+        if resumable and self.reference is not None:
+            self.reference.save(directory)
         self._saved = directory
 
     def restore(self, checkpoint: str | Path) -> None:
@@ -230,6 +238,8 @@ class EntropyFloorCallback(TrainerCallback):
             self.head.loss = recorded_tau(checkpoint, self._chosen_loss)
         if self.floor is not None:
             self.floor.restore(self._restored)
+        assert self.reference is not None
+        self.reference.load(self._restored)
 
     # By a trainer's events.
 

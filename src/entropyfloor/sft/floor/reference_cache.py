@@ -1,14 +1,15 @@
-"""The reference model on disk: its k most likely tokens at every scored position of the data.
+"""The reference model on disk: what losses and the floor ask of it, at every scored position.
 
 Computed once, while the model in training still is the reference (before the first step, or at the
-onset): afterwards an anchor costs neither a second model nor a second forward pass. The k tokens
-are exact, the rest of the vocabulary is one event (`entropyfloor_losses.ReferenceTopK`), so
-the KL is a little low.
+onset), or of another model that is then let go: afterwards a reference costs neither a second model
+nor a second forward pass. The label's log-probability and those of the k most likely tokens are
+exact, the rest of the vocabulary is one event (`entropyfloor_losses.ReferenceTopK`), so the KL is a
+little low. With k = 0 only the label's is kept: 4 bytes a token.
 
     meta.json           k, fingerprint of the reference, number of parts; written last
     documents-R.jsonl   of process R: what the part is of, then a document a line
-    entries-R.bin       [rows, k] of (int32 token, float32 log-probability), most likely first; a
-                        row per scored position
+    entries-R.bin       a row per scored position: float32 log-probability of the label, int32 [k]
+                        tokens, most likely first, float32 [k] their log-probabilities
 
 A document is a row of a padded batch, or what `position_ids` mark in a padding-free one. Its next
 tokens must not depend on its neighbours in the batch. A batch's entries are on disk before its
@@ -18,6 +19,7 @@ documents are named: what is named is whole, whenever the process was killed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -35,19 +37,29 @@ from tqdm.auto import tqdm
 
 from entropyfloor.io import append_jsonl, read_jsonl, save_json
 from entropyfloor.models.logit_transform import final_logits
-from entropyfloor.sft.floor.reference_model import OnsetModel, ReferenceModel, cannot_resume
+from entropyfloor.sft.floor.reference_model import (
+    OnsetModel,
+    ReferenceModel,
+    cannot_resume,
+    fingerprint,
+)
 from entropyfloor_losses import IGNORE_INDEX, ReferenceTopK
 
 logger = logging.getLogger(__name__)
 
 ONSET_FILE_NAME = "floor_reference.json"
 _META = "meta.json"
-_ENTRY = np.dtype([("token", "<i4"), ("log_prob", "<f4")])
+_VERSION = 2  # of the files
 _CHUNK_BYTES = 64 * 2**20  # logits of one chunk
 
 
+def _entry(k: int) -> np.dtype[Any]:
+    """A row of the cache."""
+    return np.dtype([("label", "<f4"), ("tokens", "<i4", (k,)), ("log_probs", "<f4", (k,))])
+
+
 class ReferenceCache:
-    """Looks up documents; the reference of a `LossHead`.
+    """Looks up documents; a reference of a `LossHead`.
 
     Args:
         folder: a complete cache.
@@ -61,11 +73,11 @@ class ReferenceCache:
 
     def __init__(self, folder: Path, *, reference: str, k: int) -> None:
         meta = json.loads((folder / _META).read_text())
-        for name, wanted in (("reference", reference), ("k", k)):
-            if meta[name] != wanted:
+        for name, wanted in (("reference", reference), ("k", k), ("version", _VERSION)):
+            if meta.get(name) != wanted:
                 raise ValueError(
-                    f"{folder} caches {name} {meta[name]!r} and this run has {wanted!r}; give "
-                    "another floor_reference_cache, or remove this one"
+                    f"{folder} caches {name} {meta.get(name)!r} and this run has {wanted!r}; give "
+                    "another reference_cache, or remove this one"
                 )
         self._folder, self._k = folder, k
         self._entries: list[np.ndarray] = []
@@ -82,31 +94,35 @@ class ReferenceCache:
 
     def __call__(self, targets: Tensor, **inputs: Any) -> ReferenceTopK:
         """The reference at ``targets`` ``[batch, length]``; ignored positions hold anything."""
-        entries = np.zeros((*targets.shape, self._k), dtype=_ENTRY)
+        entries = np.zeros(targets.shape, dtype=_entry(self._k))
         for document in _documents(targets, inputs):
             if document.key not in self._locations:
                 raise ValueError(
                     f"a row of the training set is not in {self._folder}: was the data or its "
-                    "preparation changed? Remove the cache, or give another floor_reference_cache"
+                    "preparation changed? Remove the cache, or give another reference_cache"
                 )
             rank, rows = self._locations[document.key]
             entries[document.row, document.scored] = self._entries[rank][rows]
-        tokens = torch.from_numpy(entries["token"].astype(np.int64)).to(targets.device)
-        log_probs = torch.from_numpy(entries["log_prob"].copy()).to(targets.device)
-        return ReferenceTopK(tokens, log_probs)
+        tokens = torch.from_numpy(entries["tokens"].astype(np.int64)).to(targets.device)
+        log_probs, of_labels = (
+            torch.from_numpy(entries[name].copy()).to(targets.device)
+            for name in ("log_probs", "label")
+        )
+        return ReferenceTopK(tokens, log_probs, of_labels)
 
 
 class CachedOnset(OnsetModel):
     """No reference until `capture`, then a cache of the model of that moment.
 
     Args:
-        trainer: a SEDTrainer; ``floor_reference_cache`` is the folder.
+        trainer: a SEDTrainer; ``reference_cache`` is the folder.
 
     """
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer.model)
-        self._trainer, self._folder = trainer, Path(trainer.args.floor_reference_cache)
+        self._trainer, self._folder = trainer, Path(trainer.args.reference_cache)
+        self._k = trainer.args.reference_top_k
         self._cache: ReferenceCache | None = None
         self._fingerprint = ""
 
@@ -115,11 +131,26 @@ class CachedOnset(OnsetModel):
         """Whether there is a reference."""
         return self._cache is not None
 
+    def begin(self, *, resumed: bool) -> None:
+        """Refuse what cannot be cached, before the first step.
+
+        Raises:
+            ValueError: a streamed training set, or the cache of another run.
+
+        """
+        _check_whole(self._trainer)
+        if ReferenceCache.complete(self._folder) and not resumed and not self.captured:
+            raise ValueError(
+                f"reference_cache {self._folder} holds the cache of another run, and an onset's "
+                "is of one run; remove it, give another folder, or resume that run"
+            )
+
     def capture(self) -> None:
         """Make the model as it is now the reference: a pass over the training set."""
-        reference = fingerprint(self.trained, adapters=True)
-        cache_training_set(self._trainer, ReferenceModel(self.trained), reference)
-        self._open(reference)
+        which = fingerprint(self.trained, adapters=True)
+        model = ReferenceModel(self.trained)
+        _cache_datasets(self._trainer, model, self._folder, which=which, k=self._k)
+        self._open(which)
 
     def save(self, checkpoint: Path) -> None:
         """Write which cache it is; the cache stays where it is."""
@@ -142,10 +173,9 @@ class CachedOnset(OnsetModel):
             raise cannot_resume(self._folder, f"has no cache (the run had {which['folder']})")
         self._open(which["reference"])
 
-    def _open(self, reference: str) -> None:
-        k = self._trainer.args.floor_reference_top_k
-        self._cache = ReferenceCache(self._folder, reference=reference, k=k)
-        self._fingerprint = reference
+    def _open(self, which: str) -> None:
+        self._cache = ReferenceCache(self._folder, reference=which, k=self._k)
+        self._fingerprint = which
 
     def __call__(self, targets: Tensor, *args: Any, **kwargs: Any) -> ReferenceTopK:  # type: ignore[override]
         """The reference at ``targets`` ``[batch, length]``."""
@@ -153,57 +183,62 @@ class CachedOnset(OnsetModel):
         return self._cache(targets, **kwargs)
 
 
-def cached_reference(trainer: Any, reference: ReferenceModel, *, resumed: bool) -> Any:
+def cached_reference(
+    trainer: Any, reference: ReferenceModel, folder: Path, *, k: int, evaluation: bool = False
+) -> ReferenceCache:
     """What takes the place of ``reference`` when training begins: its cache, made if missing.
 
     Args:
-        trainer: a SEDTrainer with ``floor_reference_cache``.
-        reference: good until the first step; an onset is returned as it is.
-        resumed: whether the run goes on from a checkpoint.
+        trainer: of the data; no random state is consumed.
+        reference: good until the first step.
+        folder: of the cache.
+        k: most likely tokens that are kept per position.
+        evaluation: of the evaluation sets too.
 
     Raises:
-        ValueError: a streamed training set, or the cache of another run, model or k.
+        ValueError: a streamed set, or the cache of another model or k.
 
     """
-    if not isinstance(trainer.train_dataset, Dataset):
-        raise ValueError(
-            "floor_reference_cache reads the whole training set at once, and a streamed set can "
-            "be read once; load it whole, or leave floor_reference_cache out"
-        )
-    folder = Path(trainer.args.floor_reference_cache)
-    if isinstance(reference, OnsetModel):
-        if ReferenceCache.complete(folder) and not resumed and not reference.captured:
-            raise ValueError(
-                f"floor_reference_cache {folder} holds the cache of another run, and an onset's "
-                "is of one run; remove it, give another folder, or resume that run"
-            )
-        return reference
+    _check_whole(trainer)
     which = fingerprint(reference.model)
     if not ReferenceCache.complete(folder):
-        cache_training_set(trainer, reference, which)
-    return ReferenceCache(folder, reference=which, k=trainer.args.floor_reference_top_k)
+        _cache_datasets(trainer, reference, folder, which=which, k=k, evaluation=evaluation)
+    return ReferenceCache(folder, reference=which, k=k)
 
 
-def cache_training_set(trainer: Any, reference: ReferenceModel, which: str) -> None:
-    """Cache the reference on a trainer's training set; no random state is consumed.
+def _check_whole(trainer: Any) -> None:
+    if not isinstance(trainer.train_dataset, Dataset):
+        raise ValueError(
+            "a reference on disk is of the whole training set, and a streamed set can be read "
+            "once; load it whole, or choose a loss, and no reference_cache, that does without"
+        )
 
-    Args:
-        trainer: its processes share the work.
-        reference: its model as it is.
-        which: fingerprint of the reference.
 
-    """
-    args, accelerator = trainer.args, trainer.accelerator
-    k = args.floor_reference_top_k
-    logger.info(f"caching the reference's {k} most likely tokens in {args.floor_reference_cache}")
+def _cache_datasets(
+    trainer: Any,
+    reference: ReferenceModel,
+    folder: Path,
+    *,
+    which: str,
+    k: int,
+    evaluation: bool = False,
+) -> None:
+    """Cache the model as it is on a trainer's data; its processes share the work."""
+    accelerator = trainer.accelerator
+    datasets = [trainer.train_dataset]
+    if evaluation and trainer.eval_dataset is not None:
+        others = trainer.eval_dataset
+        datasets += others.values() if isinstance(others, dict) else [others]
+    what = f"the reference's {k} most likely tokens" if k else "the reference's log-probabilities"
+    logger.info(f"caching {what} in {folder}")
     batches = tqdm(
-        trainer.get_test_dataloader(trainer.train_dataset),
-        desc=f"the reference's {k} most likely tokens",
-        disable=args.disable_tqdm or not trainer.is_world_process_zero(),
+        itertools.chain.from_iterable(map(trainer.get_test_dataloader, datasets)),
+        desc=what,
+        disable=trainer.args.disable_tqdm or not trainer.is_world_process_zero(),
     )
     with torch.random.fork_rng():
         write_cache(
-            Path(args.floor_reference_cache),
+            folder,
             (trainer._prepare_inputs(batch) for batch in batches),
             reference,
             which=which,
@@ -213,9 +248,7 @@ def cache_training_set(trainer: Any, reference: ReferenceModel, which: str) -> N
         )
     accelerator.wait_for_everyone()
     if accelerator.process_index == 0:
-        finish_cache(
-            Path(args.floor_reference_cache), which=which, k=k, parts=accelerator.num_processes
-        )
+        finish_cache(folder, which=which, k=k, parts=accelerator.num_processes)
     accelerator.wait_for_everyone()
 
 
@@ -229,7 +262,7 @@ def write_cache(
     rank: int = 0,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Write the part of one process: the k most likely tokens at every scored position.
+    """Write the part of one process: the reference at every scored position.
 
     Written as it goes: after an interruption only what is missing is computed. What is there of
     another reference, or another k, is replaced.
@@ -256,43 +289,30 @@ def write_cache(
             with autocast():
                 hidden = reference(batch["labels"], **inputs, use_cache=False).hidden[:, :-1]
             states = {d.key: hidden[d.row, d.scored.to(hidden.device)] for d in missing}
-            part.append({key: _most_likely(reference.model, s, k) for key, s in states.items()})
+            part.append(
+                {d.key: _entries(reference.model, states[d.key], d.labels, k) for d in missing}
+            )
 
 
 def finish_cache(folder: Path, *, which: str, k: int, parts: int) -> None:
     """Say that the cache is complete; called once, when every process has written its part."""
-    save_json(folder / _META, {"reference": which, "k": k, "parts": parts})
-
-
-def fingerprint(model: Any, *, adapters: bool = False) -> str:
-    """16 hex digits that differ between models whose parameters differ.
-
-    Args:
-        model: with or without adapters.
-        adapters: whether they count.
-
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.named_parameters()):
-        if not adapters and (".lora_" in name or ".modules_to_save." in name):
-            continue
-        plain = name.replace(".base_layer", "").replace(".original_module", "")
-        flat = value.detach().double()
-        digest.update(f"{plain} {tuple(value.shape)} {float(flat.sum())}".encode())
-        digest.update(f"{float(flat.abs().sum())}".encode())
-    return digest.hexdigest()[:16]
+    meta = {"reference": which, "k": k, "version": _VERSION, "parts": parts}
+    save_json(folder / _META, meta)
 
 
 @torch.no_grad()
-def _most_likely(model: Any, states: Tensor, k: int) -> np.ndarray:
-    """Entries ``[rows, k]`` for hidden states ``[rows, H]``."""
-    entries = np.empty((len(states), k), dtype=_ENTRY)
+def _entries(model: Any, states: Tensor, labels: Tensor, k: int) -> np.ndarray:
+    """Rows of the cache for hidden states ``[rows, H]`` and labels ``[rows]``."""
+    entries = np.empty(len(states), dtype=_entry(k))
     chunk = max(1, _CHUNK_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
     for start in range(0, len(states), chunk):
         rows = slice(start, start + chunk)
-        top = final_logits(model, states[rows]).log_softmax(-1).topk(k, dim=-1)
-        entries["token"][rows] = top.indices.cpu().numpy()
-        entries["log_prob"][rows] = top.values.float().cpu().numpy()
+        log_probs = final_logits(model, states[rows]).log_softmax(-1)
+        top = log_probs.topk(k, dim=-1)
+        entries["tokens"][rows] = top.indices.cpu().numpy()
+        entries["log_probs"][rows] = top.values.float().cpu().numpy()
+        of_labels = log_probs.gather(1, labels[rows, None].to(log_probs.device))
+        entries["label"][rows] = of_labels.squeeze(1).float().cpu().numpy()
     return entries
 
 
@@ -303,7 +323,7 @@ class _Part:
     """
 
     def __init__(self, folder: Path, rank: int, *, reference: str, k: int) -> None:
-        self._k, self._of = k, {"reference": reference, "k": k}
+        self._k, self._of = k, {"reference": reference, "k": k, "version": _VERSION}
         self._index, self._file = folder / f"documents-{rank}.jsonl", folder / f"entries-{rank}.bin"
         self.rows: dict[str, slice] = {}
         self._end = 0
@@ -317,11 +337,10 @@ class _Part:
         self._end += count
 
     def entries(self) -> np.ndarray:
-        """All rows ``[rows, k]``, mapped from disk."""
-        shape = (self._end, self._k)
+        """All rows, mapped from disk."""
         if not self._end:
-            return np.zeros(shape, _ENTRY)
-        return np.memmap(self._file, _ENTRY, "r", shape=shape)
+            return np.zeros(0, _entry(self._k))
+        return np.memmap(self._file, _entry(self._k), "r", shape=(self._end,))
 
     def open(self) -> None:
         """Make the files, or drop what a killed process left of a batch in them."""
@@ -332,10 +351,10 @@ class _Part:
             self._index.unlink(missing_ok=True)
             append_jsonl(self._index, [self._of])
         with self._file.open("ab") as file:
-            file.truncate(self._end * self._k * _ENTRY.itemsize)
+            file.truncate(self._end * _entry(self._k).itemsize)
 
     def append(self, documents: Mapping[str, np.ndarray]) -> None:
-        """Add a batch: the key of a document -> its entries ``[rows, k]``."""
+        """Add a batch: the key of a document -> its rows."""
         with self._file.open("ab") as file:
             file.write(np.concatenate(list(documents.values())).tobytes())
             file.flush()
@@ -349,11 +368,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Document:
-    """A document of a batch: its digest, its row, the columns of its scored targets."""
+    """A document of a batch: its digest, its row, the columns of its scored targets, and these."""
 
     key: str
     row: int
     scored: Tensor
+    labels: Tensor
 
 
 def _documents(targets: Tensor, inputs: dict[str, Any]) -> Iterator[_Document]:
@@ -375,4 +395,5 @@ def _documents(targets: Tensor, inputs: dict[str, Any]) -> Iterator[_Document]:
                 tokens[row, start : start + last].numpy().tobytes(), digest_size=16
             )
             digest.update(of_document[:last].numpy().tobytes())
-            yield _Document(digest.hexdigest(), row, scored + start)
+            key = digest.hexdigest()
+            yield _Document(key, row, scored + start, of_document[scored])
