@@ -72,6 +72,7 @@ def run_tests(python: Path, arguments: list[str]) -> dict[str, float]:
     """Outcomes by name, and minutes."""
     started = time.perf_counter()
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    command += ["-n", "2", "--dist", "loadfile"]  # as `make test` does
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, *TRAINER_TESTS, *arguments],

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from sft_runs import Run, arguments, prompt_completion_rows, sed_trainer
+from sft_runs import Run, arguments, needs_sft_trainer, prompt_completion_rows, sed_trainer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTTrainer
 
@@ -119,6 +119,7 @@ def test_evaluation_with_logits_is_the_models_own(tmp_path):
     assert ours["eval_loss"] != pytest.approx(theirs["eval_loss"], rel=1e-2)
 
 
+@needs_sft_trainer
 def test_a_trainer_that_computes_another_loss_is_refused_before_its_first_step(tmp_path):
     """SFTTrainer builds its own head; a replaced compute_loss stands for Unsloth and the like."""
 

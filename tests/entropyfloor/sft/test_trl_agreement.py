@@ -73,8 +73,9 @@ def test_one_that_agrees_leaves_no_trace(tmp_path, monkeypatch, caplog, trainer,
     """Dropout is on: the comparison may use up no random number."""
     given = {"model": tiny_model("gpt2"), "eval_dataset": prompt_completion_rows(4), **trainer}
     config = {"tau": 0.03, "eval_strategy": "steps", "eval_steps": 4, **config}
+    monkeypatch.setattr(trl_agreement, "untested", lambda: None)
     known = Run.of(sed_trainer(tmp_path, trainer=dict(given), **config))
-    monkeypatch.setattr(tested_versions, "TESTED", {})
+    monkeypatch.setattr(trl_agreement, "untested", lambda: "trl 1.99.0")
     given["model"] = tiny_model("gpt2")
     with caplog.at_level(logging.WARNING):
         new = Run.of(sed_trainer(tmp_path, trainer=given, **config))
