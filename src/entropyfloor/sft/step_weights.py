@@ -28,7 +28,7 @@ def with_step_weights(
 
     """
     loss: Any = head.loss
-    if not getattr(loss, "ranks_the_batch", False) or not trainer.model.training:
+    if not getattr(loss, "ranks_the_batch", False):
         return batches
     parts = [_evaluate(trainer, head, batch) for batch in batches]
     names = ("scored", "log_prob", "reference_log_prob")

@@ -117,7 +117,10 @@ def test_gift_is_the_kl_to_the_tilted_starting_model(tmp_path):
 
 def test_tail_leaves_out_what_fell_most(tmp_path):
     """At the first step nothing has; then the share that was asked for, less what is rounded up."""
-    steps = run(tmp_path, "tail", learning_rate=1.0).steps
+    # In evaluation mode before the first step, as from_pretrained leaves a model, and in between.
+    data = {"model": tiny_model().eval(), "eval_dataset": prompt_completion_rows(4)}
+    settings = {"learning_rate": 1.0, "eval_strategy": "steps", "eval_steps": 1}
+    steps = run(tmp_path, "tail", trainer=data, **settings).steps
     assert steps[0]["selected_fraction"] == 0
     assert steps[0]["loss"] == pytest.approx(steps[0]["ce"], rel=1e-6)
     assert all(0.05 < step["selected_fraction"] < 0.8 for step in steps[1:])
