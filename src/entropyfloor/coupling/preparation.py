@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from entropyfloor.coupling.options import RunOptions
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
-from entropyfloor.models.checkpoints import check_token_ids, context_length, load_tokenizer
+from entropyfloor.models.checkpoints import context_length, load_tokenizer
+from entropyfloor.rollouts.preparation import prepare
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.rollouts import check_lengths
-from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, encode_held_out
+from entropyfloor.rollouts.teacher_forced import Completion, check_held_out
 
 ORDERS = ("sft-rl", "rl-sft")
 _STEP = re.compile(r"checkpoint-(\d+)$")
@@ -100,7 +100,7 @@ def encode(
     *,
     max_new_tokens: int,
     trust_remote_code: bool,
-) -> tuple[list[list[int]], list[Completion]]:
+) -> tuple[list[list[int]], Sequence[Completion]]:
     """Tokenise with every checkpoint's tokenizer, and insist that they agree.
 
     Returns:
@@ -111,47 +111,37 @@ def encode(
 
     """
     check_held_out(demonstrations)
-    start, tokens = run.sources[0], None
-    vocabulary: dict[str, int] = {}
-    for source in run.sources:
-        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
-        if source is start:
-            vocabulary = tokenizer.get_vocab()
-        _check_vocabulary(start, vocabulary, source, tokenizer.get_vocab())
-        asked = encode_prompts(demonstrations, tokenizer, where=source.path)
-        its_tokens = (
-            encode_prompts(prompts, tokenizer, where=source.path),
-            encode_held_out(demonstrations, asked, tokenizer),
-        )
-        tokens = tokens or its_tokens
-        if its_tokens != tokens:
+    start = run.sources[0]
+    vocabularies = (
+        load_tokenizer(source, trust_remote_code=trust_remote_code).get_vocab()
+        for source in run.sources
+    )
+    vocabulary = next(vocabularies)
+    for source, other in zip(run.sources[1:], vocabularies, strict=True):
+        _check_vocabulary(start, vocabulary, source, other)
+    tasks = prepare(
+        [source.path for source in run.sources],
+        prompts,
+        demonstrations,
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
+    )
+    encoded, completions = tasks[0].encoded, tasks[0].held_out
+    for task in tasks:
+        if (task.encoded, task.held_out) != (encoded, completions):
             raise ValueError(
-                f"the tokenizers of {start.path} and {source.path} have the same vocabulary "
+                f"the tokenizers of {start.path} and {task.source.path} have the same vocabulary "
                 "but turn these rows into different tokens (another chat template, or other "
                 "merges); losses and KLs compare models on the same tokens: save one tokenizer "
                 "beside both"
             )
-        check_token_ids(tokens[0], source, prompts.source)
-        whole = [(*row.prompt_ids, *row.ids) for row in tokens[1]]
-        check_token_ids(whole, source, demonstrations.source)
-        context = context_length(source, trust_remote_code=trust_remote_code)
-        for rows in (tokens[0], asked):
-            check_lengths(
-                rows,
-                context_length=context,
-                max_new_tokens=max_new_tokens,
-                where=source.path,
-            )
-        for row, completion in enumerate(tokens[1]):
-            length = len(completion.prompt_ids) + len(completion.ids)
-            if context is not None and length > context:
-                raise ValueError(
-                    f"{demonstrations.source}, row {row}: prompt and completion have {length} "
-                    f"tokens, more than the context of {source.path}, {context}: shorten or drop "
-                    "the row"
-                )
-    assert tokens is not None
-    return tokens
+        check_lengths(  # the SFT model's samples for the demonstrations' prompts
+            [completion.prompt_ids for completion in completions],
+            context_length=context_length(task.source, trust_remote_code=trust_remote_code),
+            max_new_tokens=max_new_tokens,
+            where=task.source.path,
+        )
+    return encoded, completions
 
 
 def _check_vocabulary(
