@@ -6,7 +6,7 @@ it, special tokens included: most of what goes wrong with chat templates is seen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +62,21 @@ def say_what_is_trained_on(arguments: Arguments, rows: Any) -> int:
         ValueError: rows that the chat template refuses, or no tokenizer.
 
     """
-    from entropyfloor.rollouts.rendering import rendered_text
+    from entropyfloor.cli.training_inputs import training_tokenizer
+    from entropyfloor.rollouts.prompts import PromptSet
+    from entropyfloor.rollouts.rendering import encode_prompts, rendered_text
+    from entropyfloor.sft.training_rows import row_ids
 
     tokenizer = training_tokenizer(arguments)
     streamed = not hasattr(rows, "__len__")
     seen = list(islice(rows, _STREAMED)) if streamed else rows
-    encoded = encode_training_rows(seen, tokenizer, arguments)
-    training = arguments.training
+    if not len(seen):
+        raise ValueError("there are no rows to train on")
+    training, where = arguments.training, str(arguments.model.model_name_or_path)
+    if "prompt" in seen[0]:
+        encoded = encode_prompts(PromptSet(tuple(seen), "the rows"), tokenizer, where=where)
+    else:  # whole conversations and texts
+        encoded = [row_ids(row, tokenizer, training.dataset_text_field) for row in seen]
     steps = f"{training.max_steps} steps" if training.max_steps > 0 else "by epochs"
     print(
         f"Would train {arguments.model.model_name_or_path} ({steps}; "
@@ -79,45 +87,6 @@ def say_what_is_trained_on(arguments: Arguments, rows: Any) -> int:
     source = f"the first rows of {name}" if streamed else str(name)
     _say_prompts(source, list(map(len, encoded)), rendered_text(encoded[0], tokenizer))
     return 0
-
-
-def training_tokenizer(arguments: Arguments) -> Any:
-    """The tokenizer that the trainer will take."""
-    from transformers import AutoTokenizer
-
-    from entropyfloor.cli.training_inputs import loading
-
-    model = arguments.model
-    with loading(model.model_name_or_path):
-        return AutoTokenizer.from_pretrained(
-            model.model_name_or_path,
-            revision=model.model_revision,
-            trust_remote_code=arguments.training.trust_remote_code,
-        )
-
-
-def encode_training_rows(
-    rows: Iterable[Mapping[str, Any]], tokenizer: Any, arguments: Arguments
-) -> list[list[int]]:
-    """Token ids of prompts; of whole conversations and texts where SFT rows have no prompt."""
-    from entropyfloor.rollouts.prompts import PromptSet
-    from entropyfloor.rollouts.rendering import encode_messages, encode_prompts
-
-    listed = list(rows)
-    if not listed:
-        raise ValueError("there are no rows to train on")
-    where = str(arguments.model.model_name_or_path)
-    if "prompt" in listed[0]:
-        return encode_prompts(PromptSet(tuple(listed), "the rows"), tokenizer, where=where)
-    if "messages" in listed[0]:
-        return [encode_messages(row["messages"], row, tokenizer) for row in listed]
-    field = getattr(arguments.training, "dataset_text_field", "text")
-    if field not in listed[0]:
-        raise ValueError(
-            f"the rows have the columns {', '.join(listed[0])}; one of prompt, messages and "
-            f"{field} is needed"
-        )
-    return [list(tokenizer(row[field])["input_ids"]) for row in listed]
 
 
 def _say_prompts(source: str, lengths: Sequence[int], example: str) -> None:

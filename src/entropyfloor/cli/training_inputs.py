@@ -211,19 +211,25 @@ def check_embedded(
         check_token_ids(encoded, source, what)
 
 
-def _tokenizer_of(arguments: Arguments) -> Any:
-    """The model's tokenizer; None where training replaces its chat template or it has none here."""
+def training_tokenizer(arguments: Arguments) -> Any:
+    """The tokenizer that the trainer will take."""
     from transformers import AutoTokenizer
 
-    training, model = arguments.training, arguments.model
-    if training.chat_template_path is not None:
-        return None
-    try:
+    model = arguments.model
+    with loading(model.model_name_or_path):
         return AutoTokenizer.from_pretrained(
             model.model_name_or_path,
             revision=model.model_revision,
-            trust_remote_code=training.trust_remote_code,
+            trust_remote_code=arguments.training.trust_remote_code,
         )
+
+
+def _tokenizer_of(arguments: Arguments) -> Any:
+    """The model's tokenizer; None where training replaces its chat template or it has none here."""
+    if arguments.training.chat_template_path is not None:
+        return None
+    try:
+        return training_tokenizer(arguments)
     except (OSError, ValueError):  # the trainer says what is missing
         return None
 

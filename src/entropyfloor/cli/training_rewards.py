@@ -18,6 +18,7 @@ from entropyfloor.cli.training_inputs import (
     load_rows,
     mapped_rows,
     split_of,
+    training_tokenizer,
 )
 from entropyfloor.rollouts.options import ChatOptions, flag
 
@@ -139,7 +140,6 @@ def training_rows(
         instead: what to do instead of evaluating on ``spec``.
 
     """
-    from entropyfloor.cli.dry_run import training_tokenizer
     from entropyfloor.rollouts.prompts import PromptSet, load_prompts
     from entropyfloor.rollouts.reading import is_json
     from entropyfloor.rollouts.references import check_reward_columns
