@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.cli.options import parse
-from entropyfloor.cli.report_files import ReportFiles
+from entropyfloor.cli.options import ReportFiles, parse
 from entropyfloor.io import save_json, write_atomic, write_pictures
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.text import console_for_tables, print_line
 
 if TYPE_CHECKING:
     from entropyfloor.screening.report import CheckpointScreening, ScreeningReport

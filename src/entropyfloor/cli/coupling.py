@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from entropyfloor.cli.options import parse
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
-from entropyfloor.render.terminal import console_for_tables
+from entropyfloor.render.text import console_for_tables
 from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
 
 

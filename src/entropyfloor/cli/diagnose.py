@@ -6,7 +6,7 @@ from pathlib import Path
 
 from entropyfloor.cli.options import parse
 from entropyfloor.io import save_json
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rl.options import DiagnoseOptions
 from entropyfloor.rollouts.options import flag
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from entropyfloor.cli.options import parse
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rollouts.options import Output, flag
 
 FAILED = 1

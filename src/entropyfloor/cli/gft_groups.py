@@ -9,7 +9,7 @@ from entropyfloor.cli.options import parse
 from entropyfloor.gft.options import GroupOptions
 from entropyfloor.io import save_json
 from entropyfloor.render.table import Column, Table
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from entropyfloor.cli.training_rewards import (
     say_verdict,
     training_rows,
 )
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rl.dapo import DAPOConfig
 from entropyfloor.rollouts.options import Loading, Output, Sampling, flag
 from entropyfloor.screening.options import Judging

@@ -8,7 +8,7 @@ from pathlib import Path
 from entropyfloor.cli.options import parse
 from entropyfloor.io import save_json, write_atomic
 from entropyfloor.render.table import Column, Table
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rollouts.options import flag
 
 OVER_LIMIT = 4

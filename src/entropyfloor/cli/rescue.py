@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     )
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.render.table import Column, Table
-    from entropyfloor.render.terminal import console_for_tables, print_line
+    from entropyfloor.render.text import console_for_tables, print_line
     from entropyfloor.screening.rescue import rescue
 
     if prompt_options.dry_run:

@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from entropyfloor.cli.options import explicit_options, parse
-from entropyfloor.cli.report_files import ReportFiles
+from entropyfloor.cli.options import ReportFiles, explicit_options, parse
 from entropyfloor.io import write_atomic, write_pictures
-from entropyfloor.render.terminal import console_for_tables, print_line
+from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
 from entropyfloor.screening.options import Judging
 

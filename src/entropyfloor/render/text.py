@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
 
 _LONGEST = 2000  # characters of a line; a sentence with four long names fits
 
@@ -73,3 +75,16 @@ def common_beginning(names: Sequence[str]) -> str:
     folders = [name.split("/")[:-1] for name in names]
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
     return "".join(f"{parts[0]}/" for parts in shared)
+
+
+def console_for_tables() -> Console:
+    """Standard output; a file or a pipe has no width of its own, and 80 columns fold numbers."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+def print_line(console: Console, words: str, style: str = "") -> None:
+    """Print words as they are: never markup, no control characters, folded by the terminal only."""
+    console.print(Text(plain(words), style=style), soft_wrap=True)

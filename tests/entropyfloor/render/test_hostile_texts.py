@@ -21,8 +21,7 @@ from entropyfloor.echelon.compare import compare
 from entropyfloor.echelon.table import echelon_terminal
 from entropyfloor.io import append_jsonl, read_jsonl, save_json, write_pictures
 from entropyfloor.render.figure import Chart, series, threshold
-from entropyfloor.render.terminal import print_line
-from entropyfloor.render.text import plain, visible
+from entropyfloor.render.text import plain, print_line, visible
 from entropyfloor.rl.monitor_plot import write_monitor_plot
 from entropyfloor.screening.figures import pass_at_k_figure, row_figures
 from entropyfloor.screening.page import write_report
