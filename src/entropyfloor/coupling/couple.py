@@ -6,7 +6,6 @@ KL divergences. What follows from the curves is computed at the end, from number
 """
 
 import platform
-from functools import partial
 
 import torch
 import transformers
@@ -15,13 +14,13 @@ from entropyfloor import __version__
 from entropyfloor.coupling.durations import check_weight
 from entropyfloor.coupling.measure import Plan, claim, measure
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
-from entropyfloor.coupling.preparation import encode, find_run
+from entropyfloor.coupling.preparation import find_run, same_tokens
 from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.coupling.summary import summarise
-from entropyfloor.models.checkpoints import load_checkpoint, resolve_device, resolve_dtype
+from entropyfloor.rollouts.engines import ready_to_draw
 from entropyfloor.rollouts.options import Loading, Output, Sampling
+from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import source_digest
 
@@ -68,17 +67,19 @@ def measure_coupling(
                 "temperature 1, without top_p and top_k, drawn by transformers: leave it out"
             )
     function = reward_by_name(reward) if isinstance(reward, str) else reward
-    check_references(function, prompts)
-    resolve_dtype(loading.dtype)
-    resolved_device = resolve_device(loading.device)
     trust_remote_code = loading.trust_remote_code
     ordered = find_run(run, trust_remote_code=trust_remote_code)
-    encoded, completions = encode(
-        ordered,
-        demonstrations,
+    ready = ready_to_draw(
+        [source.path for source in ordered.sources],
         prompts,
-        max_new_tokens=sampling.max_new_tokens,
-        trust_remote_code=trust_remote_code,
+        function,
+        held_out=demonstrations,
+        sampling=sampling,
+        loading=loading,
+        processes=Processes(),
+    )
+    encoded, completions = same_tokens(
+        ready.tasks, max_new_tokens=sampling.max_new_tokens, trust_remote_code=trust_remote_code
     )
     folder = None if output.output_dir is None else output.folder
     plan = Plan(prompts, function, encoded, completions, sampling, coupling, folder)
@@ -90,19 +91,13 @@ def measure_coupling(
         "max_new_tokens": sampling.max_new_tokens,
         "seed": sampling.seed,
         "dtype": loading.dtype,
-        "device": resolved_device.type,
+        "device": ready.device.type,
     }
     if folder is not None:
         claim(folder, determines)
-    load = partial(
-        load_checkpoint,
-        dtype=loading.dtype,
-        device=resolved_device,
-        trust_remote_code=trust_remote_code,
-    )
     report = summarise(
         ordered,
-        measure(ordered, plan, load, progress=output.progress),
+        measure(ordered, plan, ready.load, progress=output.progress),
         tokens=[len(completion.ids) for completion in completions],
         weight=coupling.weight,
         seed=sampling.seed,

@@ -33,10 +33,11 @@ from entropyfloor.coupling.preparation import Run
 from entropyfloor.io import claim_folder, write_atomic
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rollouts.draw import Drawing, draw_rollouts
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rewards import RewardFunction, score_rollouts
+from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
 from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss
@@ -194,20 +195,21 @@ def _draw(
     """
     kind = "own-" if reward is None else ""
     store = RolloutStore(plan.folder, f"{kind}{_name(model.source)}")
-    drawn, wanted = store.drawn, [(p, s) for p in range(len(encoded)) for s in range(samples)]
-    missing = [(p, s) for p, s in wanted if (p, s, False) not in drawn]
-    advance(len(wanted) - len(missing))
-    if missing:
-        for batch in generate_rollouts(model.load(), encoded, missing, plan.sampling):
-            scores = None if reward is None else score_rollouts(reward, plan.prompts, batch)
-            store.append(batch, scores)
-            advance(len(batch))
-    rows = sorted(
-        zip(store.rollouts, store.rewards, strict=True),
-        key=lambda row: (row[0].prompt_index, row[0].sample_index),
+    drawing = Drawing(
+        plan.prompts,
+        encoded,
+        reward,
+        replace(plan.sampling, num_samples=samples),
+        greedy=False,
+        tau_h=None,
+        rows=range(len(encoded)),
+    )
+    draw_rollouts(
+        drawing, store, load=lambda: partial(generate_rollouts, model.load()), advance=advance
     )
     # A folder may hold more samples than are asked for.
-    return [row for row in rows if row[0].sample_index < samples]
+    rows = [(store.rollouts[i], store.rewards[i]) for i in drawing.chosen(store, None)]
+    return sorted(rows, key=lambda row: (row[0].prompt_index, row[0].sample_index))
 
 
 def _alignment(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from entropyfloor.coupling.options import RunOptions
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import context_length, load_tokenizer
-from entropyfloor.rollouts.preparation import prepare
-from entropyfloor.rollouts.prompts import PromptSet
+from entropyfloor.rollouts.preparation import Task
 from entropyfloor.rollouts.rollouts import check_lengths
-from entropyfloor.rollouts.teacher_forced import Completion, check_held_out
+from entropyfloor.rollouts.teacher_forced import Completion
 
 ORDERS = ("sft-rl", "rl-sft")
 _STEP = re.compile(r"checkpoint-(\d+)$")
@@ -31,7 +30,7 @@ def find_run(options: RunOptions, *, trust_remote_code: bool) -> Run:
 
     Raises:
         ValueError: several checkpoints on both sides, an unknown order, prompt-learning adapters,
-            steps that do not fit.
+            tokenizers of different vocabularies, steps that do not fit.
         FileNotFoundError: no such checkpoint.
 
     """
@@ -59,6 +58,12 @@ def find_run(options: RunOptions, *, trust_remote_code: bool) -> Run:
                 f"{source.path} is a prompt-learning adapter; the coupling is not implemented for "
                 "its virtual tokens: give full models, or adapters such as LoRA"
             )
+    vocabularies = [
+        load_tokenizer(source, trust_remote_code=trust_remote_code).get_vocab()
+        for source in sources
+    ]
+    for source, other in zip(sources, vocabularies, strict=True):
+        _check_vocabulary(sources[0], vocabularies[0], source, other)
     numbers, unit = _steps(sources[1:], options.steps)
     ranks = sorted(range(len(numbers)), key=numbers.__getitem__)
     return Run(
@@ -93,47 +98,23 @@ def _steps(
     return numbers, unit
 
 
-def encode(
-    run: Run,
-    demonstrations: PromptSet,
-    prompts: PromptSet,
-    *,
-    max_new_tokens: int,
-    trust_remote_code: bool,
+def same_tokens(
+    tasks: Sequence[Task], *, max_new_tokens: int, trust_remote_code: bool
 ) -> tuple[list[list[int]], Sequence[Completion]]:
-    """Tokenise with every checkpoint's tokenizer, and insist that they agree.
-
-    Returns:
-        Token ids per prompt, and the demonstrations to be scored, in the tokens of all checkpoints.
+    """Token ids per prompt, and the demonstrations to be scored, in the tokens of all checkpoints.
 
     Raises:
-        ValueError: tokenizers that differ, rows without completion, rows too long for a context.
+        ValueError: tokenizers that differ, demonstrations' prompts too long for a context.
 
     """
-    check_held_out(demonstrations)
-    start = run.sources[0]
-    vocabularies = (
-        load_tokenizer(source, trust_remote_code=trust_remote_code).get_vocab()
-        for source in run.sources
-    )
-    vocabulary = next(vocabularies)
-    for source, other in zip(run.sources[1:], vocabularies, strict=True):
-        _check_vocabulary(start, vocabulary, source, other)
-    tasks = prepare(
-        [source.path for source in run.sources],
-        prompts,
-        demonstrations,
-        max_new_tokens=max_new_tokens,
-        trust_remote_code=trust_remote_code,
-    )
     encoded, completions = tasks[0].encoded, tasks[0].held_out
     for task in tasks:
         if (task.encoded, task.held_out) != (encoded, completions):
             raise ValueError(
-                f"the tokenizers of {start.path} and {task.source.path} have the same vocabulary "
-                "but turn these rows into different tokens (another chat template, or other "
-                "merges); losses and KLs compare models on the same tokens: save one tokenizer "
-                "beside both"
+                f"the tokenizers of {tasks[0].source.path} and {task.source.path} have the same "
+                "vocabulary but turn these rows into different tokens (another chat template, or "
+                "other merges); losses and KLs compare models on the same tokens: save one "
+                "tokenizer beside both"
             )
         check_lengths(  # the SFT model's samples for the demonstrations' prompts
             [completion.prompt_ids for completion in completions],
