@@ -21,7 +21,7 @@ from entropyfloor.coupling.durations import (
 from entropyfloor.coupling.measure import Measurement
 from entropyfloor.coupling.preparation import Run
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
-from entropyfloor.stats.intervals import bootstrap_interval
+from entropyfloor.screening.estimates import Estimates
 
 
 def summarise(
@@ -67,32 +67,25 @@ def _checkpoint(
 ) -> CheckpointCoupling:
     rewards, losses = curves.rewards, curves.losses
     tokens = curves.tokens.tolist()
-    metrics: dict[str, tuple[list[float], list[float] | None]] = {
-        "sft_loss": (losses[index].tolist(), tokens),
-        "mean_reward": (rewards[index].tolist(), None),
-    }
+    estimate, rise, gain = Estimates(seed), 0.0, 0.0
+    sft_loss = estimate.ratio("sft_loss", losses[index].tolist(), tokens)
+    mean_reward = estimate.ratio("mean_reward", rewards[index].tolist())
     if measured.pair:
-        metrics["loss_rise"] = ((losses[index] - losses[0]).tolist(), tokens)
-        metrics["reward_gain"] = ((rewards[index] - rewards[0]).tolist(), None)
+        rise = estimate.ratio("loss_rise", (losses[index] - losses[0]).tolist(), tokens)
+        gain = estimate.ratio("reward_gain", (rewards[index] - rewards[0]).tolist())
     kls = _kls(measured.pair, len(tokens))
-    intervals = {
-        name: interval
-        for name, parts in {**metrics, **kls}.items()
-        if (interval := bootstrap_interval(*parts, seed=seed)) is not None
-    }
-    values = {name: _ratio(*parts) for name, parts in metrics.items()}
     return CheckpointCoupling(
         name=run.sources[index].name,
         path=run.sources[index].path,
         step=run.steps[index],
-        sft_loss=values["sft_loss"],
-        mean_reward=values["mean_reward"],
-        loss_rise=values.get("loss_rise", 0.0),
-        reward_gain=values.get("reward_gain", 0.0),
-        kl={name: _ratio(*parts) for name, parts in kls.items()},
+        sft_loss=sft_loss,
+        mean_reward=mean_reward,
+        loss_rise=rise,
+        reward_gain=gain,
+        kl={name: estimate.ratio(name, *parts) for name, parts in kls.items()},
         identity=_identity(measured.pair, len(tokens), seed) if measured.pair else None,
         alignment=measured.alignment,
-        intervals=intervals,
+        intervals=estimate.intervals,
         notes=measured.notes,
         runtime_s=measured.runtime_s,
     )
@@ -121,10 +114,6 @@ def _kls(pair: dict[str, PairSums], rows: int) -> dict[str, tuple[list[float], l
                 values = sums.by_prompt(getattr(sums, direction), count).tolist()
                 kls[f"{direction}_{place}"] = (values, tokens)
     return kls
-
-
-def _ratio(above: Sequence[float], below: Sequence[float] | None) -> float:
-    return float(sum(above) / (len(above) if below is None else sum(below)))
 
 
 def _pl(checkpoints: Sequence[CheckpointCoupling]) -> dict[str, PLEstimate]:

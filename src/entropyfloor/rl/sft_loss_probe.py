@@ -19,7 +19,6 @@ the SFT loss rises by more than the reward does. One probe is noisy; ``patience`
 noise from deciding.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from entropyfloor.io import append_jsonl, write_atomic
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.rollouts.prompts import PromptSet, row_with_chat_options
@@ -146,10 +146,8 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.is_world_process_zero:
             self._log_file = Path(args.output_dir) / FILE_NAME
-            self._log_file.parent.mkdir(parents=True, exist_ok=True)
-            whole = [probe for probe in self.probes if probe["balance"] is not None]
-            lines = "".join(json.dumps(probe) + "\n" for probe in whole)
-            self._log_file.write_text(lines, encoding="utf-8")
+            write_atomic(self._log_file, "")
+            append_jsonl(self._log_file, [p for p in self.probes if p["balance"] is not None])
         if not self.probes:
             self._probe(state, **others)
 
@@ -183,8 +181,7 @@ class SFTLossProbe(TrainerCallback, ExportableState):
             rise = probe["sft_loss"] - self.probes[0]["sft_loss"]
             probe["balance"] = mean - self.weight * rise
             if self._log_file is not None:
-                with self._log_file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(probe) + "\n")
+                append_jsonl(self._log_file, [probe])
         self._decide(state, control)
 
     def _probe(self, state: TrainerState, **others: Any) -> None:
