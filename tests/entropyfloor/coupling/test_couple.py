@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from entropyfloor.coupling import couple
 from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.models.checkpoints import load_checkpoint
+from entropyfloor.rollouts import engines
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import encode_held_out
@@ -113,13 +113,13 @@ def test_measured_checkpoints_are_not_measured_again(run, tmp_path, monkeypatch)
     some = [folder / "checkpoint-2", folder / "checkpoint-10"]
     before = measure(start, some, **out)
     loads = []
-    load = couple.load_checkpoint
+    load = engines.load_checkpoint
 
     def counting(source, **options):
         loads.append(source.directory.name)
         return load(source, **options)
 
-    monkeypatch.setattr(couple, "load_checkpoint", counting)
+    monkeypatch.setattr(engines, "load_checkpoint", counting)
     again = measure(start, some, **out)
     assert loads == []
 
@@ -205,7 +205,7 @@ def _must_not_load(*_, **__):
 
 def test_refusals_come_before_any_model_is_loaded(run, save_checkpoint, tmp_path, monkeypatch):
     start, folder = run
-    monkeypatch.setattr(couple, "load_checkpoint", _must_not_load)
+    monkeypatch.setattr(engines, "load_checkpoint", _must_not_load)
     other = save_checkpoint("other")
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.add_tokens(["<|think|>"])
