@@ -29,11 +29,11 @@ from typing import Any
 from entropyfloor.echelon.recipe_checks import (
     GFT_KEYS,
     TEACHER_SAMPLES,
-    check_known,
     check_recipe,
     config_fields,
     fast_bf16,
 )
+from entropyfloor.rollouts.options import check_known
 from entropyfloor.screening.verdict import TAU_H
 
 DEPTHS = (1.0, 1.9, 2.9, 3.8, 5.8)  # of the rank-inversion paper

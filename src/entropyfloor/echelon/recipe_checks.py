@@ -1,12 +1,12 @@
 """What a recipe is checked for before anything is computed; every refusal names its key."""
 
-import difflib
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from entropyfloor.rollouts.options import check_known
 from entropyfloor.screening.verdict import check_tau_h
 
 Recipe = Any  # that of `recipe`, which imports this file
@@ -160,17 +160,6 @@ def _check_grpo(recipe: Recipe, grpo: Mapping[str, Any]) -> None:
             f"grpo: a step has group_size × prompts_per_step = {rollouts} rollouts; "
             "per_device_train_batch_size × gradient_accumulation_steps must be as many"
         )
-
-
-def check_known(settings: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raise ValueError for a key that is not known, with the nearest that is."""
-    names = sorted(known)
-    for key in settings:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            allowed = f" (allowed: {', '.join(names)})" if len(names) < 20 else ""
-            raise ValueError(f"{where} has no setting {key!r}{hint}{allowed}")
 
 
 def _check_depths(depths: Sequence[float]) -> None:

@@ -32,6 +32,7 @@ from entropyfloor.io import write_atomic
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import check_token_ids, load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
+from entropyfloor.rollouts.options import check_known
 from entropyfloor.rollouts.preparation import prepare
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.reading import as_written
@@ -149,11 +150,7 @@ def sources(recipe: Recipe, seed: int) -> Sources:
     task = options.pop("task", None)
     if task not in _TASKS:
         raise ValueError(f"data: task is {task!r}; choose one of {', '.join(_TASKS)}")
-    unknown = sorted(set(options) - set(_TASKS[task]))
-    if unknown:
-        raise ValueError(
-            f"data: {task} has no option {', '.join(unknown)}; it has {', '.join(_TASKS[task])}"
-        )
+    check_known(options, _TASKS[task], f"data: {task}")
     _check_model(recipe.model, task)
     read = {"small_sums": _small_sums, "worked_sums": _worked_sums, "files": _files}[task]
     return read(recipe, seed, {**_TASKS[task], **options})
@@ -211,9 +208,7 @@ def _check_model(model: Mapping[str, Any], task: str) -> None:
             "model: name is missing: small, small_chat, smollm2, a directory or a hub id"
         )
     options = {"pretraining_steps"} if name in _BUILT else set()
-    extra = sorted(set(model) - {"name"} - options)
-    if extra:
-        raise ValueError(f"model {name!r} has no option {', '.join(extra)}")
+    check_known(model, {"name", *options}, f"model {name!r}")
     if name in _BUILT and task != _BUILT[name][0]:
         raise ValueError(
             f"model {name!r} is built for data {_BUILT[name][0]!r}, and only that; got {task!r}"

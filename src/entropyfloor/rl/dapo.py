@@ -13,14 +13,13 @@ rollouts, so trl's default of 8 is a single group per step and device. Set it, o
 ``gradient_accumulation_steps``.
 """
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
 
-from entropyfloor.rollouts.options import flag
+from entropyfloor.rollouts.options import check_known, flag
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -65,12 +64,7 @@ def dapo_config(output_dir: str | Path, **overrides: Any) -> GRPOConfig:
         ValueError: an unknown option, or options that contradict each other.
 
     """
-    known = {f.name for f in fields(GRPOConfig) if f.init}
-    for name in overrides:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"trl.GRPOConfig has no option {name!r}{hint}")
+    check_known(overrides, {f.name for f in fields(GRPOConfig) if f.init}, "trl.GRPOConfig")
     if "num_train_epochs" in overrides:
         overrides.setdefault("max_steps", -1)
     return DAPOConfig(output_dir=str(output_dir), **overrides)

@@ -4,8 +4,9 @@ The command's parser reads these dataclasses, and functions such as ``screen`` t
 Nothing here needs torch, so that ``--help`` does not wait for it.
 """
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from inspect import getdoc
 from pathlib import Path
@@ -29,6 +30,17 @@ def described(kind: type[T]) -> type[T]:
     said = (f"    {part.name}: {part.metadata['help']}" for part in fields(kind))  # type: ignore[arg-type]
     kind.__doc__ = "\n".join([f"{getdoc(kind)}\n", "Attributes:", *said, ""])
     return kind
+
+
+def check_known(settings: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise ValueError for a key that is not known, with the nearest that is."""
+    names = sorted(known)
+    for key in settings:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            allowed = f" (allowed: {', '.join(names)})" if len(names) < 20 else ""
+            raise ValueError(f"{where} has no setting {key!r}{hint}{allowed}")
 
 
 def arranged(flat: Mapping[str, Any], **kinds: type) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
     ("changes", "message"),
     [
         ({"data": {"task": "sums"}}, "choose one of small_sums, worked_sums, files"),
-        ({"data": {"task": "small_sums", "tests": 3}}, "no option tests"),
+        ({"data": {"task": "small_sums", "tests": 3}}, "small_sums has no setting 'tests'"),
         ({"model": "smollm2"}, "a task for a character model"),
         ({"model": "small_chat"}, "is built for data 'worked_sums', and only that"),
         ({"model": "small_chat", "data": "worked_sums"}, "needs data: pretraining_problems"),
@@ -130,7 +130,7 @@ def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
         ),
         ({"model": "smollm2", "data": {"task": "worked_sums", "digits": 3}}, "digits must be 1"),
         ({"model": "smollm2", "data": {"task": "worked_sums", "ways": 0}}, "ways is 0"),
-        ({"model": {"name": "small", "steps": 3}}, "no option steps"),
+        ({"model": {"name": "small", "steps": 3}}, "'small' has no setting 'steps'"),
         ({"model": {"pretraining_steps": 3}}, "name is missing"),
         ({"model": "some/model", "data": {"task": "files"}}, "files needs train"),
         ({"data": {"task": "small_sums", "rl_prompts": 2}}, "a GRPO step takes 4 prompts"),

@@ -300,7 +300,7 @@ def test_the_command_runs_part_of_a_recipe_and_says_how_far_it_is(tiny_recipe, t
     assert status["cells"][0]["seed"] == 3
     for words, message in [
         (["--losses", "sed"], "the recipe has ce, gem"),
-        (["--set", "data.tests=3"], "no option tests"),
+        (["--set", "data.tests=3"], "no setting 'tests'"),
         (["--set", "depths"], "write KEY=VALUE"),
         (["--set", "name.first=x"], "no settings inside it"),
         (["--set", "depths=[1"], "is not YAML"),

@@ -57,7 +57,7 @@ def test_everything_of_trl_is_open(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_generation": 4}, "no option 'num_generation'; did you mean num_generations"),
+        ({"num_generation": 4}, "no setting 'num_generation'; did you mean num_generations"),
         ({"epsilon_high": 0.1}, "below epsilon 0.2"),
         ({"loss_type": "cispo"}, "caps the probability ratio itself"),
         ({"loss_type": "sapo", "epsilon_high": 0.3}, "does not clip"),
