@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from entropyfloor.cli.options import parse
+from entropyfloor.cli.options import check_target, parse
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
 from entropyfloor.render.text import console_for_tables
 from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         return say_what_is_sampled(
             options, sampling, loading, [*run.sft, *run.rl], options.load(flags.demos)
         )
+    check_target(flags.json)
     report = measure_coupling(
         run,
         options.load(flags.demos),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entropyfloor.cli.options import parse
+from entropyfloor.cli.options import check_target, parse
 from entropyfloor.gft.options import GroupOptions
 from entropyfloor.io import save_json
 from entropyfloor.render.table import Column, Table
@@ -40,10 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.gft.response_groups import build_response_groups
     from entropyfloor.rollouts.processes import join_processes
 
-    if flags.json is not None:
-        if Path(flags.json).is_dir():
-            raise ValueError(f"{flags.json} is a directory; name the file to write")
-        Path(flags.json).parent.mkdir(parents=True, exist_ok=True)
+    check_target(flags.json)
     prompts = options.load()
     if wanted.other is not None:
         wanted = replace(wanted, other=options.load(wanted.other))

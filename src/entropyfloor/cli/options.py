@@ -109,6 +109,14 @@ def refuse(word: str, known: Iterable[str], verb: str) -> None:
     )
 
 
+def check_target(target: str | None) -> None:
+    """Make the folder of a file that is to be written; ValueError if it is a folder itself."""
+    if target is not None:
+        if Path(target).is_dir():
+            raise ValueError(f"{target} is a directory; name the file to write")
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+
+
 @dataclass(frozen=True)
 class ReportFiles:
     """Flags of verbs that report."""
@@ -121,11 +129,7 @@ class ReportFiles:
     def check(self) -> None:
         """Raise ValueError, before compute is spent, for a file that cannot be written."""
         for target in (self.json, self.markdown, self.html, self.plot):
-            if target is None:
-                continue
-            if Path(target).is_dir():
-                raise ValueError(f"{target} is a directory; name the file to write")
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            check_target(target)
         if self.plot is not None:
             from entropyfloor.render.figure import check_suffix  # matplotlib
 

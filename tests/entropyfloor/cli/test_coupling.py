@@ -40,5 +40,7 @@ def test_bad_usage(save_checkpoint, files):
     sft = save_checkpoint("sft")
     with pytest.raises(ValueError, match="--system would have no effect"):
         main(arguments(sft, sft, files, "--system", "be brief"))
+    with pytest.raises(ValueError, match="is a directory; name the file to write"):
+        main(arguments(sft, sft, files, "--json", str(sft)))
     with pytest.raises(ValueError, match="given more than once"):
         main(arguments(sft, sft, files))
