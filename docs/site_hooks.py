@@ -51,6 +51,20 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     return markdown
 
 
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead a notebook's links to pages, which nobody else follows."""
+
+    def address(match: re.Match[str]) -> str:
+        target = files.get_file_from_path(match[1])
+        if target is None:
+            raise PluginError(f"{page.file.src_uri} links to {match[1]}, which is no page")
+        return f'href="{target.url_relative_to(page.file)}'
+
+    if page.file.src_uri.endswith(".ipynb"):
+        html = re.sub(r'href="([\w/]+\.md)', address, html)
+    return html
+
+
 def on_nav(nav: Navigation, *, config: MkDocsConfig, files: Files) -> None:
     """Fail if a public name is undocumented."""
     shown = set()
