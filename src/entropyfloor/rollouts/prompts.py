@@ -212,19 +212,18 @@ def row_dataset(
     return numbers.with_transform(_LookUp(rows, added or {}))
 
 
+@dataclass(eq=False)
 class _LookUp:
     """Row numbers to rows."""
 
-    def __init__(
-        self, rows: Sequence[Mapping[str, Any]], added: Mapping[str, Sequence[Any]]
-    ) -> None:
-        self._rows, self._added = rows, added
+    rows: Sequence[Mapping[str, Any]]
+    added: Mapping[str, Sequence[Any]]
 
     def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
         numbers = batch[ROW_COLUMN]
-        rows = [self._rows[number] for number in numbers]
+        rows = [self.rows[number] for number in numbers]
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        added = {name: [values[n] for n in numbers] for name, values in self._added.items()}
+        added = {name: [values[n] for n in numbers] for name, values in self.added.items()}
         return {**columns, **added}
 
 
