@@ -6,12 +6,13 @@ setting one that the chosen loss does not have is an error, not a no-op.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from entropyfloor.rollouts.options import flag
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.sft.loss_reference import check_reference
 from entropyfloor_losses import LOSS_NAMES, loss_by_name, loss_name_and_options, loss_options
@@ -23,36 +24,8 @@ LOSS_OPTIONS = tuple(sorted({option for name in LOSS_NAMES for option in loss_op
 class SEDConfig(FloorOptions, SFTConfig):
     """Arguments of `SEDTrainer`: every field of ``trl.SFTConfig`` and the ones below.
 
-    Args:
-        loss: one of `entropyfloor_losses.LOSS_NAMES`; a loss object of `entropyfloor_losses` is
-            taken apart into its name and options. Your own callables go to
-            ``SEDTrainer(loss=...)``.
-        lam: weight of SED's penalty, of the entropy bonus or of ASFT's KL, >= 0.
-        top_k: k of the top-k mass that selects uncertain tokens, or of EAFT's entropy.
-        tau: threshold: on the top-k mass (SED, selective bonus; "auto" calibrates it on the initial
-            model), or on p_y (DCR).
-        quantile: for tau="auto": the share of scored tokens selected when training starts.
-        beta: GEM's temperature, GIFT's inverse temperature.
-        smoothing: label smoothing of cross-entropy, in [0, 1).
-        alpha: exponent of EAFT's weight, of the power loss.
-        normaliser: what EAFT divides the entropy by, nats; None: log ``top_k``.
-        epsilon_high: PSFT's clip: growth of a label's probability between refreshes.
-        refresh_steps: PSFT: optimizer steps between snapshots of the model.
-        group_size: DCO: samples per prompt of the RL to come.
-        drop_fraction: TailSFT: share of a step's sequences that is left out.
-        block_size: PEAR: tokens that share a weight; 0: the whole sequence.
-        gamma: PEAR: discount per token.
-        calibration_rows: for tau="auto": rows of the training set that are measured, spread evenly.
-        reference_model: what a loss compares with: the model that wrote the data (PEAR needs it),
-            or another one than training starts from (GIFT, ASFT, TailSFT).
-        reference_cache: folder for what the floor's anchor and the loss ask of their reference
-            model, at every scored position, computed before the first step (at the onset for
-            "onset_anchor"): they then cost neither a second model nor a second forward pass. An
-            onset's cache is of one run. Losses that need no more than the labels' log-probabilities
-            (TailSFT, PEAR) always have one, in ``output_dir`` by default.
-        reference_top_k: how many tokens per position it keeps.
-
-    The entropy floor's further fields are those of `FloorOptions`.
+    ``loss`` is one of `entropyfloor_losses.LOSS_NAMES`; the entropy floor's further fields are
+    those of `FloorOptions`.
 
     Raises:
         ValueError: an unknown loss, an option the loss does not have, a value out of range, or a
@@ -61,72 +34,59 @@ class SEDConfig(FloorOptions, SFTConfig):
     """
 
     # Annotated str, although objects are taken: the command line parses by the annotation.
-    loss: str = field(
-        default="sed",
-        metadata={
-            "help": f"Loss: {', '.join(LOSS_NAMES)}.",
-        },
+    loss: str = flag(
+        "sed",
+        f"One of {', '.join(LOSS_NAMES)}; a loss object is taken apart into its name and options. "
+        "Your own callables go to SEDTrainer(loss=...).",
     )
-    lam: float | None = field(
-        default=None, metadata={"help": "Weight of SED's penalty, entropy bonus, ASFT's KL (>= 0)."}
+    lam: float | None = flag(
+        None, "Weight of SED's penalty, of the entropy bonus or of ASFT's KL, >= 0."
     )
-    top_k: int | None = field(
-        default=None, metadata={"help": "k of the top-k mass that selects, or of EAFT's entropy."}
+    top_k: int | None = flag(
+        None, "k of the top-k mass that selects uncertain tokens, or of EAFT's entropy."
     )
-    tau: str | None = field(
-        default=None,
-        metadata={
-            "help": "Threshold: top-k mass in (0, 1] or 'auto' (sed, selective_entropy_bonus); "
-            "label probability (dcr)."
-        },
+    tau: str | None = flag(
+        None,
+        "Threshold: on the top-k mass, in (0, 1] (sed, selective_entropy_bonus; 'auto' calibrates "
+        "it on the initial model), or on p_y (dcr).",
     )
-    quantile: float | None = field(
-        default=None,
-        metadata={"help": "tau='auto': share of scored tokens selected when training starts."},
+    quantile: float | None = flag(
+        None, "tau='auto': share of scored tokens selected when training starts."
     )
-    beta: float | None = field(
-        default=None, metadata={"help": "GEM's temperature, GIFT's inverse temperature."}
+    beta: float | None = flag(None, "GEM's temperature, GIFT's inverse temperature.")
+    smoothing: float | None = flag(None, "Label smoothing of cross-entropy, in [0, 1).")
+    alpha: float | None = flag(None, "Exponent of EAFT's weight, of the power loss.")
+    normaliser: float | None = flag(
+        None, "What EAFT divides the entropy by, nats; default: log top_k."
     )
-    smoothing: float | None = field(
-        default=None, metadata={"help": "Label smoothing of cross-entropy, in [0, 1)."}
+    epsilon_high: float | None = flag(
+        None, "PSFT's clip: growth of a label's probability between refreshes."
     )
-    alpha: float | None = field(
-        default=None, metadata={"help": "Exponent of EAFT's weight, of the power loss."}
+    refresh_steps: int | None = flag(None, "PSFT: optimizer steps between snapshots of the model.")
+    group_size: int | None = flag(None, "DCO: samples per prompt of the RL to come.")
+    drop_fraction: float | None = flag(
+        None, "TailSFT: share of a step's sequences that is left out."
     )
-    normaliser: float | None = field(
-        default=None, metadata={"help": "What EAFT divides the entropy by; default: log top_k."}
-    )
-    epsilon_high: float | None = field(
-        default=None, metadata={"help": "PSFT: growth of p_y between refreshes, clipped above."}
-    )
-    refresh_steps: int | None = field(
-        default=None, metadata={"help": "PSFT: optimizer steps between snapshots."}
-    )
-    group_size: int | None = field(
-        default=None, metadata={"help": "DCO: samples per prompt of the RL to come."}
-    )
-    drop_fraction: float | None = field(
-        default=None, metadata={"help": "TailSFT: share of a step's sequences left out."}
-    )
-    block_size: int | None = field(
-        default=None, metadata={"help": "PEAR: tokens that share a weight; 0: the sequence."}
-    )
-    gamma: float | None = field(default=None, metadata={"help": "PEAR: discount per token."})
-    calibration_rows: int = field(
-        default=128, metadata={"help": "tau='auto': training rows measured to calibrate tau."}
+    block_size: int | None = flag(None, "PEAR: tokens that share a weight; 0: the whole sequence.")
+    gamma: float | None = flag(None, "PEAR: discount per token.")
+    calibration_rows: int = flag(
+        128, "tau='auto': rows of the training set that are measured, spread evenly."
     )
 
-    reference_model: str | None = field(
-        default=None,
-        metadata={"help": "Model a loss compares with; PEAR: the one that wrote the data."},
+    reference_model: str | None = flag(
+        None,
+        "What a loss compares with: the model that wrote the data (PEAR needs it), or another one "
+        "than training starts from (GIFT, ASFT, TailSFT).",
     )
-    reference_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder that caches what loss and anchor ask of their reference."},
+    reference_cache: str | None = flag(
+        None,
+        "Folder for what the floor's anchor and the loss ask of their reference model, at every "
+        "scored position, computed before the first step (at the onset for onset_anchor): they "
+        "then cost neither a second model nor a second forward pass. An onset's cache is of one "
+        "run. Losses that need no more than the labels' log-probabilities (TailSFT, PEAR) always "
+        "have one, in output_dir by default.",
     )
-    reference_top_k: int = field(
-        default=32, metadata={"help": "Tokens per position in reference_cache."}
-    )
+    reference_top_k: int = flag(32, "How many tokens per position reference_cache keeps.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
