@@ -85,6 +85,9 @@ def prepare(
             known[digest] = encoded, completions, rendered_text(encoded[0], tokenizer)
         encoded, completions, example = known[digest]
         check_token_ids(encoded, source, prompts.source)
+        rows = [(*row.prompt_ids, *row.ids) for row in completions]
+        if held_out is not None:
+            check_token_ids(rows, source, held_out.source)
         context = context_length(source, trust_remote_code=trust_remote_code)
         check_lengths(
             encoded,
@@ -92,16 +95,12 @@ def prepare(
             max_new_tokens=max_new_tokens,
             where=source.path,
         )
-        if held_out is not None:
-            rows = [(*row.prompt_ids, *row.ids) for row in completions]
-            check_token_ids(rows, source, held_out.source)
-            for row, ids in enumerate(rows):
-                if context is not None and len(ids) > context:
-                    raise ValueError(
-                        f"{held_out.source}, row {row}: prompt and completion have {len(ids)} "
-                        f"tokens, more than the context of {source.path}, {context}: shorten or "
-                        "drop the row"
-                    )
+        for row, ids in enumerate(rows):
+            if held_out is not None and context is not None and len(ids) > context:
+                raise ValueError(
+                    f"{held_out.source}, row {row}: prompt and completion have {len(ids)} tokens, "
+                    f"more than the context of {source.path}, {context}: shorten or drop the row"
+                )
         tasks.append(Task(source, encoded, completions, example))
     return tasks
 
