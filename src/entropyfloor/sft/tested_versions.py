@@ -11,7 +11,10 @@ from importlib.metadata import version
 # trl -> transformers that the trainer tests were run with; the oldest first
 TESTED: dict[str, tuple[str, ...]] = {
     "1.10.0": ("5.15.0",),
-    "1.16.0": ("5.23.0",),
+    "1.11.0": ("5.17.0",),
+    "1.13.0": ("5.19.0",),
+    "1.14.2": ("5.20.2",),
+    "1.16.0": ("5.23.0", "5.24.0"),
 }
 
 

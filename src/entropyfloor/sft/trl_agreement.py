@@ -24,7 +24,9 @@ from entropyfloor.sft.tested_versions import tested, untested
 from entropyfloor_losses import IGNORE_INDEX, CrossEntropyLoss
 
 logger = logging.getLogger(__name__)
-_BALANCED = Version("1.15")  # from here on trl divides the balancing loss by accumulation steps
+# From here on trl divides the balancing loss by accumulation steps, and its head scales logits by
+# `logits_scaling` (Granite, MiniCPM3), as the models' own forwards do.
+_MENDED = Version("1.15")
 
 
 class _TrlsForward:
@@ -49,7 +51,7 @@ def refuse_what_trl_cannot(trainer: Any) -> None:
                 "not ours. Import entropyfloor and load the model without Unsloth, or train with "
                 "entropyfloor.patch_model in a loop of your own"
             )
-    if trainer.aux_loss_enabled and Version(trl_version) < _BALANCED:
+    if trainer.aux_loss_enabled and Version(trl_version) < _MENDED:
         raise ValueError(
             f"trl {trl_version} adds the balancing loss of a mixture of experts once per "
             "micro-batch, so that it grows with accumulation. Use trl >= 1.15, or "
@@ -70,6 +72,10 @@ def check_agreement(trainer: Any, model: Any) -> None:
     """
     versions = untested()
     if versions is None:
+        return
+    text_config = trainer.model.config.get_text_config()
+    if Version(trl_version) < _MENDED and getattr(text_config, "logits_scaling", None) is not None:
+        _say(f"{versions}: its cross-entropy leaves out logits_scaling, so ours is not compared")
         return
     inputs, tokens = _fixed_tokens(trainer)
     pairs = []

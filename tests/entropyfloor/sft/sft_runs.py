@@ -27,8 +27,8 @@ needs_sft_trainer = pytest.mark.skipif(
     trl.__version__ == "1.15.0" and not torch.cuda.is_available(),
     reason="SFTTrainer of trl 1.15.0 needs Triton, on a CPU too",
 )
-needs_mixtures = pytest.mark.skipif(
-    Version(trl.__version__) < Version("1.15"), reason="refused on trl below 1.15"
+needs_mended_trl = pytest.mark.skipif(
+    Version(trl.__version__) < Version("1.15"), reason="trl below 1.15"
 )
 sed_trainer_with_ce = partial(SEDTrainer, loss="ce")
 

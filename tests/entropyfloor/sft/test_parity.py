@@ -11,7 +11,7 @@ from sft_runs import (
     assert_same_run,
     build,
     conversation_rows,
-    needs_mixtures,
+    needs_mended_trl,
     needs_sft_trainer,
     prompt_completion_rows,
     sed_trainer_with_ce,
@@ -75,12 +75,16 @@ def test_own_config_is_the_same_run(tmp_path):
 
 
 # GPT-2 trains with dropout 0.1: the same losses mean the same random numbers, too.
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize(
+    "family",
+    # trl below 1.15 leaves out Granite's logits_scaling.
+    ["llama", "gpt2", "gemma2", "cohere", pytest.param("granite", marks=needs_mended_trl)],
+)
 def test_full_fine_tune(tmp_path, family):
     assert_same_run(*train_both(tmp_path, family=family))
 
 
-@needs_mixtures
+@needs_mended_trl
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("coefficient", [None, 0.5, 0.0])
 def test_mixture_of_experts(tmp_path, family, coefficient):
@@ -215,6 +219,7 @@ def test_several_evaluation_sets(tmp_path):
         assert mine[0][f"eval_{name}_loss"] == pytest.approx(other[0][f"eval_{name}_loss"], 1e-6)
 
 
+@needs_mended_trl  # its loss head hands over counts in place of logits before
 def test_compute_metrics_gets_the_models_logits(tmp_path):
     def compute_metrics(prediction):
         return {"largest": float(prediction.predictions.max())}
