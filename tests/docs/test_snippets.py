@@ -78,7 +78,8 @@ def test_python_blocks_run(page, workshop, monkeypatch):
         "checkpoints": [checkpoint],
         "tokenizer": tiny_tokenizer(),
         "held_out": ["1+1="],
-        "args": TrainingArguments(str(workshop / "plain"), use_cpu=True),
+        # In bf16 as the trl trainers of the page: a process has one Accelerator state.
+        "args": TrainingArguments(str(workshop / "plain"), use_cpu=True, bf16=True),
         "loader": [{"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, 6, 7]])}],
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
