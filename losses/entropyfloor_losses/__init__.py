@@ -22,7 +22,6 @@ from .gibbs import GibbsLoss
 from .group import GroupAdvantages, GroupFineTuningLoss, group_advantages
 from .head import linear_loss, linear_token_statistics
 from .inputs import IGNORE_INDEX
-from .pear import PearLoss
 from .plain import token_statistics
 from .power import PowerLoss
 from .proximal import ProximalLoss
@@ -58,7 +57,6 @@ __all__ = [
     "GibbsLoss",
     "GroupAdvantages",
     "GroupFineTuningLoss",
-    "PearLoss",
     "PenalisedLoss",
     "PowerLoss",
     "ProximalLoss",

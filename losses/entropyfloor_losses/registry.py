@@ -15,7 +15,6 @@ from .entropy_adaptive import EntropyAdaptiveLoss
 from .entropy_bonus import EntropyBonusLoss
 from .gem import GEMLoss
 from .gibbs import GibbsLoss
-from .pear import PearLoss
 from .power import PowerLoss
 from .proximal import ProximalLoss
 from .selective_entropy import SelectiveEntropyLoss
@@ -46,7 +45,6 @@ _LOSSES: dict[str, _Entry] = {
     "psft": _Entry(ProximalLoss, {}),
     "dco": _Entry(CoverageLoss, {}),
     "tail": _Entry(TailLoss, {}),
-    "pear": _Entry(PearLoss, {}),
 }
 
 LOSS_NAMES = tuple(_LOSSES)

@@ -53,17 +53,6 @@ class Sequences:
         zeros = values.new_zeros(len(self.lengths), dtype=torch.float64)
         return zeros.index_add(0, self.ids, values.double())
 
-    def sum_after(self, values: Tensor) -> Tensor:
-        """``[n]`` fp64: of each token the sum of ``values`` ``[n]`` over later ones of its own."""
-        running = values.double().cumsum(0)
-        return running[self.lengths.cumsum(0) - 1][self.ids] - running
-
-    @property
-    def places(self) -> Tensor:
-        """``[n]`` int64, each token's number within its sequence, from 0."""
-        firsts = self.lengths.cumsum(0) - self.lengths
-        return torch.arange(len(self.ids), device=self.ids.device) - firsts[self.ids]
-
 
 def gather_nothing(per_sequence: Tensor) -> Tensor:
     """One process, and one call for the whole batch."""
@@ -80,7 +69,7 @@ def sequence_weights(
     """The weights that ``loss`` gives to tokens, a constant; 0 where ignored.
 
     Args:
-        loss: has ``weights_request`` and ``token_weights`` (DCO, TailSFT, PEAR).
+        loss: has ``weights_request`` and ``token_weights`` (DCO, TailSFT).
         statistics: of the whole sequences, computed with ``loss.weights_request``.
         position_ids: ``[..., length]``, the statistics' shape; None: a row is a sequence.
         gather: ``[S]`` numbers of these sequences -> those of all that the global batch has; for

@@ -152,20 +152,6 @@ def dco_weight(log_p, n):
     return n * p * (1 - p) ** (n - 1) / (1 - (1 - p) ** n)
 
 
-def pear_weights(log_p, log_b, gamma, block):
-    """G of the tokens of one sequence, by the paper's indices 1..T; block None: the sequence."""
-    d = np.clip(log_p - log_b, -0.08, 0.3)
-    length = len(d)
-    if block is None:
-        log_g = np.full(length, d.sum())
-    else:
-        log_g = np.empty(length)
-        for t in range(1, length + 1):
-            end = min(-(-t // block) * block, length)  # e_k of t's block
-            log_g[t - 1] = (length - end) * np.log(gamma) + d[end:].sum()
-    return np.exp(np.clip(log_g, -10, 5))
-
-
 def head_gradients(hidden, weight, bias, y, loss, head, token_weights):
     """Sum over tokens of weight * loss and its gradients by hidden, weight and bias."""
     raw = hidden @ weight.T + (0 if bias is None else bias)

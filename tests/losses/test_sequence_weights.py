@@ -5,12 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from reference import ce, dco_weight, head_gradients, log_softmax, pear_weights
+from reference import ce, dco_weight, head_gradients, log_softmax
 
 from cases import HEADS, head_arguments, problem
 from entropyfloor_losses import (
     CoverageLoss,
-    PearLoss,
     ReferenceHead,
     ReferenceTopK,
     TailLoss,
@@ -33,10 +32,6 @@ LOSSES = {
     "dco_large": CoverageLoss(group_size=64),
     "tail": TailLoss(),
     "tail_little": TailLoss(drop_fraction=0.2),
-    "pear": PearLoss(),
-    "pear_discounted": PearLoss(gamma=0.7),
-    "pear_block": PearLoss(block_size=2, gamma=0.9),
-    "pear_sequence": PearLoss(block_size=0),
 }
 
 
@@ -62,12 +57,7 @@ def reference_weights(name, log_p, log_b, scored):
         weights[kept] = scored.sum() / len(kept)
         return weights
     for m in members:
-        if name.startswith("dco"):
-            weights[m] = dco_weight(log_p[m], loss.group_size)
-        else:
-            weights[m] = pear_weights(
-                log_p[m], log_b[m], loss.gamma or 0.999, loss.block_size or None
-            )
+        weights[m] = dco_weight(log_p[m], loss.group_size)
     return weights
 
 
@@ -233,13 +223,6 @@ def test_tail_keeps_all_at_the_first_step_and_ce_where_nothing_is_dropped():
     base = sequence_problem()[4]
     weights = weights_of(TailLoss(drop_fraction=0.0), hidden, weight, bias, labels, base, POSITIONS)
     assert bool((weights[labels >= 0] == 1).all())
-
-
-def test_pear_of_the_model_that_wrote_the_data_is_cross_entropy_up_to_the_discount():
-    hidden, weight, bias, labels, _ = sequence_problem()
-    behaviour = ReferenceHead(hidden, weight, bias)
-    weights = weights_of(PearLoss(gamma=1.0), hidden, weight, bias, labels, behaviour, POSITIONS)
-    torch.testing.assert_close(weights, (labels >= 0).double(), rtol=1e-12, atol=1e-12)
 
 
 def test_the_references_label_log_probs_are_enough():

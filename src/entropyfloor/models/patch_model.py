@@ -47,7 +47,7 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
         loss: a name (one of `entropyfloor_losses.LOSS_NAMES`), an object of `entropyfloor_losses`,
             or any callable that maps `TokenStatistics` of n tokens to ``[n]`` values token by
             token. "gift", "asft" and "psft" compare with a reference model, which
-            `EntropyFloorCallback` sets; "tail" and "pear" are `SEDTrainer`'s.
+            `EntropyFloorCallback` sets; "tail" is `SEDTrainer`'s.
         **options: of a named loss: ``lam``, ``top_k``, ``tau``, ``beta``, ... With tau="auto" (the
             default of "sed") call ``head.calibrate(batches)`` before the first step;
             `EntropyFloorCallback` does.

@@ -1,4 +1,4 @@
-"""Weights of whole sequences (DCO, TailSFT, PEAR) inside a model's forward."""
+"""Weights of whole sequences (DCO, TailSFT) inside a model's forward."""
 
 from __future__ import annotations
 

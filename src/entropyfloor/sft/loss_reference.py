@@ -2,9 +2,8 @@
 
 A loss says by its attribute ``reference`` what it needs,
 
-    "initial"     the model that training starts from                       (GIFT, ASFT, TailSFT)
-    "snapshot"    the model in training, refreshed each ``refresh_steps``   (PSFT)
-    "behaviour"   the model that wrote the data, ``reference_model``        (PEAR)
+    "initial"    the model that training starts from, or ``reference_model``   (GIFT, ASFT, TailSFT)
+    "snapshot"   the model in training, refreshed each ``refresh_steps``       (PSFT)
 
 and its requests where: ``request`` beside the model's own logits, ``weights_request`` for weights
 of whole sequences, of which the labels' log-probabilities are enough: one pass before the first
@@ -53,12 +52,7 @@ def check_reference(loss: Any, options: Any) -> None:
     """
     kind, name = getattr(loss, "reference", None), getattr(loss, "name", type(loss).__name__)
     other = getattr(options, "reference_model", None)
-    if kind == "behaviour" and other is None:
-        raise ValueError(
-            f"loss {name!r} weighs the data by the model that wrote it: name that model as "
-            "reference_model. If none did, or it is not at hand, choose another loss"
-        )
-    if other is not None and kind not in ("initial", "behaviour"):
+    if other is not None and kind != "initial":
         raise ValueError(
             f"reference_model is {other!r} and loss {name!r} compares with no model that is given"
         )
@@ -78,8 +72,7 @@ def check_reference(loss: Any, options: Any) -> None:
             )
     if getattr(options, "reference_cache", None) is None:
         return
-    cached = kind in ("initial", "behaviour")
-    if not (cached or anchored):
+    if not (kind == "initial" or anchored):
         raise ValueError(
             f"reference_cache keeps what neither loss {name!r} nor the entropy floor needs, so "
             "nothing would use it; it is for floor_place onset_anchor and anchor, and for losses "

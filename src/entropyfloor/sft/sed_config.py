@@ -67,23 +67,21 @@ class SEDConfig(FloorOptions, SFTConfig):
     drop_fraction: float | None = flag(
         None, "TailSFT: share of a step's sequences that is left out."
     )
-    block_size: int | None = flag(None, "PEAR: tokens that share a weight; 0: the whole sequence.")
-    gamma: float | None = flag(None, "PEAR: discount per token.")
     calibration_rows: int = flag(
         128, "tau='auto': rows of the training set that are measured, spread evenly."
     )
 
     reference_model: str | None = flag(
         None,
-        "What a loss compares with: the model that wrote the data (PEAR needs it), or another one "
-        "than training starts from (GIFT, ASFT, TailSFT).",
+        "What a loss compares with, where it is not the model that training starts from (GIFT, "
+        "ASFT, TailSFT).",
     )
     reference_cache: str | None = flag(
         None,
         "Folder for what the floor's anchor and the loss ask of their reference model, at every "
         "scored position, computed before the first step (at the onset for onset_anchor): they "
         "then cost neither a second model nor a second forward pass. An onset's cache is of one "
-        "run. Losses that need no more than the labels' log-probabilities (TailSFT, PEAR) always "
+        "run. Losses that need no more than the labels' log-probabilities (TailSFT) always "
         "have one, in output_dir by default.",
     )
     reference_top_k: int = flag(32, "How many tokens per position reference_cache keeps.")

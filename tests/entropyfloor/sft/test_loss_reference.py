@@ -22,15 +22,18 @@ COMPARING = {
 WEIGHING = {
     "dco": {"loss": "dco", "group_size": 2},
     "tail": {"loss": "tail", "drop_fraction": 0.4},
-    "pear": {"loss": "pear", "block_size": 2},
+}
+OF_ANOTHER = {  # compared with a `reference_model`
+    "gift of another": {"loss": "gift", "beta": 2.0},
+    "tail of another": {"loss": "tail", "drop_fraction": 0.4},
 }
 SNAPSHOT = {"loss": "psft", "refresh_steps": 3, "epsilon_high": 0.05}
 
 
 @pytest.fixture(scope="module")
-def writer(tmp_path_factory):
-    """The model that wrote the data: another one, of the same vocabulary."""
-    folder = tmp_path_factory.mktemp("writer")
+def another(tmp_path_factory):
+    """Another model than training starts from, of the same vocabulary."""
+    folder = tmp_path_factory.mktemp("another")
     torch.manual_seed(9)
     model = tiny_model()
     for parameter in model.parameters():
@@ -39,10 +42,10 @@ def writer(tmp_path_factory):
     return str(folder)
 
 
-def trainer_of(folder, name, writer=None, *, trainer=None, **config):
-    options = {**COMPARING, **WEIGHING, "psft": SNAPSHOT}[name]
-    if name == "pear":
-        options = {**options, "reference_model": writer}
+def trainer_of(folder, name, another=None, *, trainer=None, **config):
+    options = {**COMPARING, **WEIGHING, **OF_ANOTHER, "psft": SNAPSHOT}[name]
+    if name in OF_ANOTHER:
+        options = {**options, "reference_model": another}
     rows = {"train_dataset": prompt_completion_rows(ROWS), **(trainer or {})}
     return sed_trainer(folder, trainer=rows, **{**BATCH, **options, **config})
 
@@ -58,19 +61,19 @@ def agree(one, other, rel=1e-4):
         torch.testing.assert_close(weight, other.weights[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*COMPARING, *WEIGHING, "psft"])
-def test_micro_batches_equal_one_batch(tmp_path, writer, name):
-    one = run(tmp_path / "one", name, writer)
+@pytest.mark.parametrize("name", [*COMPARING, *WEIGHING, *OF_ANOTHER, "psft"])
+def test_micro_batches_equal_one_batch(tmp_path, another, name):
+    one = run(tmp_path / "one", name, another)
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": ROWS // 2}
-    agree(run(tmp_path / "many", name, writer, **split), one)
+    agree(run(tmp_path / "many", name, another, **split), one)
     assert one.series("loss")[0] != one.series("loss")[1]
 
 
-@pytest.mark.parametrize("name", [*COMPARING, *WEIGHING, "psft"])
-def test_padding_free_equals_rows(tmp_path, writer, name):
+@pytest.mark.parametrize("name", [*COMPARING, *WEIGHING, *OF_ANOTHER, "psft"])
+def test_padding_free_equals_rows(tmp_path, another, name):
     """A packed sequence is what the position ids say."""
     packed = {"padding_free": True, "max_length": None}
-    agree(run(tmp_path / "packed", name, writer, **packed), run(tmp_path / "rows", name, writer))
+    agree(run(tmp_path / "packed", name, another, **packed), run(tmp_path / "rows", name, another))
 
 
 @pytest.mark.parametrize("name", COMPARING)
@@ -200,7 +203,6 @@ def test_in_a_plain_trainer(tmp_path, name):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"loss": "pear"}, "name that model as reference_model"),
         ({"loss": "ce", "reference_model": "m"}, "compares with no model that is given"),
         ({"loss": "psft", "reference_model": "m"}, "compares with no model that is given"),
         ({"loss": "dco", "reference_cache": "c"}, "nothing would use it"),
@@ -230,7 +232,6 @@ def test_refused_in_training(tmp_path):
     for loss, message in (
         ("gift", "EntropyFloorCallback"),
         ("tail", "use SEDTrainer"),
-        ("pear", "use SEDTrainer"),
     ):
         model = tiny_model().train()
         patch_model(model, loss)
