@@ -40,7 +40,8 @@ def run(*words, cwd=None, env=None):
 
 def run_without(missing, program):
     """What a program prints in a process of its own where modules are missing."""
-    return run(sys.executable, "-c", WITHOUT.format(missing=missing) + program)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as the tests: sums to the last bit
+    return run(sys.executable, "-c", WITHOUT.format(missing=missing) + program, env=one_thread)
 
 
 @pytest.fixture(scope="module")

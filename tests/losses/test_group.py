@@ -169,7 +169,7 @@ def test_bad_input(make, message):
 
 def test_bad_advantages():
     hidden, weight, _, labels = problem(SHAPES[2], 2.0)
-    with pytest.raises(ValueError, match="needs advantages"):
+    with pytest.raises(ValueError, match="weights tokens by advantages"):
         linear_loss(hidden, weight, labels, GroupFineTuningLoss())
     with pytest.raises(ValueError, match="one advantage per label"):
         linear_loss(hidden, weight, labels, GroupFineTuningLoss(), advantages=torch.ones(2))
