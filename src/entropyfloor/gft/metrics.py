@@ -10,6 +10,7 @@ from torch import Tensor
 from entropyfloor.gft.groups import Group
 from entropyfloor.gft.responses import SOURCES
 from entropyfloor.models.loss_head import LossHeadOutput
+from entropyfloor.models.ranks import wide_dtype
 from entropyfloor_losses import IGNORE_INDEX
 
 _SHARES = ("of_one", "degenerate", "all_right", "all_wrong", "outcome_degenerate")
@@ -65,8 +66,7 @@ def token_sums(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: flo
     mask = labels[:, 1:] != IGNORE_INDEX
     # Not output.selected: with an entropy term that is every scored token.
     rectified = mask & (output.log_prob.exp() < tau)
-    # Sums over long runs between two logs need fp64, which MPS does not have.
-    wide = torch.float32 if mask.device.type == "mps" else torch.float64
+    wide = wide_dtype(mask.device)
     parts = []
     for values in (mask, rectified, output.entropy, -output.log_prob):
         by_row = values.detach().to(wide).sum(-1)

@@ -40,6 +40,7 @@ from entropyfloor.gft.metrics import (
 from entropyfloor.gft.responses import Response
 from entropyfloor.gft.rows import check_rows, without_trainer_columns
 from entropyfloor.models.loss_head import LossHeadOutput
+from entropyfloor.models.ranks import summed, wide_dtype
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
@@ -241,9 +242,8 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
         return rewards
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
-        wide = torch.float32 if self.args.device.type == "mps" else torch.float64
-        total: Tensor = self.accelerator.reduce(values.to(self.args.device, wide), reduction="sum")
-        return total
+        device = self.args.device
+        return summed(values.to(device, wide_dtype(device)))
 
     # The loss.
 

@@ -50,5 +50,5 @@ def largest(value: float, device: torch.device) -> float:
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """Sums over long runs need fp64, which MPS does not have."""
+    """What sums over long runs or a vocabulary need: fp64, which MPS does not have."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.models.ranks import wide_dtype
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.sampling import (
@@ -134,9 +135,7 @@ def _generate_batch(
 
     recorder = EntropyRecorder(width, checkpoint.eos_token_ids, checkpoint.path)
     uniforms = rollout_uniforms(settings.seed, batch, settings.max_new_tokens)
-    sampler = InverseCDFSampler(
-        width, uniforms.to(device, torch.float32 if device.type == "mps" else None)
-    )
+    sampler = InverseCDFSampler(width, uniforms.to(device, wide_dtype(device)))
     input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
     prompts = [prompt for prompt, _ in batch]
     cache = shared_prefill(checkpoint, input_ids, attention_mask, prompts)

@@ -28,6 +28,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from entropyfloor.models.ranks import wide_dtype
 from entropyfloor.rollouts.options import Sampling
 
 
@@ -108,8 +109,8 @@ class InverseCDFSampler(LogitsProcessor):
         # Deferred stopping may run one step more than asked for; that step is thrown away.
         uniform = self._uniforms[:, min(step, self._uniforms.shape[1] - 1)].unsqueeze(1)
         # fp32 sums would lose every token past the first that brings the sum within 6e-8 of 1.
-        wide = torch.float32 if scores.device.type == "mps" else torch.float64
-        cumulative = scores.softmax(dim=-1, dtype=torch.float32).to(wide).cumsum(dim=-1)
+        probabilities = scores.softmax(dim=-1, dtype=torch.float32)
+        cumulative = probabilities.to(wide_dtype(scores.device)).cumsum(dim=-1)
         target = uniform.to(cumulative) * cumulative[:, -1:]
         # right=True: the first cumulative value *above* the target, so a token of probability zero
         # is never it.

@@ -7,7 +7,6 @@ without a token count. What differs by more than rounding ends the run before it
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +18,10 @@ from trl import SFTTrainer
 from trl import __version__ as trl_version
 
 from entropyfloor.models.evaluation_mode import evaluating
-from entropyfloor.models.ranks import rank_and_processes
+from entropyfloor.sft.floor.floor import warn
 from entropyfloor.sft.tested_versions import tested, untested
 from entropyfloor_losses import IGNORE_INDEX, CrossEntropyLoss
 
-logger = logging.getLogger(__name__)
 # From here on trl divides the balancing loss by accumulation steps, and its head scales logits by
 # `logits_scaling` (Granite, MiniCPM3), as the models' own forwards do.
 _MENDED = Version("1.15")
@@ -75,7 +73,7 @@ def check_agreement(trainer: Any, model: Any) -> None:
         return
     text_config = trainer.model.config.get_text_config()
     if Version(trl_version) < _MENDED and getattr(text_config, "logits_scaling", None) is not None:
-        _say(f"{versions}: its cross-entropy leaves out logits_scaling, so ours is not compared")
+        warn(f"{versions}: its cross-entropy leaves out logits_scaling, so ours is not compared")
         return
     inputs, tokens = _fixed_tokens(trainer)
     pairs = []
@@ -88,7 +86,7 @@ def check_agreement(trainer: Any, model: Any) -> None:
                         trainer, _TrlsForward(model), dict(inputs), num_items_in_batch=count
                     )
                 except Exception as error:
-                    _say(
+                    warn(
                         f"{versions} was not tested with this release of entropyfloor, and its "
                         f"cross-entropy cannot be compared with ours: {type(error).__name__}: "
                         f"{error}. Tested: {tested()}"
@@ -106,15 +104,10 @@ def check_agreement(trainer: Any, model: Any) -> None:
                 f"and {ours:.6g} by SEDTrainer. Install a tested version ({tested()}), or train "
                 "with entropyfloor.patch_model in transformers.Trainer"
             )
-    _say(
+    warn(
         f"{versions} was not tested with this release of entropyfloor; cross-entropy of "
         f"{tokens} fixed tokens agrees with SFTTrainer's ({pairs[0][1]:.6g} nats)"
     )
-
-
-def _say(message: str) -> None:
-    if rank_and_processes()[0] == 0:
-        logger.warning(message)
 
 
 def _fixed_tokens(trainer: Any) -> tuple[dict[str, Tensor], int]:
