@@ -166,6 +166,12 @@ class GFTConfig(FloorOptions, GRPOConfig):
                     "samples are drawn for one optimizer step. Leave it out"
                 )
         self.check_floor()
+        if self.reads_data:
+            raise ValueError(
+                "entropy_floor='auto' is read off the cross-entropy of held-out rows, and GFT's "
+                "rows are groups of responses. Give nats, such as the floor that an SFT run with "
+                "'auto' ended with"
+            )
         self._refuse()
 
     def _check_group(self) -> None:

@@ -9,7 +9,7 @@ Knows: where the backbone, the head and the MoE router are. Does not know: which
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.models.head_weight import whole_head
 from entropyfloor.models.logit_transform import head_options
 from entropyfloor.models.ranks import gathered, summed, wide_dtype
@@ -31,6 +32,7 @@ from entropyfloor_losses import (
     StatisticsRequest,
     TokenStatistics,
     linear_loss,
+    loss_by_name,
     needs_calibration,
     token_mean,
     token_statistics,
@@ -133,8 +135,7 @@ class LossHead:
             ``top_k_mass``, and ``top1`` and ``selected`` (counts).
 
         """
-        device = self.model.get_output_embeddings().weight.device
-        nothing = torch.zeros(len(SUMS), dtype=wide_dtype(device), device=device)
+        nothing = torch.zeros(len(SUMS), dtype=wide_dtype(self.device), device=self.device)
         total = summed(self._sums.pop(training, nothing))
         return dict(zip(SUMS, total.tolist(), strict=True))
 
@@ -155,21 +156,54 @@ class LossHead:
         waiting: Any = self.loss
         if not needs_calibration(waiting):
             return
-        network = self.model if model is None else model
-        was_training, sums = network.training, dict(self._sums)
         masses: list[float] = []
+        for output in self._evaluated(replace(waiting, tau=1.0), batches, model):
+            assert output.top_k_mass is not None
+            masses.extend(output.top_k_mass[output.scored].tolist())
+        self.loss = waiting.calibrated(torch.tensor(gathered(masses), dtype=torch.float64))
+
+    def held_out_means(self, batches: Any, model: Any = None) -> tuple[float, float]:
+        """Cross-entropy and entropy of rows, nats per token of all processes; every one must call.
+
+        Dropout is off and no random number is used up.
+
+        Args:
+            batches: iterable of a forward's arguments with ``labels``; of several processes, this
+                one's share.
+            model: to call, where the patched one is wrapped (FSDP, DeepSpeed).
+
+        Raises:
+            ValueError: no scored token.
+
+        """
+        total = torch.zeros(3, dtype=wide_dtype(self.device), device=self.device)
+        for output in self._evaluated(loss_by_name("ce"), batches, model):
+            assert output.scored is not None and output.log_prob is not None
+            assert output.entropy is not None
+            values = (-output.log_prob.sum(), output.entropy.sum(), output.scored.sum())
+            total += torch.stack([value.to(total) for value in values])
+        loss, entropy, tokens = summed(total).tolist()
+        if not tokens:
+            raise ValueError("the held-out rows have no scored token: every label is -100")
+        return loss / tokens, entropy / tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Of the head's weight."""
+        return self.model.get_output_embeddings().weight.device
+
+    def _evaluated(self, loss: TokenLoss, batches: Any, model: Any) -> Iterator[LossHeadOutput]:
+        """Another loss's outputs, which leave no trace: no sum, no random number, no mode."""
+        network = self.model if model is None else model
+        chosen, sums = self.loss, dict(self._sums)
         on_gpu = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         try:
-            self.loss = replace(waiting, tau=1.0)
-            network.eval()
-            with torch.random.fork_rng(devices=on_gpu), torch.no_grad():
+            self.loss = loss
+            with torch.random.fork_rng(devices=on_gpu), torch.no_grad(), evaluating(network):
                 for batch in batches:
-                    output = network(**batch, entropyfloor_head=True)
-                    masses.extend(output.top_k_mass[output.scored].tolist())
+                    yield network(**batch, entropyfloor_head=True)
         finally:
-            self.loss, self._sums = waiting, sums
-            network.train(was_training)
-        self.loss = waiting.calibrated(torch.tensor(gathered(masses), dtype=torch.float64))
+            self.loss, self._sums = chosen, sums
 
     def _record(self, output: LossHeadOutput, training: bool) -> None:
         self.calls += training

@@ -25,7 +25,9 @@ from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
+from entropyfloor.sft.floor.floor import warn
 from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
+from entropyfloor.sft.floor.held_out import hold_out
 from entropyfloor.sft.sed_config import SEDConfig
 from entropyfloor.sft.step_weights import with_step_weights
 from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
@@ -94,6 +96,16 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         train_data = sft_kwargs.get("train_dataset", train_data)
         eval_data = sft_kwargs.get("eval_dataset", eval_data)
         check_metric_for_best_model(args, eval_data)
+        if args.reads_data and eval_data is None and train_data is not None:
+            train_data, eval_data = hold_out(train_data, args.floor_held_out_rows)
+            parts = {"train_dataset": train_data, "eval_dataset": eval_data}
+            by_place = dict(zip(parts, sft_args[1:3], strict=False))
+            sft_args = (*sft_args[:1], *(parts[name] for name in by_place), *sft_args[3:])
+            sft_kwargs |= {name: part for name, part in parts.items() if name not in by_place}
+            warn(
+                f"entropy_floor='auto': {len(eval_data)} rows of the training set are held out, as "
+                "there is no evaluation set; they are the trainer's eval_dataset"
+            )
         super().__init__(model, args, *sft_args, **sft_kwargs)
         parallelism = self.accelerator.parallelism_config
         if parallelism is not None and getattr(parallelism, "sp_enabled", False):

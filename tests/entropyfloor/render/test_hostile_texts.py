@@ -28,6 +28,7 @@ from entropyfloor.screening.page import write_report
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.screening.table import further_table, screening_markdown, screening_table
 from entropyfloor.sft.floor.plot import write_floor_plot
+from entropyfloor.sft.floor.probe import ProbeResult
 from made_up_echelon import made_up, plan_of
 from sample_reports import report as sample_report
 
@@ -163,7 +164,7 @@ def test_files(tmp_path, chart):
         for kind in ("png", "svg", "pdf"):
             chart.save(tmp_path / f"chart.{kind}")
         write_monitor_plot([*log, verdict], tmp_path / "monitor.png")
-        write_floor_plot(course, [(1, 0.2)], 0.18, tmp_path / "floor.png")
+        write_floor_plot(course, [ProbeResult(1, 0.2, None, 8, 0.1)], 0.18, tmp_path / "floor.png")
     page = Page(html := (tmp_path / "screening.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags and "img" not in page.tags and not page.handlers
     assert len(page.ids) == len(set(page.ids)) and not UNSEEN.search(html)

@@ -10,6 +10,7 @@ from entropyfloor.models.loss_head import LossHead
 from entropyfloor.rollouts.prompts import Prompt, PromptSet, row_with_chat_options
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.sft.floor.floor import EntropyFloor, warn
+from entropyfloor.sft.floor.held_out import Batches, held_out_slice
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.sft.floor.probe import RolloutProbe, probed_prompts
 from entropyfloor.sft.floor.reference_cache import CachedOnset
@@ -25,6 +26,7 @@ def build_floor(
     processing_class: Any = None,
     prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None = None,
     reward: str | RewardFunction | None = None,
+    held_out: Batches | None = None,
 ) -> EntropyFloor:
     """The floor of a run; the head gets its term and reference model.
 
@@ -36,6 +38,7 @@ def build_floor(
         processing_class: tokenizer, for a probe.
         prompts: of the probe; none: no probe.
         reward: of the probe, by name or in trl's signature.
+        held_out: batches that an "auto" floor is read off; None: the trainer's evaluation set.
 
     Raises:
         ValueError: a floor above what the vocabulary allows, a reference model or a probe that
@@ -55,11 +58,17 @@ def build_floor(
     probe = None
     if prompts is not None:
         probe = _probe(options, model, trainer, processing_class, prompts, reward)
-    elif options.floor_probe_prompts:
+    elif options.floor_probe_prompts and not options.reads_data:
         warn(
             "no prompts were given to probe and the datasets have no column 'prompt', so the "
             "entropy floor holds for teacher-forced entropy only, which is not that of rollouts. "
             "Pass probe_prompts=[...]"
+        )
+    rows = held_out_slice(options, trainer, held_out) if options.reads_data else None
+    if rows is not None:
+        warn(
+            f"the entropy floor is read off {rows.source}: {options.floor_factor:g} times their "
+            "lowest loss. Screening judges rollouts, by tau_H (0.18 nats in the paper)"
         )
     head.term = options.build_term()
     if reference is not None:
@@ -68,6 +77,7 @@ def build_floor(
         controller,
         head,
         probe,
+        rows,
         on_violation=options.on_violation,
         probe_steps=options.floor_probe_steps,
     )

@@ -22,7 +22,7 @@ each checkpoint         ``entropyfloor.json``: the loss in force, the floor's st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class EntropyFloorCallback(TrainerCallback):
             ``prompt`` and the reward's columns) whose rollouts the floor is measured on; without,
             the floor holds teacher-forced entropy.
         probe_reward: a reward by name or in trl's signature: probes then measure pass@1 too.
+        held_out: batches (a forward's arguments with ``labels``) that ``entropy_floor="auto"`` is
+            read off; default: the trainer's evaluation set. They are kept.
         **fields: of `FloorOptions`.
 
     Attributes:
@@ -70,7 +72,8 @@ class EntropyFloorCallback(TrainerCallback):
     Logged: ``ce`` (nats per token), ``penalty`` (objective minus CE), ``selected_fraction`` (tokens
     the loss treats other than CE does), ``top_k_mass``; in evaluation ``eval_ce`` and so on; with a
     floor ``floor_weight``, ``floor_target``, ``floor_entropy``, ``probe_entropy`` and
-    ``reference_kl``.
+    ``reference_kl``; with an "auto" floor ``entropy_floor``, ``floor_in_force``, ``held_out_loss``,
+    ``held_out_entropy`` and ``calibration_gap`` (held-out entropy minus loss) too.
 
     Raises:
         ValueError: options that cannot be; while training begins: a model that is not the patched
@@ -86,6 +89,7 @@ class EntropyFloorCallback(TrainerCallback):
         *,
         probe_prompts: PromptSet | Sequence[Prompt | dict[str, Any]] | None = None,
         probe_reward: str | RewardFunction | None = None,
+        held_out: Iterable[Mapping[str, Any]] | None = None,
         **fields: Any,
     ) -> None:
         if options is not None and fields:
@@ -99,6 +103,7 @@ class EntropyFloorCallback(TrainerCallback):
         self.reference: LossReference | None = None
         self.reads_head = True
         self._probe_prompts, self._probe_reward = probe_prompts, probe_reward
+        self._held_out = held_out
         self._chosen_loss = head.loss
         self._trainer: Any = None
         self._model: Any = None  # as the caller holds it: with PEFT's wrapper
@@ -142,6 +147,7 @@ class EntropyFloorCallback(TrainerCallback):
                 processing_class=processing_class,
                 prompts=self._probe_prompts,
                 reward=self._probe_reward,
+                held_out=self._held_out,
             )
 
     def step(self) -> dict[str, float]:
@@ -188,22 +194,22 @@ class EntropyFloorCallback(TrainerCallback):
             )
         self._calls = -1  # seen once: that is enough
 
-    def probe(self, step: int) -> None:
-        """Measure rollouts of the model as it is, once for a step; needs prompts and a tokenizer.
+    def probe(self, step: int, *, rollouts: bool = True) -> None:
+        """Measure the model as it is, once for a step: rollouts, or an "auto" floor's rows.
 
         Args:
             step: number of the optimiser step.
+            rollouts: of an "auto" floor, sample them too; needs prompts and a tokenizer.
 
         """
         floor = self.floor
-        if floor is None or floor.probe is None:
+        if floor is None:
             return
-        if floor.probes and floor.probes[-1].step == step:
+        training_seconds = largest(floor.training_seconds, self.head.device)
+        wrapped = self._model if self._trainer is None else self._trainer.model_wrapped
+        result = floor.measure(self._model, wrapped, step=step, rollouts=rollouts)
+        if result is None:
             return
-        device = next(self._model.parameters()).device
-        training_seconds = largest(floor.training_seconds, device)
-        entropy = floor.controller.entropy
-        result = floor.probe.measure(self._model, step=step, teacher_forced=entropy)
         floor.add_probe(result, training_seconds)
         if floor.violated and floor.on_violation != "constrain":
             warn(floor.violated)
@@ -273,6 +279,8 @@ class EntropyFloorCallback(TrainerCallback):
         self._calls = self.head.calls
         if self.floor is not None:
             self.floor.begin()
+            if self.floor.held_out is not None:
+                self.probe(state.global_step, rollouts=False)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -288,7 +296,7 @@ class EntropyFloorCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         due = self.floor is not None and self.floor.wants_probe(state.global_step)
         if due or control.should_save or last:
-            self._probe_in_training(state, control)
+            self._probe_in_training(state, control, rollouts=control.should_save or last)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -345,8 +353,9 @@ class EntropyFloorCallback(TrainerCallback):
             from entropyfloor.io import write_pictures
             from entropyfloor.sft.floor.plot import write_floor_plot
 
-            probes = [(probe.step, probe.entropy) for probe in floor.probes]
-            draw = partial(write_floor_plot, state.log_history, probes, floor.controller.floor)
+            draw = partial(
+                write_floor_plot, state.log_history, floor.probes, floor.controller.floor
+            )
             write_pictures({Path(args.output_dir or ".") / "entropy_floor.png": draw})
         if floor.on_violation != "stop" or not floor.violated:
             return
@@ -364,8 +373,10 @@ class EntropyFloorCallback(TrainerCallback):
         floor.restore(good)
         warn(f"training stopped ({floor.violated}); restored {good.name}")
 
-    def _probe_in_training(self, state: TrainerState, control: TrainerControl) -> None:
-        self.probe(state.global_step)
+    def _probe_in_training(
+        self, state: TrainerState, control: TrainerControl, *, rollouts: bool = True
+    ) -> None:
+        self.probe(state.global_step, rollouts=rollouts)
         if self.floor is not None and self.floor.violated and self.options.on_violation == "stop":
             control.should_training_stop = True
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from entropyfloor.models.loss_head import LossHead
 from entropyfloor.models.ranks import rank_and_processes
 from entropyfloor.sft.floor.controller import FloorController
+from entropyfloor.sft.floor.held_out import HeldOutSlice
 from entropyfloor.sft.floor.probe import ProbeResult, RolloutProbe
 from entropyfloor.sft.floor.reference_model import OnsetModel
 from entropyfloor.sft.run_record import read_record
@@ -43,6 +44,7 @@ class EntropyFloor:
         controller: weight of the term.
         head: whose weight is moved.
         probe: of rollouts; None where there are no prompts, the floor then holds teacher-forced.
+        held_out: where an "auto" floor is read off; rollouts are then for the record.
         on_violation: "constrain", "stop" or "warn".
         probe_steps: steps between probes; None chooses by cost.
         probe_share: largest share of training time that probes between checkpoints may take.
@@ -52,6 +54,7 @@ class EntropyFloor:
     controller: FloorController
     head: LossHead
     probe: RolloutProbe | None
+    held_out: HeldOutSlice | None = None
     on_violation: str = "constrain"
     probe_steps: int | None = None
     probe_share: float = 0.05
@@ -95,7 +98,9 @@ class EntropyFloor:
         self._steps_here += 1
         self.controller.update(entropy)
         onset = self._onset
-        if onset is not None and not onset.captured:
+        if self.held_out is not None and not self.held_out.in_force:
+            self.controller.rest()
+        elif onset is not None and not onset.captured:
             if self.controller.arriving:
                 onset.capture()
             else:
@@ -113,7 +118,45 @@ class EntropyFloor:
 
     def wants_probe(self, step: int) -> bool:
         """Whether a probe is due between checkpoints."""
-        return self.probe is not None and step % self._interval == 0
+        measured = self.probe is not None or self.held_out is not None
+        return measured and step % self._interval == 0
+
+    def measure(self, model: Any, wrapped: Any, *, step: int, rollouts: bool) -> ProbeResult | None:
+        """Measure the model as it is; the same on every process, and every one must call.
+
+        Args:
+            model: that samples.
+            wrapped: the same for a forward with labels, as the trainer wraps it.
+            step: after which optimiser step.
+            rollouts: sample them beside held-out rows too; without held-out rows always.
+
+        Returns:
+            None where this step was measured already, or there is nothing to measure.
+
+        """
+        rollouts = self.probe is not None and (rollouts or self.held_out is None)
+        last = self.probes[-1] if self.probes else None
+        if last is not None and last.step == step and (last.entropy is not None or not rollouts):
+            return None
+        result = ProbeResult(step, None, self.controller.entropy, tokens=0, seconds=0.0)
+        if rollouts:
+            assert self.probe is not None
+            result = self.probe.measure(model, step=step, teacher_forced=self.controller.entropy)
+        if (rows := self.held_out) is not None:
+            rows.measure(self.head, wrapped)
+            result = replace(
+                result,
+                seconds=result.seconds + rows.seconds,
+                held_out_loss=rows.loss,
+                held_out_entropy=rows.entropy,
+            )
+        return result if rollouts or rows is not None else None
+
+    @property
+    def _sampled(self) -> ProbeResult | None:
+        """The last probe with rollouts."""
+        sampled = (probe for probe in reversed(self.probes) if probe.entropy is not None)
+        return next(sampled, None)
 
     @property
     def training_seconds(self) -> float:
@@ -130,15 +173,21 @@ class EntropyFloor:
         """
         self.probes.append(result)
         self._probe_seconds += result.seconds
-        self.controller.correct(result.entropy)
+        if self.held_out is not None:
+            self.controller.floor = self.held_out.floor
+        self.controller.correct(result.held)
         if self.probe_steps is None and self._steps_here:
             per_step = training_seconds / self._steps_here
-            least = math.ceil(result.seconds * (1 - self.probe_share) / self.probe_share / per_step)
+            # Between checkpoints an "auto" floor samples nothing.
+            seconds = result.seconds if self.held_out is None else self.held_out.seconds
+            least = math.ceil(seconds * (1 - self.probe_share) / self.probe_share / per_step)
             self._interval = max(_FIRST_PROBE, least)
-        if result.entropy < self.controller.floor:
+        in_force = self.held_out is None or self.held_out.in_force
+        if in_force and result.held < self.controller.floor:
+            whose = "rollout" if self.held_out is None else "held-out"
             self.violated = (
-                f"rollout entropy {result.entropy:.3f} nats at step {result.step} is below the "
-                f"floor {self.controller.floor}"
+                f"{whose} entropy {result.held:.3f} nats at step {result.step} is below the "
+                f"floor {self.controller.floor:.3g}"
             )
         else:
             self.violated = None
@@ -150,32 +199,52 @@ class EntropyFloor:
             "floor_weight": self.head.weight,
             "floor_target": self.controller.target,
             "floor_entropy": self.controller.entropy,
-            "probe_entropy": self.probes[-1].entropy if self.probes else None,
-            "probe_pass_at_1": self.probes[-1].pass_at_1 if self.probes else None,
+            "probe_entropy": self._sampled.entropy if self._sampled else None,
+            "probe_pass_at_1": self._sampled.pass_at_1 if self._sampled else None,
             "probe_share": self._probe_seconds / spent if self.probes else None,
         }
+        if (rows := self.held_out) is not None and self.probes:
+            values |= {
+                "entropy_floor": self.controller.floor,
+                "floor_in_force": float(rows.in_force),
+                "held_out_loss": rows.loss,
+                "held_out_entropy": rows.entropy,
+                "calibration_gap": rows.entropy - rows.loss,
+            }
         return {name: value for name, value in values.items() if value is not None}
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint carries."""
+        settings, rows = self.controller.settings(), self.held_out
+        if rows is not None:
+            settings |= {"factor": rows.factor, "held_out": rows.source}
         return {
-            "settings": self.controller.settings() | {"on_violation": self.on_violation},
+            "settings": settings | {"on_violation": self.on_violation},
             "state": self.controller.state_dict()
             | {
                 "interval": self._interval,
                 "onset": self._onset is not None and self._onset.captured,
+                **({} if rows is None else {"held_out": rows.state_dict()}),
             },
             "probes": [asdict(probe) for probe in self.probes],
         }
 
     def card(self) -> str:
         """A section for the model card; there must have been a probe."""
-        last, held = self.probes[-1], self.controller
+        last, held, text = self.probes[-1], self.controller, "## Entropy\n\n"
+        if last.held_out_loss is not None:
+            text += (
+                f"On held-out rows after step {last.step}: entropy {last.held_out_entropy:.3f}, "
+                f"loss {last.held_out_loss:.3f} nats per token; the floor, {held.floor:.3f}, is "
+                "read off their lowest loss.\n\n"
+            )
+        if last.entropy is None:
+            return text
         passed = "" if last.pass_at_1 is None else f", pass@1 {last.pass_at_1:.3f}"
-        return (
-            "## Entropy\n\n"
+        floor = "" if last.held_out_loss is not None else f"floor {held.floor}, "
+        return text + (
             f"Mean next-token entropy of rollouts at temperature 1 after step {last.step}: "
-            f"{last.entropy:.3f} nats{passed} (floor {held.floor}, {self.on_violation}; weight of "
+            f"{last.entropy:.3f} nats{passed} ({floor}{self.on_violation}; weight of "
             f"the term {self.head.weight:.4f}; {last.tokens} tokens sampled).\n"
         )
 
@@ -200,6 +269,14 @@ class EntropyFloor:
             )
         if self._onset is not None and record["state"].get("onset"):
             self._onset.load(checkpoint)
+        if self.held_out is not None:
+            if "held_out" not in record["state"]:
+                raise ValueError(
+                    f"{checkpoint} was trained with an entropy floor of "
+                    f"{record['settings']['floor']} nats, not with 'auto': resume it with that"
+                )
+            self.held_out.load_state_dict(record["state"]["held_out"])
+            self.controller.floor = self.held_out.floor
         self.controller.load_state_dict(record["state"])
         self._interval = int(record["state"]["interval"])
         self.probes = [ProbeResult(**probe) for probe in record["probes"]]

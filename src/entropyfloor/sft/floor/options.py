@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from entropyfloor.rollouts.options import flag
@@ -10,6 +11,7 @@ from entropyfloor_losses import EntropyTerm
 
 PLACES = ("onset_anchor", "anchor", "uniform")
 VIOLATIONS = ("constrain", "stop", "warn")
+AUTO = "auto"
 
 # The model of the onset has little more entropy than the target. Weight 1 ends at the mean of its
 # distribution and the label's, and that is about what holds; the starting model has much more.
@@ -20,16 +22,26 @@ _ONSET_WEIGHT = 1.0
 class FloorOptions:
     """Fields of an entropy floor; a base class beside trl's config."""
 
-    entropy_floor: float | None = flag(
+    # Annotated str, although numbers are taken: the command line parses by the annotation.
+    entropy_floor: str | None = flag(
         None,
         "Keep the entropy of rollouts above this, nats (0.18 is the rank-inversion paper's "
-        "threshold); composes with any loss. None: no floor.",
+        "threshold); composes with any loss. 'auto': keep the entropy of held-out rows above "
+        "their lowest loss so far, times floor_factor. None: no floor.",
     )
     floor_place: str = flag(
         "onset_anchor",
         "Where the entropy goes: onset_anchor (KL from the model in training as it was when its "
         "entropy came near the floor), anchor (KL from the model that training started from) or "
         "uniform (a bonus on every token).",
+    )
+    floor_factor: float = flag(
+        1.0, "entropy_floor='auto': the floor is this times the lowest held-out loss."
+    )
+    floor_held_out_rows: int = flag(
+        64,
+        "entropy_floor='auto': rows that are measured, of the evaluation set; without one, so many "
+        "(a fifth of the training set at most) are held out from training.",
     )
     floor_margin: float = flag(0.25, "Aim at entropy_floor * (1 + floor_margin).")
     floor_max_weight: float = flag(2.0, "Largest weight of the entropy term.")
@@ -47,10 +59,16 @@ class FloorOptions:
     )
     floor_probe_steps: int | None = flag(
         None,
-        "Steps between probes; None chooses so that they take 5 %% of the time at most. A probe is "
-        "also taken before every checkpoint.",
+        "Steps between probes (of rollouts, or of entropy_floor='auto's held-out rows); None "
+        "chooses so that they take 5 %% of the time at most. A probe is also taken before every "
+        "checkpoint.",
     )
     floor_probe_tokens: int = flag(64, "Length limit of a probe's rollouts.")
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether the floor is read off held-out rows."""
+        return self.entropy_floor == AUTO
 
     def check_floor(self) -> None:
         """Raise ValueError for a floor that cannot be."""
@@ -60,11 +78,25 @@ class FloorOptions:
             raise ValueError(
                 f"on_violation is {self.on_violation!r}; choose one of {', '.join(VIOLATIONS)}"
             )
+        if not self.reads_data:
+            try:
+                self.entropy_floor = float(self.entropy_floor)  # type: ignore[assignment]
+            except ValueError:
+                raise ValueError(
+                    f"entropy_floor is {self.entropy_floor!r}; give nats, or 'auto'"
+                ) from None
+        if not (math.isfinite(self.floor_factor) and self.floor_factor > 0):
+            raise ValueError(f"floor_factor is {self.floor_factor}; it must be a finite number > 0")
+        if not self.reads_data and self.floor_factor != 1:
+            raise ValueError(
+                f"floor_factor is {self.floor_factor} and entropy_floor {self.entropy_floor}: it "
+                "is a factor of what entropy_floor='auto' measures; multiply the number instead"
+            )
         self.build_controller()
         self.build_term()
         if self.floor_probe_prompts < 0:
             raise ValueError(f"floor_probe_prompts is {self.floor_probe_prompts}; it must be >= 0")
-        for name in ("floor_probe_steps", "floor_probe_tokens"):
+        for name in ("floor_probe_steps", "floor_probe_tokens", "floor_held_out_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be >= 1")
@@ -72,9 +104,11 @@ class FloorOptions:
     def build_controller(self) -> FloorController:
         """The controller these settings describe; ``entropy_floor`` must be set."""
         assert self.entropy_floor is not None
+        # Of "auto" the first measurement replaces the number, before anything is held.
+        floor = 1.0 if self.reads_data else float(self.entropy_floor)
         onset = self.floor_place == "onset_anchor"
         return FloorController(
-            floor=self.entropy_floor,
+            floor=floor,
             margin=self.floor_margin,
             max_weight=self.floor_max_weight,
             initial_weight=_ONSET_WEIGHT if onset else FloorController.initial_weight,

@@ -1,15 +1,17 @@
 """A training run under an entropy floor: entropy beside its target, and the weight that held it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from entropyfloor.render.figure import Chart, draw_course, series
 from entropyfloor.render.palette import LIGHT
+from entropyfloor.sft.floor.probe import ProbeResult
 
 
 def write_floor_plot(
     log: Sequence[Mapping[str, float]],
-    probes: Sequence[tuple[int, float]],
+    probes: Sequence[ProbeResult],
     floor: float,
     path: str | Path,
 ) -> Path:
@@ -17,26 +19,53 @@ def write_floor_plot(
 
     Args:
         log: a Trainer's ``log_history``.
-        probes: (step, entropy of rollouts in nats).
-        floor: nats.
+        probes: of the run. Where they measured held-out rows, a third panel shows the calibration
+            gap, entropy minus loss: below 0 the model is surer of itself than it has a right to be.
+        floor: nats, at the end of the run.
         path: of the file.
 
     """
-    chart = Chart(620, 470)
-    entropy, weight = chart.panels(2, 1, sharex=True, height_ratios=[2, 1])
-    points = entropy.plot(*zip(*probes, strict=True), **series(1) | {"linestyle": "none"})
+    measured = [asdict(probe) for probe in probes]
+    gaps = [
+        {"step": probe.step, "gap": probe.held_out_entropy - probe.held_out_loss}
+        for probe in probes
+        if probe.held_out_entropy is not None and probe.held_out_loss is not None
+    ]
+    rows = 3 if gaps else 2
+    chart = Chart(620, 470 if not gaps else 620)
+    panels = chart.panels(rows, 1, sharex=True, height_ratios=[2, 1, 1][:rows])
+    entropy, weight = panels[:2]
+    rollouts = [(probe.step, probe.entropy) for probe in probes if probe.entropy is not None]
+    more = []
+    if rollouts:
+        points = entropy.plot(*zip(*rollouts, strict=True), **series(1) | {"linestyle": "none"})
+        more.append((points[0], "rollouts (probe)"))
     line = entropy.axhline(floor, color=LIGHT["soft"], linestyle="--", linewidth=1)
+    more.append((line, f"floor {floor:.3g}"))
+    if gaps:
+        for name, colour, words in (
+            ("held_out_entropy", "s3", "held-out"),
+            ("held_out_loss", "s4", "held-out loss"),
+        ):
+            course = [(probe["step"], probe[name]) for probe in measured if probe[name] is not None]
+            (held,) = entropy.plot(*zip(*course, strict=True), color=LIGHT[colour], linewidth=1.5)
+            more.append((held, words))
     draw_course(
         chart,
         entropy,
         log,
         {"floor_entropy": ("teacher-forced, smoothed", "s0"), "floor_target": ("its target", "s5")},
-        more=[(points[0], "rollouts (probe)"), (line, f"floor {floor:g}")],
+        more=more,
     )
     entropy.set(yscale="log", ylabel="entropy (nats)")
     entropy.yaxis.set_major_formatter("{x:g}")
     entropy.yaxis.set_minor_formatter("{x:g}")
     draw_course(chart, weight, log, {"floor_weight": ("", "s2")})
-    weight.set(ylabel="weight of the term", xlabel="optimiser step")
+    weight.set(ylabel="weight of the term")
     weight.set_ylim(bottom=0)
+    if gaps:
+        draw_course(chart, panels[2], gaps, {"gap": ("", "s3")})
+        panels[2].axhline(0, color=LIGHT["soft"], linestyle="--", linewidth=1)
+        panels[2].set(ylabel="calibration gap")
+    panels[-1].set(xlabel="optimiser step")
     return chart.save(path)

@@ -37,13 +37,24 @@ class ProbeResult:
     """One probe."""
 
     step: int  # optimiser step after which it was taken
-    entropy: float  # token-weighted mean next-token entropy of the rollouts, nats
+    # Token-weighted mean next-token entropy of the rollouts, nats; None: held-out rows alone
+    entropy: float | None
     # Smoothed teacher-forced entropy of training at that step, nats, or None
     teacher_forced: float | None
     tokens: int  # how many were generated
     seconds: float  # it took, on the slowest process
     # Share of the rollouts whose reward is at least 1; None without a reward
     pass_at_1: float | None = None
+    # entropy_floor="auto": loss and entropy of held-out rows, nats per token
+    held_out_loss: float | None = None
+    held_out_entropy: float | None = None
+
+    @property
+    def held(self) -> float:
+        """The entropy that the floor is about, nats: of held-out rows, else of rollouts."""
+        held = self.entropy if self.held_out_entropy is None else self.held_out_entropy
+        assert held is not None
+        return held
 
 
 @dataclass
@@ -171,7 +182,10 @@ def measured(checkpoint: str | Path) -> ProbeResult | None:
 
 
 def last_above(output_dir: str | Path, floor: float) -> Path | None:
-    """The latest checkpoint-* of a run whose rollout entropy is at least ``floor``, or None."""
+    """The latest checkpoint-* of a run whose entropy was measured at ``floor`` or above, or None.
+
+    The entropy is that which the run's floor is about: of rollouts, or of held-out rows.
+    """
     above = _above(output_dir, floor)
     return above[0][0] if above else None
 
@@ -195,4 +209,4 @@ def _above(output_dir: str | Path, floor: float) -> list[tuple[Path, ProbeResult
         Path(output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])
     )
     probes = [(path, probe) for path in checkpoints if (probe := measured(path)) is not None]
-    return [(path, probe) for path, probe in probes if probe.entropy >= floor]
+    return [(path, probe) for path, probe in probes if probe.held >= floor]
