@@ -163,13 +163,10 @@ class LossHead:
         self.loss = waiting.calibrated(torch.tensor(gathered(masses), dtype=torch.float64))
 
     def held_out_means(self, batches: Any, model: Any = None) -> tuple[float, float]:
-        """Cross-entropy and entropy of rows, nats per token of all processes; every one must call.
-
-        Dropout is off and no random number is used up.
+        """Cross-entropy and entropy of rows, nats per token; dropout off, no random number used up.
 
         Args:
-            batches: iterable of a forward's arguments with ``labels``; of several processes, this
-                one's share.
+            batches: as in `calibrate`; every process must call, and gets the means of all.
             model: to call, where the patched one is wrapped (FSDP, DeepSpeed).
 
         Raises:
@@ -180,8 +177,8 @@ class LossHead:
         for output in self._evaluated(loss_by_name("ce"), batches, model):
             assert output.scored is not None and output.log_prob is not None
             assert output.entropy is not None
-            values = (-output.log_prob.sum(), output.entropy.sum(), output.scored.sum())
-            total += torch.stack([value.to(total) for value in values])
+            sums = (-output.log_prob.sum(), output.entropy.sum(), output.scored.sum())
+            total += torch.stack([value.to(total) for value in sums])
         loss, entropy, tokens = summed(total).tolist()
         if not tokens:
             raise ValueError("the held-out rows have no scored token: every label is -100")
