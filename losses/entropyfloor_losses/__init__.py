@@ -36,7 +36,7 @@ from .registry import (
 )
 from .request import StatisticsRequest, TokenStatistics
 from .selective_entropy import SelectiveEntropyLoss
-from .sequences import sequence_weights
+from .sequences import SequenceWeights, sequence_weights
 from .tail import TailLoss
 
 __version__ = "0.1.0"
@@ -63,6 +63,7 @@ __all__ = [
     "ReferenceHead",
     "ReferenceTopK",
     "SelectiveEntropyLoss",
+    "SequenceWeights",
     "StatisticsRequest",
     "TailLoss",
     "TokenStatistics",

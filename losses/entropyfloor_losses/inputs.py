@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ IGNORE_INDEX = -100
 # -inf logits (a masked vocabulary) mean probability zero. A finite stand-in keeps 0 * log 0 at 0;
 # exp(MASKED - max) underflows to exactly 0 in fp32 and fp64 for any sane maximum.
 MASKED_LOGIT = -1e30
+ADVANTAGES_NOT_FINITE = "advantages hold NaN or infinite values; were all rewards numbers?"
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -21,29 +23,43 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check_labels(labels: Tensor, vocabulary: int) -> None:
     """Refuse labels that are not int64 in [0, V) or -100."""
+    outside = outside_labels(labels, vocabulary)
+    if bool(outside.any()):
+        refuse_labels(labels[outside], vocabulary)
+
+
+def outside_labels(labels: Tensor, vocabulary: int) -> Tensor:
+    """Mask of the labels that are neither in [0, V) nor -100; without waiting for the device."""
     if labels.dtype != torch.int64:
         raise ValueError(f"labels have dtype {labels.dtype}; they must be torch.int64")
-    outside = ((labels < 0) & (labels != IGNORE_INDEX)) | (labels >= vocabulary)
-    if bool(outside.any()):
-        refused = labels[outside]
-        raise ValueError(
-            f"{refused.numel()} label(s) are out of range, the first is {int(refused[0])}; "
-            f"labels must be in [0, {vocabulary}) or {IGNORE_INDEX} to be ignored. "
-            "Do the tokenizer and the model have the same vocabulary?"
-        )
+    return ((labels < 0) & (labels != IGNORE_INDEX)) | (labels >= vocabulary)
+
+
+def refuse_labels(refused: Tensor, vocabulary: int) -> NoReturn:
+    """Say what is wrong with them."""
+    raise ValueError(
+        f"{refused.numel()} label(s) are out of range, the first is {int(refused[0])}; "
+        f"labels must be in [0, {vocabulary}) or {IGNORE_INDEX} to be ignored. "
+        "Do the tokenizer and the model have the same vocabulary?"
+    )
 
 
 def check_advantages(advantages: Tensor | None, labels: Tensor) -> None:
     """Refuse advantages that are not one finite number per label."""
     if advantages is None:
         return
+    check_advantages_shape(advantages, labels)
+    if not bool(torch.isfinite(advantages).all()):
+        raise ValueError(ADVANTAGES_NOT_FINITE)
+
+
+def check_advantages_shape(advantages: Tensor, labels: Tensor) -> None:
+    """Refuse another shape than the labels'."""
     if advantages.shape != labels.shape:
         raise ValueError(
             f"advantages have shape {tuple(advantages.shape)} and labels {tuple(labels.shape)}; "
             "give one advantage per label (a response's advantage at each of its tokens)"
         )
-    if not bool(torch.isfinite(advantages).all()):
-        raise ValueError("advantages hold NaN or infinite values; were all rewards numbers?")
 
 
 def check_positive(name: str, value: float, allowed: str = "a finite number > 0") -> None:

@@ -41,10 +41,10 @@ class ReferenceHead:
                 f"be {expected}, one per label"
             )
 
-    def at(self, scored: Tensor, compute_dtype: torch.dtype) -> ReferenceHead:
-        """The reference at scored tokens, without gradient, in the dtypes of the computation."""
+    def at(self, tokens: Tensor, compute_dtype: torch.dtype) -> ReferenceHead:
+        """The reference at the tokens whose flat positions are given, without gradient."""
         return ReferenceHead(
-            self.hidden.detach()[scored].to(compute_dtype),
+            self.hidden.detach().flatten(0, -2).index_select(0, tokens).to(compute_dtype),
             self.weight.detach().to(compute_dtype),
             finite_bias(self.bias, statistics_dtype(compute_dtype)),
         )
@@ -88,13 +88,15 @@ class ReferenceTopK:
                 f"vocabulary of {vocabulary}"
             )
 
-    def at(self, scored: Tensor, compute_dtype: torch.dtype) -> ReferenceTopK:
-        """The reference at scored tokens, without gradient, in the dtype of the statistics."""
+    def at(self, tokens: Tensor, compute_dtype: torch.dtype) -> ReferenceTopK:
+        """The reference at the tokens whose flat positions are given, without gradient."""
         dtype, of_labels = statistics_dtype(compute_dtype), self.label_log_probs
         return ReferenceTopK(
-            self.indices[scored],
-            self.log_probs.detach()[scored].to(dtype),
-            None if of_labels is None else of_labels.detach()[scored].to(dtype),
+            self.indices.flatten(0, -2).index_select(0, tokens),
+            self.log_probs.detach().flatten(0, -2).index_select(0, tokens).to(dtype),
+            None
+            if of_labels is None
+            else of_labels.detach().flatten().index_select(0, tokens).to(dtype),
         )
 
     def rows(self, span: slice) -> ReferenceTopK:

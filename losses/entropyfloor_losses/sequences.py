@@ -1,11 +1,16 @@
 """Weights of tokens that come from their sequence: formed before the loss, constants to it.
 
+    weights = SequenceWeights(loss, position_ids)                        formed on the way
+    value, _ = linear_loss(hidden, weight, labels, loss, advantages=weights)
+
+or, for a loss that ranks the sequences of a whole batch, at the price of one more matrix product
+
     statistics = linear_token_statistics(hidden, weight, labels, request=loss.weights_request)
     weights = sequence_weights(loss, statistics, position_ids)
     value, _ = linear_loss(hidden, weight, labels, loss, advantages=weights)
 
 A sequence is a row, or in a packed row what the position ids say: each 0 begins one. Of a sequence
-only scored tokens count. The first line is one more matrix product and holds no logits.
+only scored tokens count.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .request import TokenStatistics
+from .request import StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Sequences:
         """``[S]`` fp64 sums of ``values`` ``[n]``."""
         zeros = values.new_zeros(len(self.lengths), dtype=torch.float64)
         return zeros.index_add(0, self.ids, values.double())
+
+    def part(self, first: int, last: int, tokens: slice) -> Sequences:
+        """Sequences ``first`` up to ``last``, which are these tokens, numbered anew."""
+        return Sequences(self.ids[tokens] - first, self.lengths[first:last])
 
 
 def gather_nothing(per_sequence: Tensor) -> Tensor:
@@ -90,3 +99,40 @@ def sequence_weights(
     return torch.zeros_like(statistics.log_prob).masked_scatter(
         scored, weights.to(statistics.log_prob.dtype)
     )
+
+
+@dataclass(frozen=True)
+class SequenceWeights:
+    """Weights that `linear_loss` forms itself, from the logits that the loss needs anyway.
+
+    Chunks end where sequences do. A sequence that is longer than a chunk is gone through twice.
+
+    Args:
+        loss: has ``weights_request`` and ``token_weights`` and ranks no sequences (DCO).
+        position_ids: ``[..., length]``, the labels' shape; None: a row is a sequence.
+
+    """
+
+    loss: Any
+    position_ids: Tensor | None = None
+
+    def check(self, request: StatisticsRequest) -> None:
+        """Refuse a loss whose weights need more than its own sequences."""
+        needs = getattr(self.loss, "weights_request", None)
+        name = type(self.loss).__name__
+        if needs is None:
+            raise ValueError(f"{name} has no weights of sequences: leave SequenceWeights out")
+        ranks = getattr(self.loss, "ranks_the_batch", False)
+        if ranks or needs.options.items() - request.options.items():
+            raise ValueError(
+                f"the weights of {name} cannot be formed on the way: they need the whole batch, or "
+                "statistics that the loss does not. Form them first with sequence_weights(...) and "
+                "pass these as advantages"
+            )
+
+    def of(self, values: dict[str, Tensor], sequences: Sequences) -> Tensor:
+        """``[n]`` weights of the tokens of ``sequences``, from their statistics."""
+        weights: Tensor = self.loss.token_weights(
+            values["log_prob"], None, sequences, gather_nothing
+        )
+        return weights.to(values["log_prob"].dtype)

@@ -39,6 +39,7 @@ class TailLoss:
     request: ClassVar[StatisticsRequest] = StatisticsRequest()
     weights_request: ClassVar[StatisticsRequest] = StatisticsRequest(reference_log_prob=True)
     ranks_the_batch: ClassVar[bool] = True
+    zero_advantage_moves_nothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.drop_fraction < 1.0:

@@ -3,8 +3,9 @@
 One process, losses in turn, round after round: each row is the median of its ratio to ``ce`` of the
 same round. On a CPU processor seconds are counted, which a busy machine disturbs little. Reference
 models are read from a cache, as in training: 32 likely tokens, or the labels' log-probabilities
-alone. Weights of sequences are given; "+ weights" forms them first, which is one more product. Peak
-memory is taken in a fresh process: beyond inputs and returned gradients.
+alone. Weights of sequences are given; "+ weights" forms them too: on the way (dco), or first, which
+is one more product, and then half of the sequences are left out (tail). Peak memory is taken in a
+fresh process: beyond inputs and returned gradients.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from torch import Tensor
 from entropyfloor_losses import (
     LOSS_NAMES,
     ReferenceTopK,
+    SequenceWeights,
     linear_loss,
     linear_token_statistics,
     loss_by_name,
@@ -48,20 +50,23 @@ def cached(request: object, labels: Tensor, vocabulary: int) -> ReferenceTopK | 
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(vocabulary, (len(labels), k), generator=generator).to(labels.device)
     log_probs = torch.full((len(labels), k), -5.0, device=labels.device)
-    return ReferenceTopK(tokens, log_probs, torch.full((len(labels),), -5.0, device=labels.device))
+    # Lower than a model of random weights gives: every sequence's loss has fallen.
+    return ReferenceTopK(tokens, log_probs, torch.full((len(labels),), -30.0, device=labels.device))
 
 
 def run(name: str, hidden: Tensor, weight: Tensor, labels: Tensor) -> None:
     """Forward and backward of one loss."""
     loss: object = build(name.removesuffix(WEIGHTS))
     base_of = partial(cached, labels=labels, vocabulary=weight.shape[0])
-    weights = torch.ones_like(hidden[:, 0]).detach()
-    if name.endswith(WEIGHTS):
+    weights: Tensor | SequenceWeights = torch.ones_like(hidden[:, 0]).detach()
+    positions = torch.arange(len(labels), device=labels.device) % LENGTH
+    if name.endswith(WEIGHTS) and not hasattr(loss, "ranks_the_batch"):
+        weights = SequenceWeights(loss, positions)
+    elif name.endswith(WEIGHTS):
         request = loss.weights_request  # type: ignore[attr-defined]
         statistics_of = linear_token_statistics(
             hidden.detach(), weight.detach(), labels, request=request, reference=base_of(request)
         )
-        positions = torch.arange(len(labels), device=labels.device) % LENGTH
         weights = sequence_weights(loss, statistics_of, positions)
     base = base_of(loss.request)  # type: ignore[attr-defined]
     linear_loss(hidden, weight, labels, loss, reference=base, advantages=weights)[0].backward()

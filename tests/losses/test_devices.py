@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from entropyfloor_losses import head
+from entropyfloor_losses import products
 
 
 @pytest.mark.parametrize(
@@ -14,8 +14,8 @@ def test_which_devices_multiply_into_fp32(monkeypatch, capability, hip, direct):
     """A T4 (7.5) and ROCm refuse ``out_dtype``."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
-    assert head._multiplies_into_fp32(torch.device("cuda", 0)) is direct
-    assert not head._multiplies_into_fp32(torch.device("cpu"))
+    assert products.multiplies_into_fp32(torch.device("cuda", 0)) is direct
+    assert not products.multiplies_into_fp32(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -35,13 +35,15 @@ def test_the_products_obey(monkeypatch, direct, dtype):
 
     monkeypatch.setattr(torch, "mm", recorded(mm))
     monkeypatch.setattr(torch, "addmm", recorded(addmm))
-    monkeypatch.setattr(head, "_multiplies_into_fp32", lambda device: direct)
+    monkeypatch.setattr(products, "multiplies_into_fp32", lambda device: direct)
     a, b = torch.randn(4, 3).to(dtype), torch.randn(3, 5).to(dtype)
     out, total = torch.empty(4, 5), torch.ones(5, 3)
-    head._matmul_out(a, b, out=out)
+    products.matmul_out(a, b, out=out)
     torch.testing.assert_close(out, mm(a.float(), b.float()), rtol=1e-2, atol=1e-2)
     gradient = torch.randn(4, 5)
-    head._accumulate_product(total, gradient, a, first=False)
+    products.add_products(
+        gradient, b.T.contiguous(), a, grad_hidden=None, grad_weight=total, first=False
+    )
     torch.testing.assert_close(total, 1 + gradient.T @ a.float(), rtol=1e-2, atol=3e-2)
     wide = [dtype for dtype in asked if dtype is not None]
     assert wide == ([torch.float32] * 2 if direct and dtype != torch.float32 else [])

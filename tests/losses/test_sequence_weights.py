@@ -5,13 +5,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from recorder import Recorder
 from reference import ce, dco_weight, head_gradients, log_softmax
 
 from cases import HEADS, head_arguments, problem
 from entropyfloor_losses import (
     CoverageLoss,
+    CrossEntropyLoss,
     ReferenceHead,
     ReferenceTopK,
+    SequenceWeights,
     TailLoss,
     linear_loss,
     linear_token_statistics,
@@ -120,6 +123,53 @@ def test_weights_values_and_gradients_on_every_engine(name, head):
         np.testing.assert_allclose(value.item(), total, **CLOSE)
         for tensor, gradient in zip(inputs, expected, strict=True):
             np.testing.assert_allclose(tensor.grad, gradient, **CLOSE)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 9, None])
+def test_weights_that_are_formed_on_the_way_are_those_formed_before(chunk_size):
+    """Sequences longer than a chunk, several to a chunk, all in one; and no product more."""
+    hidden, weight, bias, labels, base = sequence_problem()
+    before = weights_of(LOSSES["dco"], hidden, weight, bias, labels, base, POSITIONS)
+    results = []
+    for advantages in (before, SequenceWeights(LOSSES["dco"], POSITIONS)):
+        inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+        value, statistics = linear_loss(
+            *inputs[:2],
+            labels,
+            LOSSES["dco"],
+            bias=inputs[2],
+            advantages=advantages,
+            chunk_size=chunk_size,
+        )
+        value.backward()
+        results.append([value, statistics.advantage, *(t.grad for t in inputs)])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("chunk_size", "twice"), [(None, 0), (4, 0), (3, 8), (1, 18)])
+def test_only_sequences_longer_than_a_chunk_cost_one_more_product(chunk_size, twice):
+    """Of 18 scored tokens 8 lie in sequences of more than three, none in one of more than four."""
+    hidden, weight, _, labels, _ = sequence_problem()
+    inputs = [t.clone().requires_grad_() for t in (hidden, weight)]
+    weights = SequenceWeights(LOSSES["dco"], POSITIONS)
+    with Recorder() as recorder:
+        linear_loss(*inputs, labels, LOSSES["dco"], advantages=weights, chunk_size=chunk_size)
+    assert recorder.multiplications == (3 * 18 + twice) * weight.numel()
+
+
+def test_tokens_left_out_cost_one_product_instead_of_three():
+    """TailSFT's second pass: their statistics are computed, their gradient, zero, is not."""
+    hidden, weight, bias, labels, base = sequence_problem()
+    weights = weights_of(TailLoss(), hidden, weight, bias, labels, base, POSITIONS)
+    scored, kept = int((labels >= 0).sum()), int((weights != 0).sum())
+    assert 0 < kept < scored
+    inputs = [t.clone().requires_grad_() for t in (hidden, weight)]
+    with Recorder() as recorder:
+        _, statistics = linear_loss(*inputs, labels, TailLoss(), bias=bias, advantages=weights)
+    assert recorder.multiplications == (scored + 2 * kept) * weight.numel()
+    expected = linear_token_statistics(hidden, weight, labels, bias=bias)
+    torch.testing.assert_close(statistics.entropy, expected.entropy)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -261,3 +311,6 @@ def test_refused():
     statistics = linear_token_statistics(hidden, weight, labels, bias=bias)
     with pytest.raises(ValueError, match=r"position_ids have shape \(3,\)"):
         sequence_weights(CoverageLoss(), statistics, torch.arange(3))
+    for loss, message in ((TailLoss(), "whole batch"), (CrossEntropyLoss(), "no weights of seq")):
+        with pytest.raises(ValueError, match=message):
+            linear_loss(hidden, weight, labels, loss, advantages=SequenceWeights(loss))

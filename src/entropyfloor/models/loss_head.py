@@ -29,6 +29,7 @@ from entropyfloor_losses import (
     PenalisedLoss,
     ReferenceHead,
     ReferenceTopK,
+    SequenceWeights,
     StatisticsRequest,
     TokenStatistics,
     linear_loss,
@@ -268,20 +269,12 @@ def loss_without_logits(
         if not torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(hidden.dtype)
             bias = None if bias is None else bias.to(hidden.dtype)
-        if advantages is None and hasattr(head.loss, "weights_request"):
+        weights: Tensor | SequenceWeights | None = advantages
+        if advantages is None:
             positions = kwargs.get("position_ids")
             if positions is not None and shift_labels is None:
                 positions = positions[:, :-1]
-            of_labels = None
-            if head.weights_reference is not None and model.training:
-                of_labels = head.weights_reference(targets, *args, **kwargs)
-            advantages = weights_of_sequences(
-                head.loss,
-                model,
-                (hidden.detach(), weight.detach(), targets, bias),
-                positions,
-                of_labels,
-            )
+            weights = weights_of_sequences(head.loss, hidden, positions, training=model.training)
         # num_items=1 leaves the sum, which is divided below.
         objective, statistics = linear_loss(
             hidden,
@@ -291,7 +284,7 @@ def loss_without_logits(
             bias=bias,
             num_items=1,
             reference=reference,
-            advantages=advantages,
+            advantages=weights,
             **head_options(model.config),
         )
     output = _output(objective, statistics, objective_of, num_items_in_batch)

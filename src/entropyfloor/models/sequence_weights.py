@@ -6,53 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from entropyfloor.models.logit_transform import head_options
-from entropyfloor_losses import ReferenceTopK, linear_token_statistics, sequence_weights
+from entropyfloor_losses import SequenceWeights
 
 
 def weights_of_sequences(
-    loss: Any,
-    model: PreTrainedModel,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    position_ids: Tensor | None,
-    reference: ReferenceTopK | None,
-) -> Tensor:
-    """Form the weights from one more product of the head; 1 in evaluations.
+    loss: Any, hidden: Tensor, position_ids: Tensor | None, *, training: bool
+) -> Tensor | SequenceWeights | None:
+    """What the head is given as advantages where the caller gives none.
 
     Args:
-        loss: has ``weights_request``.
-        model: whose forward calls.
-        inputs: hidden states, head weight, targets and bias, without gradient.
-        position_ids: as the targets; None: a row is a sequence.
-        reference: the labels' log-probabilities, for losses that need them.
+        loss: of the head.
+        hidden: ``[batch, length, H]``.
+        position_ids: ``[batch, length]``; None: a row is a sequence.
+        training: whether the model is; evaluations weigh every token by 1.
 
     Raises:
         ValueError: a forward cannot form them.
 
     """
-    hidden, weight, targets, bias = inputs
-    if not model.training:
-        return torch.ones_like(targets, dtype=hidden.dtype)
+    if not hasattr(loss, "weights_request"):
+        return None
+    if not training:
+        return torch.ones(hidden.shape[:-1], dtype=hidden.dtype, device=hidden.device)
     if getattr(loss, "ranks_the_batch", False):
         raise ValueError(
             f"{type(loss).__name__} ranks the sequences of a whole optimizer step, which a forward "
             "does not see: use SEDTrainer, or pass advantages=sequence_weights(...) of the step"
         )
-    if loss.weights_request.needs_reference and reference is None:
-        raise ValueError(
-            f"{type(loss).__name__} weighs sequences by a reference model: use SEDTrainer, or set "
-            "head.weights_reference"
-        )
-    with torch.no_grad():
-        statistics = linear_token_statistics(
-            hidden,
-            weight,
-            targets,
-            bias=bias,
-            request=loss.weights_request,
-            reference=reference,
-            **head_options(model.config),
-        )
-    return sequence_weights(loss, statistics, position_ids)
+    return SequenceWeights(loss, position_ids)
