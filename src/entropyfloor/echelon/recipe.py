@@ -2,7 +2,7 @@
 
     name: two-cores
     model: {name: small, pretraining_steps: 325}     # or smollm2, a directory, a hub id
-    data: {task: small_sums}                         # or worked_sums, or files
+    data: {task: small_sums}                         # worked_sums, gsm_symbolic, files
     losses:                                          # fields of SEDConfig; the keys are names
       ce: {loss: ce}
       floor: {loss: ce, entropy_floor: 0.8}

@@ -1,6 +1,6 @@
 """What an echelon's stages of one seed start from: model, rows for SFT, prompts, reward.
 
-Three tasks, named by ``data: {task: ...}``:
+Four tasks, named by ``data: {task: ...}``:
 
     small_sums    sums mod 100 in characters; options of ``modular_sums``
     worked_sums   three-term sums with worked solutions, for a chat model; options train_problems,
@@ -8,6 +8,9 @@ Three tasks, named by ``data: {task: ...}``:
                   the model small_chat), digits (of a term, 1 or 2), subtraction (whether terms may
                   be subtracted) and ways (in how many ways problems are worked, 1 to 6; all when
                   left out)
+    gsm_symbolic  reasoning-gym's word problems with worked solutions, for a chat model; options
+                  train_problems, held_out_problems, rl_problems, and solution_characters and
+                  prompt_characters, which a problem may have at most
     files         rows of your own: ``train`` (prompt and completion, or messages), ``held_out`` and
                   ``rl`` (prompt and the reward's columns) as JSON Lines or ``save_to_disk``
                   folders, and ``reward``: a name or module:function
@@ -17,6 +20,7 @@ Test prompts are never trained on; an entropy floor is probed on the prompts for
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.echelon.built_models import character_model, chat_model
+from entropyfloor.echelon.gsm_symbolic import gsm_symbolic_rows
 from entropyfloor.echelon.modular_sums import MAX_NEW_TOKENS as SMALL_TOKENS
 from entropyfloor.echelon.modular_sums import modular_sums
 from entropyfloor.echelon.recipe import Recipe
@@ -42,6 +47,7 @@ from entropyfloor.sft.training_rows import checked_file, checked_rows, row_ids
 
 _RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from
 _WORKED_TOKENS = 56  # the longest worked solution has 49 in SmolLM2's tokenizer
+_TOKENS_PER_CHARACTER = 0.6  # SmolLM2's, in the densest worked solutions of gsm_symbolic (0.571)
 _TASKS: dict[str, dict[str, Any]] = {
     "small_sums": dict(modular_sums.__kwdefaults__ or {}),
     "worked_sums": {
@@ -54,8 +60,16 @@ _TASKS: dict[str, dict[str, Any]] = {
         "subtraction": False,
         "ways": None,
     },
+    "gsm_symbolic": {
+        "train_problems": 192,
+        "held_out_problems": 64,
+        "rl_problems": 256,
+        "solution_characters": 150,
+        "prompt_characters": 300,
+    },
     "files": {"train": None, "held_out": None, "rl": None, "reward": None},
 }
+_CHAT_TASKS = ("worked_sums", "gsm_symbolic")
 # Models that are built here: the task that each is pretrained for, and its default length.
 _BUILT = {"small": ("small_sums", 325), "small_chat": ("worked_sums", 240)}
 
@@ -152,7 +166,12 @@ def sources(recipe: Recipe, seed: int) -> Sources:
         raise ValueError(f"data: task is {task!r}; choose one of {', '.join(_TASKS)}")
     check_known(options, _TASKS[task], f"data: {task}")
     _check_model(recipe.model, task)
-    read = {"small_sums": _small_sums, "worked_sums": _worked_sums, "files": _files}[task]
+    read = {
+        "small_sums": _small_sums,
+        "worked_sums": _worked_sums,
+        "gsm_symbolic": _gsm_symbolic,
+        "files": _files,
+    }[task]
     return read(recipe, seed, {**_TASKS[task], **options})
 
 
@@ -235,9 +254,10 @@ def _check_checkpoints(recipe: Recipe) -> None:
             f"{name} is a PEFT adapter, and SFT starts from a whole model here: give its base, or "
             "merge it first (merge_and_unload, then save_pretrained)"
         )
-    if recipe.data["task"] == "worked_sums" and not load_tokenizer(source).chat_template:
+    task = recipe.data["task"]
+    if task in _CHAT_TASKS and not load_tokenizer(source).chat_template:
         raise ValueError(
-            f"the tokenizer of {name} has no chat template, which worked_sums' conversations "
+            f"the tokenizer of {name} has no chat template, which the conversations of {task} "
             "need; give an instruction-tuned model"
         )
 
@@ -268,12 +288,7 @@ def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sourc
             f"data: ways is {ways}; a problem has {solutions} solutions (solutions_per_problem), "
             "each worked in another way"
         )
-    least = {"train_problems": 1, "held_out_problems": 1, "solutions_per_problem": 1}
-    for name in (*least, "rl_problems", "pretraining_problems"):
-        if options[name] < least.get(name, 0):
-            raise ValueError(
-                f"data: {name} must be at least {least.get(name, 0)}; got {options[name]}"
-            )
+    _check_counts(options, "solutions_per_problem", "pretraining_problems")
     built = recipe.model["name"] == "small_chat"
     if built and not options["pretraining_problems"]:
         raise ValueError("the model small_chat needs data: pretraining_problems, such as 400")
@@ -303,6 +318,35 @@ def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sourc
         max_new_tokens=_WORKED_TOKENS,
         pretraining=tuple(pretraining) if built else (),
     )
+
+
+def _gsm_symbolic(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
+    _check_counts(options, "solution_characters", "prompt_characters")
+    # Held-out problems first: they do not depend on how many are trained on.
+    counts = [options[f"{part}_problems"] for part in ("held_out", "train", "rl")]
+    limits = {name: options[name] for name in ("solution_characters", "prompt_characters")}
+    rows = gsm_symbolic_rows(sum(counts), seed=seed, **limits)
+    held_out, train = rows[: counts[0]], rows[counts[0] : counts[0] + counts[1]]
+    return Sources(
+        recipe,
+        seed,
+        rows=tuple({name: row[name] for name in ("prompt", "completion")} for row in train),
+        demonstrations=tuple(train),
+        test=PromptSet(tuple(held_out), "held-out problems of gsm_symbolic"),
+        rl=tuple(
+            {name: row[name] for name in ("prompt", "answer")} for row in rows[sum(counts[:2]) :]
+        ),
+        reward="exact_match",
+        max_new_tokens=math.ceil(_TOKENS_PER_CHARACTER * options["solution_characters"]),
+    )
+
+
+def _check_counts(options: Mapping[str, Any], *others: str) -> None:
+    """Refuse numbers of problems that cannot be, and ``others`` likewise."""
+    for name in ("train_problems", "held_out_problems", "rl_problems", *others):
+        least = 0 if name in ("rl_problems", "pretraining_problems") else 1
+        if options[name] < least:
+            raise ValueError(f"data: {name} must be at least {least}; got {options[name]}")
 
 
 def _files(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:

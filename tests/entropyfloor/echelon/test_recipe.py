@@ -119,7 +119,7 @@ def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"task": "sums"}}, "choose one of small_sums, worked_sums, files"),
+        ({"data": {"task": "sums"}}, "choose one of small_sums, worked_sums, gsm_symbolic, files"),
         ({"data": {"task": "small_sums", "tests": 3}}, "small_sums has no setting 'tests'"),
         ({"model": "smollm2"}, "a task for a character model"),
         ({"model": "small_chat"}, "is built for data 'worked_sums', and only that"),
