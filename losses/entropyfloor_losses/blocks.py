@@ -4,7 +4,8 @@ Rows are tokens, columns the vocabulary. With m the row maximum, s = z - m and S
 
     p = exp(s) / S        log p = s - log S
 
-Statistics (``statistics.py``) read a `Block`, and write their gradients as terms of
+Statistics (``statistics.py``) read a `Block` (on GPUs its likeness of ``kernel_block.py``), and
+write their gradients as terms of
 
     dL/dz = p * (r + f(log p)) + g(s) + t        r [R]; f, g and t [R, V], t often a few columns
 
@@ -60,6 +61,20 @@ class LogitTransform:
             z = self.softcap * torch.tanh(z / self.softcap)
         return z / self.temperature
 
+    @property
+    def factors(self) -> tuple[float, float | None]:
+        """(inner, outer): logits are ``outer * tanh(inner * x)``; without a cap ``inner * x``."""
+        if self.softcap is None:
+            return self.logit_scale / self.temperature, None
+        return self.logit_scale / self.softcap, self.softcap / self.temperature
+
+    def slope(self, raw: Tensor) -> Tensor:
+        """Its derivative at raw products."""
+        inner, outer = self.factors
+        if outer is None:
+            return torch.full_like(raw, inner)
+        return (1.0 - torch.tanh(raw * inner).square()).mul_(inner * outer)
+
     def apply_(self, raw: Tensor) -> None:
         """Turn raw products into logits, in place."""
         if self.softcap is not None:
@@ -76,6 +91,14 @@ class LogitTransform:
             gradient.mul_(logits)
         if self.logit_scale != self.temperature:
             gradient.mul_(self.logit_scale / self.temperature)
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """What a statistic needs of a row beside what all share; ``kernel_block.py`` reads it."""
+
+    average: bool = False  # `Block.average_shifted`
+    power: float | None = None  # of `Block.power_total` and `Block.power_mean`
 
 
 @dataclass
@@ -102,10 +125,11 @@ class Block:
         cls,
         logits: Tensor,
         labels: Tensor,
-        scratch: Tensor,
-        likeliest: int,
         reference_logits: Tensor | None = None,
         reference_top_k: ReferenceTopK | None = None,
+        *,
+        scratch: Tensor,
+        likeliest: int,
     ) -> Block:
         """Shift final logits ``[R, V]`` in place and sum what all statistics share."""
         largest, columns, first_argmax = _top_candidates(logits, likeliest)
@@ -127,9 +151,40 @@ class Block:
             reference_top_k=reference_top_k,
         )
 
+    def gradient(self) -> LogitGradient:
+        """The terms of dL/dz that statistics add to."""
+        return LogitGradient(self)
+
     def log_p_of(self, columns: Tensor) -> Tensor:
         """``[R, k]`` log-probabilities of the tokens ``columns`` ``[R, k]``."""
         return self.shifted.gather(1, columns) - self.log_sum.unsqueeze(1)
+
+    def average_shifted(self) -> Tensor:
+        """``[R]`` mean of s over the vocabulary."""
+        return self.shifted.mean(-1)
+
+    def power_total(self, power: float) -> Tensor:
+        """``[R]`` sum of exp(power * s)."""
+        return torch.mul(self.shifted, power, out=self.scratch).exp_().sum(-1)
+
+    def power_mean(self, power: float) -> Tensor:
+        """``[R]`` mean of s, weighted by exp(power * s)."""
+        total = self.power_total(power)
+        return self.scratch.mul_(self.shifted).sum(-1) / total
+
+    def reference_log_prob(self) -> Tensor:
+        """``[R]`` log-probability of the label under the reference model whose logits are here."""
+        assert self.reference_logits is not None
+        of_label = self.reference_logits.gather(1, self.labels.unsqueeze(1)).squeeze(1)
+        return of_label - self.reference_logits.logsumexp(-1)
+
+    def reference_kl(self) -> Tensor:
+        """``[R]`` KL(b || p), b the reference model, whose probabilities replace its logits."""
+        assert self.reference_logits is not None
+        log_b = self.reference_logits.sub_(self.reference_logits.logsumexp(-1, keepdim=True))
+        ratio = torch.sub(log_b, self.shifted, out=self.scratch).add_(self.log_sum.unsqueeze(1))
+        b = log_b.exp_()  # stays in reference_logits for the gradient
+        return torch.mul(b, ratio, out=ratio).sum(-1)
 
 
 class LogitGradient:
@@ -150,6 +205,29 @@ class LogitGradient:
         """``p_v * function(log p)_v``; the function returns a new ``[R, V]``."""
         self._times_p.append(function)
 
+    def add_p_log_p(self, offset: Tensor, rows: Tensor) -> None:
+        """``p_v * (log p_v + offset) * rows``; offset and rows ``[R]``."""
+        factor = rows.unsqueeze(1)
+        self.add_p_times(lambda log_p: (log_p + offset.unsqueeze(1)).mul_(factor))
+
+    def add_power(self, power: float, rows: Tensor) -> None:
+        """``q_v * rows``, q in proportion to exp(power * s); rows ``[R]``."""
+
+        def q_(shifted: Tensor) -> Tensor:
+            q = shifted.mul_(power).exp_()
+            return q.mul_((rows / q.sum(-1)).unsqueeze(1))
+
+        self.add_of_shifted(q_)
+
+    def add_reference(self, rows: Tensor) -> None:
+        """``b_v * rows``, b the reference model whose logits are here; rows ``[R]``."""
+        assert self.block.reference_logits is not None
+        self.add_dense(self.block.reference_logits, rows)
+
+    def add_label(self, rows: Tensor) -> None:
+        """``rows`` ``[R]`` at the labels."""
+        self.add_columns(self.block.labels.unsqueeze(1), rows.unsqueeze(1))
+
     def add_of_shifted(self, function_: Callable[[Tensor], Tensor]) -> None:
         """``function_(s)_v``; the function may work in place, and returns ``[R, V]``."""
         self._of_shifted.append(function_)
@@ -158,16 +236,17 @@ class LogitGradient:
         """``values_v * rows``; values ``[R, V]``, rows ``[R]``."""
         self._last.append(lambda gradient: gradient.addcmul_(values, rows.unsqueeze(1)))
 
-    def add_rows(self, rows: Tensor) -> None:
-        """The same for each token; rows ``[R]``."""
-        self._last.append(lambda gradient: gradient.add_(rows.unsqueeze(1)))
+    def add_average(self, rows: Tensor) -> None:
+        """``rows / V`` for each token; rows ``[R]``."""
+        each = (rows / self.block.shifted.shape[1]).unsqueeze(1)
+        self._last.append(lambda gradient: gradient.add_(each))
 
     def add_columns(self, columns: Tensor, values: Tensor) -> None:
         """``values`` ``[R, k]`` at the tokens ``columns`` ``[R, k]``."""
         self._last.append(lambda gradient: gradient.scatter_add_(1, columns, values))
 
-    def write_(self, transform: LogitTransform) -> None:
-        """Replace the block's s by dL/d(raw products)."""
+    def write_(self, transform: LogitTransform) -> Tensor:
+        """Replace the block's s by dL/d(raw products), and return that."""
         block, gradient = self.block, self.block.shifted
         rows = torch.zeros_like(block.log_sum) if self._rows is None else self._rows
         # The soft cap's derivative needs the logits after they have become the gradient.
@@ -199,6 +278,7 @@ class LogitGradient:
         for add_ in reversed(self._last):
             add_(gradient)
         transform.chain_(gradient, logits)
+        return gradient
 
 
 def _top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -113,7 +113,8 @@ class Call:
         even = chunk_size is None
         values: Tensor | None = None
         if weigher is not None:
-            groups = _whole_sequences(Sequences.of(scored, weigher.position_ids), size)
+            of = Sequences.of(scored, weigher.position_ids, positions)
+            groups = _whole_sequences(of, size)
             values = torch.zeros(count, dtype=dtype, device=hidden.device)
         else:
             spans = [*_spans(0, moving, size, even), *_spans(moving, count, size, even)]

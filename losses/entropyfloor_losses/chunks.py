@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import Block, LogitGradient
+from .blocks import Block
 from .call import Call, Group
 from .inputs import nonfinite_message, statistics_dtype
+from .kernel_block import Kernels, kernels_for
 from .products import add_products, write_logits
 from .reference import ReferenceHead, ReferenceTopK, finite_bias
 from .statistics import STATISTICS
@@ -38,7 +39,9 @@ class Pass:
     call: Call
     dtype: torch.dtype  # of statistics and logits
     logits: Tensor  # [chunk, V]
-    scratch: Tensor  # [block, V]
+    kernels: Kernels | None  # None: torch computes
+    block_size: int  # tokens
+    scratch: Tensor | None  # [block, V]; kernels need none
     reference_logits: Tensor | None  # [chunk, V]
     values: dict[str, Tensor]  # statistics, [n]
     grad_hidden: Tensor | None
@@ -56,9 +59,15 @@ class Pass:
         chunk = call.largest_chunk
         of_block = _BLOCK_BYTES.get(hidden.device.type, _BLOCK_BYTES["default"])
         block = min(chunk, max(1, of_block // (vocabulary * dtype.itemsize)))
+        weight_used = weight.detach().to(call.compute_dtype)
+        has_base = isinstance(call.reference, ReferenceHead)
+        kernels = kernels_for(call.request, call.transform, weight_used, has_base=has_base)
 
-        def buffer(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=hidden.device)
+        def buffer(rows: int) -> Tensor:
+            # Rows of kernels begin where memory is read at once, whatever the vocabulary.
+            columns = vocabulary if kernels is None else -(-vocabulary // 16) * 16
+            whole = torch.empty(rows, columns, dtype=dtype, device=hidden.device)
+            return whole[:, :vocabulary]
 
         def sum_for(tensor: Tensor | None, needed: bool) -> Tensor | None:
             if tensor is None or not needed:
@@ -72,15 +81,15 @@ class Pass:
 
         return cls(
             hidden=hidden.detach(),
-            weight=weight.detach().to(call.compute_dtype),
+            weight=weight_used,
             bias=finite_bias(bias, dtype),
             call=call,
             dtype=dtype,
-            logits=buffer(chunk, vocabulary),
-            scratch=buffer(block, vocabulary),
-            reference_logits=buffer(chunk, vocabulary)
-            if isinstance(call.reference, ReferenceHead)
-            else None,
+            logits=buffer(chunk),
+            kernels=kernels,
+            block_size=block if kernels is None else chunk,
+            scratch=buffer(block) if kernels is None else None,
+            reference_logits=buffer(chunk) if has_base else None,
             values={
                 name: torch.empty(
                     tokens, dtype=STATISTICS[name].dtype or dtype, device=hidden.device
@@ -98,12 +107,11 @@ class Pass:
         """Whether any input needs a gradient."""
         return any(g is not None for g in (self.grad_hidden, self.grad_weight, self.grad_bias))
 
-    def fold(self, span: slice) -> list[Block]:
-        """Compute a chunk's logits and statistics; its blocks hold s = z - m afterwards."""
+    def fold(self, span: slice) -> list[Any]:
+        """Compute a chunk's logits and statistics; returns its blocks (`Block`, `KernelBlock`)."""
         call = self.call
         logits = self.logits[: span.stop - span.start]
         write_logits(self.hidden[span].to(call.compute_dtype), self.weight, self.bias, out=logits)
-        call.transform.apply_(logits)
         reference_logits = None
         if isinstance(call.reference, ReferenceHead):
             assert self.reference_logits is not None
@@ -114,26 +122,34 @@ class Pass:
                 call.reference.bias,
                 out=reference_logits,
             )
-            call.transform.apply_(reference_logits)
+        if self.kernels is None:
+            call.transform.apply_(logits)
+            if reference_logits is not None:
+                call.transform.apply_(reference_logits)
         blocks = []
         for rows in self._block_rows(span):
             at = slice(span.start + rows.start, span.start + rows.stop)
-            block = Block.of(
+            of_rows = (
                 logits[rows],
                 call.labels[at],
-                self.scratch[: rows.stop - rows.start],
-                call.request.likeliest,
                 None if reference_logits is None else reference_logits[rows],
                 call.reference.rows(at) if isinstance(call.reference, ReferenceTopK) else None,
             )
+            block: Any
+            if self.kernels is not None:
+                block = self.kernels.block(*of_rows)
+            else:
+                assert self.scratch is not None
+                scratch = self.scratch[: rows.stop - rows.start]
+                block = Block.of(*of_rows, scratch=scratch, likeliest=call.request.likeliest)
             for name, option in call.request.options.items():
                 self.values[name][at] = STATISTICS[name].fold(block, option)
             blocks.append(block)
         return blocks
 
-    def fold_and_weigh(self, group: Group) -> list[Block]:
+    def fold_and_weigh(self, group: Group) -> list[Any]:
         """The same of a group's chunks, of the last one its blocks; and its sequences' weights."""
-        blocks: list[Block] = []
+        blocks: list[Any] = []
         for span in group.spans if group.sequences is not None else group.spans[:1]:
             blocks = self.fold(span)
         if group.sequences is not None:
@@ -143,7 +159,7 @@ class Pass:
             self.call.advantages[tokens] = self.call.weigher.of(values, group.sequences)
         return blocks
 
-    def add_gradients(self, span: slice, blocks: list[Block], upstream: dict[str, Tensor]) -> None:
+    def add_gradients(self, span: slice, blocks: list[Any], upstream: dict[str, Tensor]) -> None:
         """Turn a chunk's logits into dL/dz and add its share of the three gradients.
 
         Args:
@@ -152,18 +168,19 @@ class Pass:
             upstream: dL/dstatistic of its tokens, by name.
 
         """
-        call = self.call
+        call, gradient = self.call, self.logits[: span.stop - span.start]
         for block, rows in zip(blocks, self._block_rows(span), strict=True):
-            terms = LogitGradient(block)
-            for name, gradient in upstream.items():
+            terms = block.gradient()
+            for name, by_statistic in upstream.items():
                 add_gradient = STATISTICS[name].add_gradient
                 assert add_gradient is not None
                 value, option = self.values[name][span][rows], call.request.options[name]
-                add_gradient(terms, value, gradient[rows], option)
-            terms.write_(call.transform)
-        gradient = self.logits[: span.stop - span.start]
+                add_gradient(terms, value, by_statistic[rows], option)
+            written = terms.write_(call.transform)
+            if self.kernels is not None:  # one block, and in the dtype of the products
+                gradient = written
         if self.grad_bias is not None:
-            self.grad_bias += gradient.sum(0)
+            self.grad_bias += gradient.sum(0, dtype=self.dtype)
         add_products(
             gradient,
             self.weight,
@@ -192,6 +209,6 @@ class Pass:
 
     def _block_rows(self, span: slice) -> Iterator[slice]:
         """Rows of a chunk that fit the cache together."""
-        count, size = span.stop - span.start, self.scratch.shape[0]
+        count, size = span.stop - span.start, self.block_size
         for first in range(0, count, size):
             yield slice(first, min(first + size, count))

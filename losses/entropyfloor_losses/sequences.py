@@ -33,8 +33,18 @@ class Sequences:
     lengths: Tensor  # [S] int64, scored tokens of each
 
     @classmethod
-    def of(cls, scored: Tensor, position_ids: Tensor | None = None) -> Sequences:
+    def of(
+        cls,
+        scored: Tensor,
+        position_ids: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Sequences:
         """Number the sequences of ``scored`` ``[..., length]`` that have a scored token.
+
+        Args:
+            scored: which tokens are.
+            position_ids: of all of them, the same shape; None: a row is a sequence.
+            tokens: ``[n]`` flat positions of the scored ones, where the caller knows them.
 
         Raises:
             ValueError: position ids of another shape.
@@ -49,7 +59,9 @@ class Sequences:
                     f"{tuple(scored.shape)}; give one position per token"
                 )
             starts = starts | (position_ids == 0)
-        number = starts.flatten().cumsum(0)[scored.flatten()]
+        if tokens is None:
+            tokens = scored.flatten().nonzero().squeeze(1)
+        number = starts.flatten().cumsum(0).index_select(0, tokens)
         _, ids, lengths = torch.unique_consecutive(number, return_inverse=True, return_counts=True)
         return cls(ids, lengths)
 

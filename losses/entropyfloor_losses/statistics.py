@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import Block, LogitGradient
+from .blocks import Block, LogitGradient, RowSums
 from .inputs import (
     check_count,
     check_positive,
@@ -66,6 +66,8 @@ class Statistic:
     likeliest: Callable[[Any], int] = lambda option: 1
     dtype: torch.dtype | None = None  # of the values; None: that of the computation
     of_reference: bool = False  # whether it needs a reference model
+    # What a GPU's kernels sum for it; None: they do not know it, and the chunk is torch's alone
+    kernel_sums: Callable[[Any], RowSums | None] = lambda option: None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "option", self.option or self.name)
@@ -73,36 +75,24 @@ class Statistic:
 
 def _log_prob_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, option: Any) -> None:
     """e_y - p."""
-    terms.add_columns(terms.block.labels.unsqueeze(1), upstream.unsqueeze(1))
+    terms.add_label(upstream)
     terms.add_p(-upstream)
 
 
 def _entropy_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, option: Any) -> None:
     """-p (log p + H)."""
-    minus = -upstream.unsqueeze(1)
-    terms.add_p_times(lambda log_p: (log_p + value.unsqueeze(1)).mul_(minus))
+    terms.add_p_log_p(value, -upstream)
 
 
 def _mean_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, option: Any) -> None:
     """1 / V - p."""
-    terms.add_rows(upstream / terms.block.shifted.shape[1])
+    terms.add_average(upstream)
     terms.add_p(-upstream)
-
-
-def _tempered(block: Block, beta: float) -> Tensor:
-    q = torch.mul(block.shifted, 1.0 / beta, out=block.scratch).exp_()
-    total = q.sum(-1)
-    return q.mul_(block.shifted).sum(-1) / total - block.log_sum
 
 
 def _tempered_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, beta: Any) -> None:
     """Q - p."""
-
-    def q_(shifted: Tensor) -> Tensor:
-        q = shifted.mul_(1.0 / beta).exp_()
-        return q.mul_((upstream / q.sum(-1)).unsqueeze(1))
-
-    terms.add_of_shifted(q_)
+    terms.add_power(1.0 / beta, upstream)
     terms.add_p(-upstream)
 
 
@@ -117,18 +107,11 @@ def _top_k_gradient(terms: LogitGradient, value: Tensor, upstream: Tensor, k: An
     terms.add_columns(terms.block.likeliest_columns[:, :k], slope.mul_(-upstream.unsqueeze(1)))
 
 
-def _collision(block: Block, option: Any) -> Tensor:
-    squares = torch.mul(block.shifted, 2.0, out=block.scratch).exp_()
-    return squares.sum(-1) / block.total.square()
-
-
 def _reference_log_prob(block: Block, option: Any) -> Tensor:
     if block.reference_top_k is not None:
         assert block.reference_top_k.label_log_probs is not None
         return block.reference_top_k.label_log_probs
-    assert block.reference_logits is not None
-    of_label = block.reference_logits.gather(1, block.labels.unsqueeze(1)).squeeze(1)
-    return of_label - block.reference_logits.logsumexp(-1)
+    return block.reference_log_prob()
 
 
 def _reference_kl(block: Block, option: Any) -> Tensor:
@@ -141,21 +124,16 @@ def _reference_kl(block: Block, option: Any) -> Tensor:
         rest = block.reference_top_k.rest()
         others = torch.xlogy(rest, rest / _rest_of(log_p)).squeeze(1)
         return (log_b.exp() * (log_b - log_p)).sum(-1) + others
-    assert block.reference_logits is not None
-    log_b = block.reference_logits.sub_(block.reference_logits.logsumexp(-1, keepdim=True))
-    ratio = torch.sub(log_b, block.shifted, out=block.scratch).add_(block.log_sum.unsqueeze(1))
-    b = log_b.exp_()  # stays in reference_logits for the gradient
-    return torch.mul(b, ratio, out=ratio).sum(-1)
+    return block.reference_kl()
 
 
 def _reference_kl_gradient(
     terms: LogitGradient, value: Tensor, upstream: Tensor, option: Any
 ) -> None:
     """P - b; outside the reference's k tokens p (1 - b' / p'), of the probability of all others."""
-    top_k, reference_logits = terms.block.reference_top_k, terms.block.reference_logits
+    top_k = terms.block.reference_top_k
     if top_k is None:
-        assert reference_logits is not None
-        terms.add_dense(reference_logits, -upstream)
+        terms.add_reference(-upstream)
         terms.add_p(upstream)
         return
     log_p = terms.block.log_p_of(top_k.indices)
@@ -184,6 +162,7 @@ STATISTICS: dict[str, Statistic] = {
             default=True,
             plain=lambda of, _: of.log_p.gather(-1, of.labels.unsqueeze(-1)).squeeze(-1),
             fold=lambda block, _: block.log_p_of(block.labels.unsqueeze(1)).squeeze(1),
+            kernel_sums=lambda _: RowSums(),
             add_gradient=_log_prob_gradient,
         ),
         Statistic(
@@ -192,6 +171,7 @@ STATISTICS: dict[str, Statistic] = {
             plain=lambda of, _: _entropy_of(of.log_p),
             # -sum p (s - log S), exact to rounding for peaked rows; rounding must not go below 0.
             fold=lambda block, _: (block.log_sum - block.mean_shifted).clamp_(min=0.0),
+            kernel_sums=lambda _: RowSums(),
             add_gradient=_entropy_gradient,
         ),
         Statistic(
@@ -204,6 +184,7 @@ STATISTICS: dict[str, Statistic] = {
             fold=lambda block, k: (
                 block.likeliest[:, :k].exp().sum(-1).div_(block.total).clamp_(max=1.0)
             ),
+            kernel_sums=lambda k: RowSums() if k <= 2 else None,
         ),
         Statistic(
             "is_top1",
@@ -211,11 +192,13 @@ STATISTICS: dict[str, Statistic] = {
             dtype=torch.bool,
             plain=lambda of, _: of.z.argmax(-1) == of.labels,
             fold=lambda block, _: block.first_argmax == block.labels,
+            kernel_sums=lambda _: RowSums(),
         ),
         Statistic(
             "mean_log_prob",
             plain=lambda of, _: of.log_p.mean(-1),
-            fold=lambda block, _: block.shifted.mean(-1) - block.log_sum,
+            fold=lambda block, _: block.average_shifted() - block.log_sum,
+            kernel_sums=lambda _: RowSums(average=True),
             add_gradient=_mean_gradient,
         ),
         Statistic(
@@ -223,7 +206,8 @@ STATISTICS: dict[str, Statistic] = {
             option="gem_beta",
             check=check_positive,
             plain=lambda of, beta: ((of.z.detach() / beta).softmax(-1) * of.log_p).sum(-1),
-            fold=_tempered,
+            fold=lambda block, beta: block.power_mean(1.0 / beta) - block.log_sum,
+            kernel_sums=lambda beta: RowSums(power=1.0 / beta),
             add_gradient=_tempered_gradient,
         ),
         Statistic(
@@ -237,13 +221,15 @@ STATISTICS: dict[str, Statistic] = {
         Statistic(
             "collision_prob",
             plain=lambda of, _: of.log_p.exp().square().sum(-1),
-            fold=_collision,
+            fold=lambda block, _: block.power_total(2.0) / block.total.square(),
+            kernel_sums=lambda _: RowSums(power=2.0),
         ),
         Statistic(
             "reference_log_prob",
             of_reference=True,
             plain=lambda of, _: _reference_of(of).gather(-1, of.labels.unsqueeze(-1)).squeeze(-1),
             fold=_reference_log_prob,
+            kernel_sums=lambda _: RowSums(),
         ),
         # Last of the reference's: it uses up the block's reference logits.
         Statistic(
@@ -251,6 +237,7 @@ STATISTICS: dict[str, Statistic] = {
             of_reference=True,
             plain=lambda of, _: (_reference_of(of).exp() * (_reference_of(of) - of.log_p)).sum(-1),
             fold=_reference_kl,
+            kernel_sums=lambda _: RowSums(),
             add_gradient=_reference_kl_gradient,
         ),
     )
