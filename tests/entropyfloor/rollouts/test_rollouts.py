@@ -1,18 +1,21 @@
 import copy
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy import stats
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from entropyfloor.models.checkpoints import load_checkpoint
+from entropyfloor.rollouts.decoding import RoomyLayer, reads_keys_and_values, room_for
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rollouts import check_lengths, shared_prefill
+from entropyfloor.rollouts.rollouts import check_lengths
 from tiny_models import FAMILIES, VOCABULARY, drawn_from, tiny_checkpoint, tiny_tokenizer
 
 PROMPTS = PromptSet(
@@ -246,11 +249,15 @@ def check_same(one, other):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sharing_changes_nothing(family, monkeypatch):
-    model = checkpoint(family, ends=None)
-    shared = shared_rollouts(model, batch_size=8)
-    monkeypatch.setattr("entropyfloor.rollouts.rollouts.shared_prefill", lambda *_: None)
-    check_same(shared_rollouts(model, batch_size=8), shared)
+def test_the_rollouts_are_those_of_generate(family, monkeypatch):
+    """Prompts of one token, end tokens that let rows leave at different steps, and none."""
+    for ends in (ENDS, None):
+        model = checkpoint(family, ends=ends)
+        assert reads_keys_and_values(model)
+        decoded = shared_rollouts(model, batch_size=12, prompts=(0, 1, 2))
+        with monkeypatch.context() as patched:
+            patched.setattr("entropyfloor.rollouts.rollouts.reads_keys_and_values", lambda _: False)
+            check_same(shared_rollouts(model, batch_size=12, prompts=(0, 1, 2)), decoded)
 
 
 @pytest.mark.parametrize(
@@ -275,16 +282,40 @@ def test_each_prompt_is_read_once(monkeypatch):
     counting.__signature__ = inspect.signature(forward)
     monkeypatch.setattr(model.model, "forward", counting)
     shared_rollouts(model, batch_size=8)
-    assert rows == [(2, 8), *[(8, 1)] * 8]
+    assert rows == [(2, 9), *[(8, 1)] * 7]
 
 
-@torch.inference_mode()
-def test_nothing_to_share():
+def test_rows_that_have_ended_are_not_computed(monkeypatch):
     model = checkpoint()
-    ids = torch.tensor([[1, 2], [3, 4]])
-    assert shared_prefill(model, ids, torch.ones_like(ids), [0, 1]) is None
-    assert shared_prefill(model, ids[:, :1], torch.ones_like(ids[:, :1]), [0, 0]) is None
-    cache = shared_prefill(model, ids[[0, 0, 1]], torch.ones(3, 2, dtype=torch.long), [5, 5, 9])
-    assert cache.get_seq_length() == 1
-    keys = cache.layers[0].keys
-    assert len(keys) == 3 and torch.equal(keys[0], keys[1]) and not torch.equal(keys[0], keys[2])
+    rows = []
+    forward = model.model.forward
+
+    def counting(input_ids=None, **arguments):
+        rows.append(len(input_ids))
+        return forward(input_ids=input_ids, **arguments)
+
+    counting.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(model.model, "forward", counting)
+    drawn = shared_rollouts(model, batch_size=8)
+    lengths = [len(rollout.token_ids) for rollout in drawn.values()]
+    assert len(set(lengths)) > 2 and min(lengths) < 7
+    assert rows[1:] == [sum(n > step for n in lengths) for step in range(1, max(lengths))]
+
+
+def test_other_states_are_left_to_generate():
+    config = AutoConfig.for_model("jamba", num_hidden_layers=4)
+    assert room_for(SimpleNamespace(config=config), 5) is None
+    assert room_for(checkpoint().model, 5) is not None
+
+
+def test_a_layer_with_room_is_transformers_growing_one():
+    ours, theirs = RoomyLayer(6), DynamicLayer()
+    generator = torch.Generator().manual_seed(0)
+    for new in (3, 1, 1, 2, 4):  # the room ends in between
+        states = torch.randn(2, 3, 2, new, 5, generator=generator)
+        for kept, plain in zip(ours.update(*states), theirs.update(*states), strict=True):
+            assert torch.equal(kept, plain)
+        for layer in (ours, theirs):
+            layer.batch_select_indices(torch.tensor([2, 0, 1]))
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+        assert ours.get_seq_length() == theirs.get_seq_length()
