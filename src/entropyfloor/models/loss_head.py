@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from entropyfloor.models.backbone import of_backbone
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.models.head_weight import whole_head
 from entropyfloor.models.logit_transform import head_options
@@ -110,9 +111,28 @@ class LossHead:
     _sums: dict[bool, Tensor] = field(default_factory=dict)
 
     @property
+    def objective(self) -> TokenLoss:
+        """The loss with the term; evaluations are of the loss alone: the weight changes by step."""
+        term = self.term if self.weight > 0 and self.model.training else None
+        return self.loss if term is None else PenalisedLoss(self.loss, term, self.weight)
+
+    @property
     def attached(self) -> bool:
         """Whether the model's forward still computes this loss."""
         return self._undo is not None
+
+    def asked(self, entropyfloor_head: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether a forward with these arguments is this head's to answer."""
+        labelled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
+        return bool(
+            entropyfloor_head
+            or (entropyfloor_head is None and self.on_labels and labelled and self.attached)
+        )
+
+    def wants_loss_alone(self, entropyfloor_head: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether it is answered without logits; ``skip_logits`` is Liger's word, and Trainer's."""
+        alone = entropyfloor_head or self.model.training or kwargs.get("skip_logits", False)
+        return bool(alone) or not self.evaluation_logits
 
     def detach(self) -> None:
         """Give the model its own forward back; a second call does nothing."""
@@ -238,19 +258,15 @@ def loss_without_logits(
     """The backbone, then the loss from its hidden states; arguments are the model's forward's."""
     model = head.model
     text_config = model.config.get_text_config()
-    kwargs["use_cache"] = False
-    for of_logits in ("return_dict", "logits_to_keep", "skip_logits"):
-        kwargs.pop(of_logits, None)
+    kwargs = of_backbone(kwargs)
     if getattr(text_config, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
     targets = _targets(labels, shift_labels)
     if shift_labels is None and advantages is not None:
         advantages = advantages[:, 1:]
-    # The weight changes from step to step: evaluations are of the loss alone.
-    term = head.term if head.weight > 0 and model.training else None
-    objective_of = head.loss if term is None else PenalisedLoss(head.loss, term, head.weight)
+    objective_of = head.objective
     reference = None
-    if _needs_reference(objective_of):
+    if needs_reference(objective_of):
         if head.reference is None:
             raise ValueError(
                 f"{type(head.loss).__name__} compares with a reference model: give the trainer "
@@ -302,7 +318,8 @@ def loss_without_logits(
     return output
 
 
-def _needs_reference(loss: Any) -> bool:
+def needs_reference(loss: Any) -> bool:
+    """Whether a reference stands beside the loss in every forward."""
     request = getattr(loss, "request", None)
     return isinstance(request, StatisticsRequest) and request.needs_reference
 
@@ -317,11 +334,12 @@ def model_output(
     **kwargs: Any,
 ) -> Any:
     """The model's own output, logits and all, with our loss in it."""
-    if _needs_reference(head.loss):
+    if needs_reference(head.loss):
         raise ValueError(
             f"{type(head.loss).__name__} compares with a reference model, which an evaluation with "
             "logits has not at hand: set head.evaluation_logits = False"
         )
+    kwargs.pop("skip_logits", None)
     theirs = own_forward(*args, **kwargs)
     as_mapping = isinstance(theirs, dict)
     logits = theirs["logits"] if as_mapping else theirs[0]

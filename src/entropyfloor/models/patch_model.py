@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
+from entropyfloor.models.backbone import states_and_head
 from entropyfloor.models.head_weight import refuse_adapter
 from entropyfloor.models.loss_head import (
     HEAD_ATTRIBUTE,
@@ -76,13 +77,11 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
 
     # The original signature: `generate` and `Trainer` validate keyword arguments against it.
     @functools.wraps(type(base).forward)
-    def forward(self: Any, *args: Any, entropyfloor_head: bool | None = None, **kwargs: Any) -> Any:
-        labelled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
-        asked = entropyfloor_head or (
-            entropyfloor_head is None and head.on_labels and labelled and head.attached
-        )
-        if not asked or self is not base:  # a copy of the model has its own forward
-            return of_model(self)(*args, **kwargs)
+    def forward(self: Any, *args: Any, entropyfloor_head: Any = None, **kwargs: Any) -> Any:
+        if self is not base or not head.asked(entropyfloor_head, kwargs):
+            return of_model(self)(*args, **kwargs)  # a copy of the model has its own forward
+        if callable(entropyfloor_head):
+            return states_and_head(base, entropyfloor_head, *args, **kwargs)
         if entropyfloor_head is None and kwargs.get("fused_lm_head"):
             raise ValueError(
                 "the model is patched with entropyfloor's loss and trl's trainer computes its own "
@@ -94,9 +93,7 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
                 "head.calibrate(batches), give the trainer EntropyFloorCallback(head), or pass a "
                 "number"
             )
-        # Liger's word, which Trainer speaks, for a call that wants the loss alone.
-        loss_alone = entropyfloor_head or self.training or kwargs.pop("skip_logits", False)
-        if head.evaluation_logits and not loss_alone:
+        if not head.wants_loss_alone(entropyfloor_head, kwargs):
             return model_output(head, of_model(self), *args, **kwargs)
         return loss_without_logits(head, *args, **kwargs)
 

@@ -15,22 +15,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.models.loss_head import LossHead
+from entropyfloor.models.loss_head import LossHead, needs_reference
+from entropyfloor.sft.floor.building import refuse_under_sharding
 from entropyfloor.sft.floor.reference_cache import CachedOnset, cached_reference
 from entropyfloor.sft.floor.reference_model import (
+    GivenModel,
     ReferenceModel,
+    RefreshedModel,
     SnapshotModel,
-    given_model,
     starting_model,
+    takes_over,
 )
 
 _LABELS = "labels"  # folder of the labels' log-probabilities, in that of the cache
-
-
-def needs_reference(loss: Any) -> bool:
-    """Whether a reference stands beside the loss in every forward."""
-    request = getattr(loss, "request", None)
-    return request is not None and bool(request.needs_reference)
 
 
 def weighs_by_reference(loss: Any) -> bool:
@@ -87,28 +84,29 @@ class LossReference:
         head: whose loss it is; gets its reference.
         options: `SEDConfig`, or `FloorOptions` alone.
         model: that training starts from, PEFT's wrapper included.
-        sharded: whether DeepSpeed or FSDP shard it.
+        trainer: that trains it, if there is one.
 
     Raises:
-        ValueError: what `check_reference` refuses, or a sharded model.
+        ValueError: what `check_reference` and `refuse_under_sharding` refuse.
 
     """
 
-    def __init__(self, head: LossHead, options: Any, model: Any, *, sharded: bool) -> None:
+    def __init__(self, head: LossHead, options: Any, model: Any, trainer: Any = None) -> None:
         check_reference(head.loss, options)
-        self._head, self._options, self._model = head, options, model
-        self._snapshot: SnapshotModel | None = None
+        self._head, self._options, self._model, self._trainer = head, options, model, trainer
+        self._snapshot: RefreshedModel | None = None
         loss: Any = head.loss
         if not (needs_reference(loss) or weighs_by_reference(loss)):
             return
-        if sharded:
+        refuse_under_sharding(trainer, options, f"loss {loss.name!r}")
+        if weighs_by_reference(loss) and takes_over(trainer):
             raise ValueError(
-                f"loss {loss.name!r} needs a whole reference model on every process, which "
-                "DeepSpeed and FSDP shard. Use DDP, or another loss"
+                f"loss {loss.name!r} reads its reference from a cache that is filled before "
+                "DeepSpeed or FSDP take the model over. Use DDP, or another loss"
             )
         if loss.reference == "snapshot":
-            head.reference = self._snapshot = SnapshotModel(model)
-            self._snapshot.capture()
+            self._snapshot = RefreshedModel(model, late=takes_over(trainer))
+            head.reference = self._snapshot
         elif needs_reference(loss):
             cached = getattr(options, "reference_cache", None) is not None
             head.reference = self._build(copied=not cached)
@@ -116,8 +114,8 @@ class LossReference:
     def _build(self, *, copied: bool) -> ReferenceModel:
         name = getattr(self._options, "reference_model", None)
         if name is not None:
-            return given_model(name, self._model)
-        return starting_model(self._model, copied=copied)
+            return GivenModel(name, self._model, self._trainer)
+        return starting_model(self._model, copied=copied, late=takes_over(self._trainer))
 
     def begin(self, trainer: Any, *, resumed: bool) -> None:
         """Read from the cache from now on, made if missing; before the first step of `SEDTrainer`.
@@ -137,7 +135,7 @@ class LossReference:
             reference = self._build(copied=False)
             head.weights_reference = cached_reference(trainer, reference, place / _LABELS, k=0)
         if isinstance(head.reference, CachedOnset):
-            head.reference.begin(resumed=resumed)
+            head.reference.check_folder(resumed=resumed)
         live = head.reference
         moving = isinstance(live, SnapshotModel)
         if folder is not None and isinstance(live, ReferenceModel) and not moving:
@@ -156,18 +154,3 @@ class LossReference:
         self._snapshot.age += 1
         if self._snapshot.age >= self._head.loss.refresh_steps:  # type: ignore[attr-defined]
             self._snapshot.capture()
-
-    def save(self, checkpoint: Path) -> None:
-        """Write what `load` reads."""
-        if self._snapshot is not None:
-            self._snapshot.save(checkpoint)
-
-    def load(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: it holds no reference of this loss.
-
-        """
-        if self._snapshot is not None:
-            self._snapshot.load(checkpoint)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from entropyfloor.models.loss_head import LossHead
+from entropyfloor.models.shards import is_sharded
+from entropyfloor.models.whole_copy import WholeCopy
 from entropyfloor.rollouts.prompts import Prompt, PromptSet, row_with_chat_options
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.sft.floor.floor import EntropyFloor, warn
@@ -14,7 +16,12 @@ from entropyfloor.sft.floor.held_out import Batches, held_out_slice
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.sft.floor.probe import RolloutProbe, probed_prompts
 from entropyfloor.sft.floor.reference_cache import CachedOnset
-from entropyfloor.sft.floor.reference_model import OnsetModel, ReferenceModel, starting_model
+from entropyfloor.sft.floor.reference_model import (
+    OnsetModel,
+    ReferenceModel,
+    starting_model,
+    takes_over,
+)
 
 
 def build_floor(
@@ -83,24 +90,52 @@ def build_floor(
     )
 
 
-def is_sharded(trainer: Any) -> bool:
-    """Whether DeepSpeed or FSDP shard the model that a trainer trains."""
-    return trainer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+def refuse_under_sharding(trainer: Any, options: Any, what: str) -> None:
+    """Refuse a reference that FSDP or DeepSpeed make impossible.
+
+    Args:
+        trainer: or None.
+        options: `SEDConfig`, or `FloorOptions` alone.
+        what: needs it.
+
+    Raises:
+        ValueError: FSDP1, a cache on disk, parameters on NVMe or kept twice.
+
+    """
+    if not takes_over(trainer):
+        return
+    state = trainer.accelerator.state
+    if getattr(options, "reference_cache", None) is not None:
+        raise ValueError(
+            f"reference_cache is filled before DeepSpeed or FSDP take the model over, where {what} "
+            "could not be computed. Leave it out: a reference is then a copy of each process's "
+            "shard"
+        )
+    if trainer.is_fsdp_enabled and state.fsdp_plugin.fsdp_version == 1:
+        raise ValueError(
+            f"{what} needs a reference model, whose parameters cannot be exchanged under FSDP1. "
+            "Use FSDP2 (fsdp_config={'version': 2})"
+        )
+    if trainer.is_deepspeed_enabled:
+        zero = state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+        on_nvme = zero.get("offload_param", {}).get("device") == "nvme"
+        if on_nvme or zero.get("zero_hpz_partition_size", 1) > 1:
+            raise ValueError(
+                f"{what} needs a reference model, whose parameters cannot be exchanged where ZeRO "
+                "keeps them on NVMe (offload_param) or a second time (zero_hpz_partition_size). "
+                "Leave these out of the DeepSpeed configuration"
+            )
 
 
 def _reference(options: FloorOptions, model: Any, trainer: Any) -> ReferenceModel | None:
     """The reference model of an anchor; None without one."""
     if options.on_violation != "constrain" or not options.build_term().needs_reference:
         return None
-    if is_sharded(trainer):
-        raise ValueError(
-            f"floor_place={options.floor_place!r} needs the whole reference model on every "
-            "process, which DeepSpeed and FSDP shard. Use floor_place='uniform'"
-        )
+    refuse_under_sharding(trainer, options, f"floor_place={options.floor_place!r}")
     cached = getattr(options, "reference_cache", None) is not None
     if options.floor_place == "onset_anchor":
         return CachedOnset(trainer) if cached else OnsetModel(model)
-    return starting_model(model, copied=not cached)
+    return starting_model(model, copied=not cached, late=takes_over(trainer))
 
 
 def _probe(
@@ -111,11 +146,6 @@ def _probe(
     prompts: PromptSet,
     reward: str | RewardFunction | None,
 ) -> RolloutProbe:
-    if is_sharded(trainer):
-        raise ValueError(
-            "the probe samples from the model in training, which DeepSpeed and FSDP shard. "
-            "Set floor_probe_prompts=0: the floor then holds for teacher-forced entropy"
-        )
     if processing_class is None:
         raise ValueError(
             "probe_prompts need a tokenizer: Trainer(processing_class=...), or "
@@ -131,4 +161,12 @@ def _probe(
         seed=0 if trainer is None else trainer.args.seed,
         reward=reward_by_name(reward) if isinstance(reward, str) else reward,
         context_length=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        whole=WholeCopy(model) if _shards(trainer) or is_sharded(model) else None,
     )
+
+
+def _shards(trainer: Any) -> bool:
+    """Whether a trainer's processes will hold parts of the parameters (FSDP, ZeRO-3)."""
+    if trainer is None or not trainer.is_deepspeed_enabled:
+        return trainer is not None and bool(trainer.is_fsdp_enabled)
+    return bool(trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)

@@ -31,15 +31,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from entropyfloor.models.loss_head import SUMS, LossHead
-from entropyfloor.models.ranks import largest
+from entropyfloor.models.ranks import largest, rank_and_processes
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
 from entropyfloor.sft.calling_trainer import call_before_reporters, find_trainer
-from entropyfloor.sft.floor.building import build_floor, is_sharded
+from entropyfloor.sft.floor.building import build_floor
 from entropyfloor.sft.floor.floor import EntropyFloor, warn
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.sft.floor.probe import last_above
+from entropyfloor.sft.floor.reference_model import OnsetModel, ReferenceModel
 from entropyfloor.sft.loss_reference import LossReference
 from entropyfloor.sft.run_record import recorded_tau, write_run_record
 from entropyfloor_losses import needs_calibration
@@ -137,7 +138,7 @@ class EntropyFloorCallback(TrainerCallback):
                 "training: patch_model(model) the model that the trainer is given"
             )
         self._model, self._trainer = model, trainer
-        self.reference = LossReference(self.head, self.options, model, sharded=is_sharded(trainer))
+        self.reference = LossReference(self.head, self.options, model, trainer)
         if self.options.entropy_floor is not None:
             self.floor = build_floor(
                 self.head,
@@ -149,6 +150,18 @@ class EntropyFloorCallback(TrainerCallback):
                 reward=self._probe_reward,
                 held_out=self._held_out,
             )
+        if trainer is None:
+            self._begin_reference()
+
+    def _begin_reference(self) -> None:
+        """Once the model is where and how it is trained: a trainer may have sharded it by then."""
+        reference = self.head.reference
+        if not isinstance(reference, ReferenceModel):
+            return
+        reference.begin(self.head, resumed=self._restored is not None)
+        early = isinstance(reference, OnsetModel) and not (self.floor and self.floor.past_onset)
+        if self._restored is not None and not early:
+            reference.load(self._restored)
 
     def step(self) -> dict[str, float]:
         """Close an optimiser step; every process must call.
@@ -214,20 +227,25 @@ class EntropyFloorCallback(TrainerCallback):
         if floor.violated and floor.on_violation != "constrain":
             warn(floor.violated)
 
-    def save(self, directory: str | Path, *, resumable: bool = True) -> None:
-        """Write what screening reads; on one process.
+    def save(
+        self, directory: str | Path, *, resumable: bool = True, main: bool | None = None
+    ) -> None:
+        """Write what screening reads; on every process that holds a part of the model.
 
         Args:
             directory: of a checkpoint or a final model.
             resumable: write what `restore` needs too, which may be as large as the model.
+            main: whether this process writes what all have in common; default: the first one.
 
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        floor = None if self.floor is None else self.floor.save(directory, resumable=resumable)
-        write_run_record(directory, self.head.loss, floor)
-        if resumable and self.reference is not None:
-            self.reference.save(directory)
+        main = rank_and_processes()[0] == 0 if main is None else main
+        if main:
+            directory.mkdir(parents=True, exist_ok=True)
+            floor = None if self.floor is None else self.floor.record()
+            write_run_record(directory, self.head.loss, floor)
+        if resumable and isinstance(self.head.reference, ReferenceModel):
+            self.head.reference.save(directory, main=main)
         self._saved = directory
 
     def restore(self, checkpoint: str | Path) -> None:
@@ -244,8 +262,8 @@ class EntropyFloorCallback(TrainerCallback):
             self.head.loss = recorded_tau(checkpoint, self._chosen_loss)
         if self.floor is not None:
             self.floor.restore(self._restored)
-        assert self.reference is not None
-        self.reference.load(self._restored)
+        if self._trainer is None:
+            self._begin_reference()
 
     # By a trainer's events.
 
@@ -272,6 +290,7 @@ class EntropyFloorCallback(TrainerCallback):
         if state.global_step and self._restored is None:
             last = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.restore(args.resume_from_checkpoint or Path(args.output_dir or ".") / last)
+        self._begin_reference()
         self._restored = None
         if trainer is not None:
             rows = getattr(args, "calibration_rows", _CALIBRATION_ROWS)
@@ -339,8 +358,8 @@ class EntropyFloorCallback(TrainerCallback):
     ) -> None:
         """Put our record beside the weights."""
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if state.is_world_process_zero and folder != self._saved and folder.is_dir():
-            self.save(folder)
+        if folder != self._saved and folder.is_dir():
+            self.save(folder, main=args.should_save)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -60,6 +60,7 @@ class EntropyFloor:
     probe_share: float = 0.05
     probes: list[ProbeResult] = field(default_factory=list)
     violated: str | None = None
+    past_onset: bool = False  # whether the checkpoint that was restored holds an onset's reference
     _interval: int = _FIRST_PROBE
     _entropy: float = 0.0
     _tokens: float = 0.0
@@ -248,12 +249,6 @@ class EntropyFloor:
             f"the term {self.head.weight:.4f}; {last.tokens} tokens sampled).\n"
         )
 
-    def save(self, directory: Path, *, resumable: bool) -> dict[str, Any]:
-        """The record; into a checkpoint's directory goes what `restore` needs beside it."""
-        if self._onset is not None and resumable:
-            self._onset.save(directory)
-        return self.record()
-
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint.
 
@@ -267,8 +262,7 @@ class EntropyFloor:
                 f"{checkpoint} was not trained with an entropy floor, so the controller has no "
                 "state to go on from. Start a run from it (model=...) instead of resuming"
             )
-        if self._onset is not None and record["state"].get("onset"):
-            self._onset.load(checkpoint)
+        self.past_onset = bool(record["state"].get("onset"))
         if self.held_out is not None:
             if "held_out" not in record["state"]:
                 raise ValueError(

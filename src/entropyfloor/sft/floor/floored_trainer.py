@@ -79,12 +79,11 @@ class FlooredTrainer:
 
     # Checkpoints and final models alike; where FSDP saves a sharded state it calls no `_save`.
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's, and beside the weights our record; written where Trainer writes its files."""
+        """Trainer's, and beside the weights our record; on every process, as Trainer calls it."""
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-        if self.args.should_save:
-            directory = Path(output_dir or self.args.output_dir)
-            resumable = directory.name.startswith(PREFIX_CHECKPOINT_DIR)
-            self._callback.save(directory, resumable=resumable)
+        directory = Path(output_dir or self.args.output_dir)
+        resumable = directory.name.startswith(PREFIX_CHECKPOINT_DIR)
+        self._callback.save(directory, resumable=resumable, main=self.args.should_save)
 
 
 def default_output_dir(model: Any, method: str) -> str:

@@ -7,7 +7,8 @@ temperature 1. Samples are drawn from their own seed: no random state of the tra
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.models.ranks import largest, rank_and_processes, summed, wide_dtype
+from entropyfloor.models.whole_copy import WholeCopy
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.references import check_references
@@ -69,6 +71,7 @@ class RolloutProbe:
         seed: of the samples; each step draws its own.
         reward: in trl's signature, on the prompts' columns; for ``pass_at_1``.
         context_length: of the model, in tokens; None: unknown.
+        whole: of a model that processes share: what rollouts are drawn from.
 
     Raises:
         ValueError: rows without what the reward needs, a prompt that the tokenizer cannot render,
@@ -83,6 +86,7 @@ class RolloutProbe:
     seed: int = 0
     reward: RewardFunction | None = None
     context_length: int | None = None
+    whole: WholeCopy | None = None
 
     def __post_init__(self) -> None:
         if self.reward is not None:
@@ -102,10 +106,10 @@ class RolloutProbe:
         """One rollout per prompt, prompts spread over processes; the same result on every one."""
         started = time.perf_counter()
         rank, ranks = rank_and_processes()
-        checkpoint = LoadedCheckpoint("the model in training", "", model, self.tokenizer)
         sampling = replace(self._sampling, seed=self.seed + step)
         entropy, tokens, scored, passed = 0.0, 0, 0, 0
-        with evaluating(model):
+        with self._whole(model) as policy:
+            checkpoint = LoadedCheckpoint("the model in training", "", policy, self.tokenizer)
             requests = [(prompt, 0) for prompt in range(rank, len(self._encoded), ranks)]
             for rollouts in generate_rollouts(checkpoint, self._encoded, requests, sampling):
                 entropy += math.fsum(float(r.entropies_nats.sum(dtype=float)) for r in rollouts)
@@ -114,7 +118,7 @@ class RolloutProbe:
                     rewards = score_rollouts(self.reward, self.prompts, rollouts)
                     scored += sum(value is not None for value in rewards)
                     passed += sum(value is not None and value >= 1.0 for value in rewards)
-        device = next(model.parameters()).device
+        device = model.device
         seconds = largest(time.perf_counter() - started, device)
         if ranks > 1:
             local = torch.tensor([entropy, tokens, scored, passed], dtype=torch.float64)
@@ -129,6 +133,15 @@ class RolloutProbe:
             seconds=seconds,
             pass_at_1=passed / scored if scored else None,
         )
+
+    @contextmanager
+    def _whole(self, model: Any) -> Iterator[Any]:
+        if self.whole is None:
+            with evaluating(model):
+                yield model
+        else:
+            with self.whole.filled(model) as policy:
+                yield policy
 
 
 def prompts_of(dataset: Any, count: int) -> PromptSet | None:

@@ -131,7 +131,7 @@ class CachedOnset(OnsetModel):
         """Whether there is a reference."""
         return self._cache is not None
 
-    def begin(self, *, resumed: bool) -> None:
+    def check_folder(self, *, resumed: bool) -> None:
         """Refuse what cannot be cached, before the first step.
 
         Raises:
@@ -152,9 +152,9 @@ class CachedOnset(OnsetModel):
         _cache_datasets(self._trainer, model, self._folder, which=which, k=self._k)
         self._open(which)
 
-    def save(self, checkpoint: Path) -> None:
+    def save(self, checkpoint: Path, *, main: bool = True) -> None:
         """Write which cache it is; the cache stays where it is."""
-        if self.captured:
+        if self.captured and main:
             which = {"reference": self._fingerprint, "folder": str(self._folder)}
             save_json(checkpoint / ONSET_FILE_NAME, which)
 
