@@ -45,6 +45,9 @@ class WholeCopy:
             values = torch.empty(shape, dtype=parameter.dtype, device="meta")
             empty[id(parameter)] = Parameter(values, requires_grad=False)
         self._model = copy.deepcopy(model, empty).eval()
+        wrapped = hasattr(self._model, "get_base_model")
+        base = self._model.get_base_model() if wrapped else self._model
+        base.__dict__.pop("forward", None)  # trl's and ours call the model that was copied
 
     @contextmanager
     def filled(self, model: Any) -> Iterator[Any]:

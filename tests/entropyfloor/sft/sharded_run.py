@@ -30,10 +30,10 @@ OBJECTIVES = {
     "uniform": {**FLOOR, "floor_place": "uniform"},
     "onset_anchor": {**FLOOR, "floor_place": "onset_anchor"},
     "anchor": {**FLOOR, "floor_place": "anchor"},
-    "gift": {"loss": "gift"},
+    "gift": {"loss": "gift", "beta": 3.0},
     "asft": {"loss": "asft"},
     "psft": {"loss": "psft", "refresh_steps": 2},
-    "given": {"loss": "gift"},  # another model, by its name
+    "given": {"loss": "gift", "beta": 3.0},  # another model, by its name
     "gft": {},
     "gft_anchor": {
         "entropy_floor": 5.4,
@@ -112,9 +112,8 @@ def trainer_of(cell: str, way: str, folder: Path, processes: int):
     if name.startswith("gft"):
         from gft_runs import gft, group_rows, rollouts
 
-        rows = [row for row in group_rows(12) if len(row["responses"]) > 1]
         settings.update(gradient_accumulation_steps=1, learning_rate=settings["learning_rate"] * 4)
-        model = {"model": data["model"], "rows": rows}
+        model = {"model": data["model"], "rows": group_rows(24)}
         others = {k: v for k, v in data.items() if k == "peft_config"} | {"rollout_func": rollouts}
         return gft(folder, **model, trainer=others, **settings, **OBJECTIVES[name])
     return sed_trainer(folder, trainer=data, **settings, **OBJECTIVES[name])
@@ -158,7 +157,7 @@ def run_all(folder: Path, way: str, cells: list[str]) -> None:
         except Exception as error:
             if os.environ.get("SHARDED_RAISES"):
                 raise
-            record = {"error": f"{type(error).__name__}: {error}"}
+            record = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         (folder / f"{cell}-{rank}.json").write_text(json.dumps(record))
 
 
