@@ -1,11 +1,13 @@
 """The head's matrix products, and which of them a device has.
 
-fp32 on a CPU       oneDNN, tile by tile
+fp32 on a CPU       oneDNN, tile by tile (not where DeepSpeed replaces `functional.linear`)
 16 bit into fp32    inside the product, on CUDA from Ampere on
 16 bit elsewhere    rounded once to the input's dtype, as the model's own forward does
 """
 
 from __future__ import annotations
+
+from types import BuiltinFunctionType
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ _TILE_COLUMNS_CPU = 768
 def write_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
     """``out = hidden @ weight.T + bias``."""
     one_dnn = hidden.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    # DeepSpeed ZeRO-3 puts a function of its own in its place, which oneDNN's tensors cannot pass.
+    one_dnn = one_dnn and isinstance(functional.linear, BuiltinFunctionType)
     if hidden.device.type != "cpu" or not one_dnn:
         matmul_out(hidden, weight.t(), out=out)
     else:

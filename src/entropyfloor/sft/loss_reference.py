@@ -154,3 +154,21 @@ class LossReference:
         self._snapshot.age += 1
         if self._snapshot.age >= self._head.loss.refresh_steps:  # type: ignore[attr-defined]
             self._snapshot.capture()
+
+    def ready(self, checkpoint: Path | None) -> None:
+        """Once the model is where and how it is trained: a trainer may have sharded it by then.
+
+        Args:
+            checkpoint: that the run goes on from, or None.
+
+        Raises:
+            ValueError: it lacks the reference of the loss, or of the floor's anchor.
+
+        """
+        if isinstance(self._head.reference, ReferenceModel):
+            self._head.reference.begin(self._head, checkpoint)
+
+    def save(self, checkpoint: Path, *, main: bool) -> None:
+        """Write what `ready` reads; ``main`` writes what all processes have in common."""
+        if isinstance(self._head.reference, ReferenceModel):
+            self._head.reference.save(checkpoint, main=main)

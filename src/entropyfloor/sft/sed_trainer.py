@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
 
-from entropyfloor.models.loss_head import LossHeadOutput
+from entropyfloor.models.head_output import LossHeadOutput
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate

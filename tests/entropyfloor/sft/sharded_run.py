@@ -86,7 +86,7 @@ def lora():
 
 def trainer_of(cell: str, way: str, folder: Path, processes: int):
     """A trainer that has not begun."""
-    from sft_runs import arguments, build, prompt_completion_rows, sed_trainer
+    from sft_runs import prompt_completion_rows, sed_trainer
 
     from tiny_models import tiny_model
 
@@ -106,7 +106,7 @@ def trainer_of(cell: str, way: str, folder: Path, processes: int):
         data["peft_config"] = lora()
         settings["learning_rate"] = 1.0
     if name == "given":
-        other = folder.parent / "given"
+        other = folder.parent / f"given-{os.environ.get('RANK', '0')}"
         tiny_model(seed=1).save_pretrained(other)
         settings["reference_model"] = str(other)
     if name.startswith("gft"):
@@ -140,7 +140,9 @@ def run(cell: str, way: str, folder: Path, processes: int) -> dict:
 def reset() -> None:
     """Each trainer as in a process of its own; the group of processes stays."""
     from accelerate.state import AcceleratorState, GradientState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # otherwise tiny models are made in parts
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     for name in list(os.environ):

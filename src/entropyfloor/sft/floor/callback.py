@@ -31,7 +31,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from entropyfloor.models.loss_head import SUMS, LossHead
-from entropyfloor.models.ranks import largest, rank_and_processes
+from entropyfloor.models.ranks import largest
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
@@ -39,8 +39,7 @@ from entropyfloor.sft.calling_trainer import call_before_reporters, find_trainer
 from entropyfloor.sft.floor.building import build_floor
 from entropyfloor.sft.floor.floor import EntropyFloor, warn
 from entropyfloor.sft.floor.options import FloorOptions
-from entropyfloor.sft.floor.probe import last_above
-from entropyfloor.sft.floor.reference_model import OnsetModel, ReferenceModel
+from entropyfloor.sft.floor.stop import restore_last_above
 from entropyfloor.sft.loss_reference import LossReference
 from entropyfloor.sft.run_record import recorded_tau, write_run_record
 from entropyfloor_losses import needs_calibration
@@ -151,17 +150,7 @@ class EntropyFloorCallback(TrainerCallback):
                 held_out=self._held_out,
             )
         if trainer is None:
-            self._begin_reference()
-
-    def _begin_reference(self) -> None:
-        """Once the model is where and how it is trained: a trainer may have sharded it by then."""
-        reference = self.head.reference
-        if not isinstance(reference, ReferenceModel):
-            return
-        reference.begin(self.head, resumed=self._restored is not None)
-        early = isinstance(reference, OnsetModel) and not (self.floor and self.floor.past_onset)
-        if self._restored is not None and not early:
-            reference.load(self._restored)
+            self.reference.ready(self._restored)
 
     def step(self) -> dict[str, float]:
         """Close an optimiser step; every process must call.
@@ -227,25 +216,22 @@ class EntropyFloorCallback(TrainerCallback):
         if floor.violated and floor.on_violation != "constrain":
             warn(floor.violated)
 
-    def save(
-        self, directory: str | Path, *, resumable: bool = True, main: bool | None = None
-    ) -> None:
-        """Write what screening reads; on every process that holds a part of the model.
+    def save(self, directory: str | Path, *, resumable: bool = True, main: bool = True) -> None:
+        """Write what screening reads; on one process, or all that hold a part of the model.
 
         Args:
             directory: of a checkpoint or a final model.
             resumable: write what `restore` needs too, which may be as large as the model.
-            main: whether this process writes what all have in common; default: the first one.
+            main: whether this process writes what all have in common.
 
         """
         directory = Path(directory)
-        main = rank_and_processes()[0] == 0 if main is None else main
         if main:
             directory.mkdir(parents=True, exist_ok=True)
             floor = None if self.floor is None else self.floor.record()
             write_run_record(directory, self.head.loss, floor)
-        if resumable and isinstance(self.head.reference, ReferenceModel):
-            self.head.reference.save(directory, main=main)
+        if resumable and self.reference is not None:
+            self.reference.save(directory, main=main)
         self._saved = directory
 
     def restore(self, checkpoint: str | Path) -> None:
@@ -262,8 +248,8 @@ class EntropyFloorCallback(TrainerCallback):
             self.head.loss = recorded_tau(checkpoint, self._chosen_loss)
         if self.floor is not None:
             self.floor.restore(self._restored)
-        if self._trainer is None:
-            self._begin_reference()
+        if self._trainer is None and self.reference is not None:
+            self.reference.ready(self._restored)
 
     # By a trainer's events.
 
@@ -290,7 +276,8 @@ class EntropyFloorCallback(TrainerCallback):
         if state.global_step and self._restored is None:
             last = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.restore(args.resume_from_checkpoint or Path(args.output_dir or ".") / last)
-        self._begin_reference()
+        assert self.reference is not None
+        self.reference.ready(self._restored)
         self._restored = None
         if trainer is not None:
             rows = getattr(args, "calibration_rows", _CALIBRATION_ROWS)
@@ -378,19 +365,7 @@ class EntropyFloorCallback(TrainerCallback):
             write_pictures({Path(args.output_dir or ".") / "entropy_floor.png": draw})
         if floor.on_violation != "stop" or not floor.violated:
             return
-        output_dir = args.output_dir
-        assert output_dir is not None
-        good = last_above(output_dir, floor.controller.floor)
-        if good is None or self._trainer is None:
-            warn(
-                f"training stopped ({floor.violated}) and no checkpoint of {output_dir} was "
-                "measured above the floor, so the weights stay as they are. Save more often "
-                "(save_steps)"
-            )
-            return
-        self._trainer._load_from_checkpoint(str(good))
-        floor.restore(good)
-        warn(f"training stopped ({floor.violated}); restored {good.name}")
+        restore_last_above(floor, self._trainer, args.output_dir or ".")
 
     def _probe_in_training(
         self, state: TrainerState, control: TrainerControl, *, rollouts: bool = True

@@ -60,7 +60,6 @@ class EntropyFloor:
     probe_share: float = 0.05
     probes: list[ProbeResult] = field(default_factory=list)
     violated: str | None = None
-    past_onset: bool = False  # whether the checkpoint that was restored holds an onset's reference
     _interval: int = _FIRST_PROBE
     _entropy: float = 0.0
     _tokens: float = 0.0
@@ -262,7 +261,6 @@ class EntropyFloor:
                 f"{checkpoint} was not trained with an entropy floor, so the controller has no "
                 "state to go on from. Start a run from it (model=...) instead of resuming"
             )
-        self.past_onset = bool(record["state"].get("onset"))
         if self.held_out is not None:
             if "held_out" not in record["state"]:
                 raise ValueError(

@@ -32,6 +32,7 @@ from entropyfloor.models.loss_head import LossHead, needs_reference
 from entropyfloor.models.patch_model import patch_model
 from entropyfloor.models.ranks import rank_and_processes
 from entropyfloor.models.shards import holding, is_sharded, trainable_values
+from entropyfloor.sft.run_record import read_record
 from entropyfloor_losses import ReferenceHead
 
 _AGE = "age"
@@ -65,12 +66,15 @@ class ReferenceModel:
         self._hook: Any = None
         self._ready: ReferenceHead | None = None
 
-    def begin(self, head: LossHead, *, resumed: bool) -> None:
+    def begin(self, head: LossHead, checkpoint: Path | None) -> None:
         """Get ready when training begins: the model is on its device, and sharded if it will be.
 
         Args:
             head: that reads this reference.
-            resumed: whether the model is that of a checkpoint.
+            checkpoint: that the run goes on from, and the model is of by now.
+
+        Raises:
+            ValueError: the checkpoint lacks the reference.
 
         """
         self._shared = is_sharded(self.trained)
@@ -81,13 +85,15 @@ class ReferenceModel:
             self._hook = self.trained.register_forward_pre_hook(
                 partial(self._before_forward, head), with_kwargs=True, prepend=True
             )
+        if checkpoint is not None:
+            self.load(checkpoint)
 
     def _before_forward(
         self, head: LossHead, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Compute the reference that the forward with these arguments will ask for."""
-        asked = kwargs.get("entropyfloor_head")
-        if callable(asked) or head.reference is not self or not head.asked(asked, kwargs):
+        asked, read = kwargs.get("entropyfloor_head"), head.reference is self
+        if callable(asked) or not read or not head.asked(asked, kwargs):
             return
         if head.wants_loss_alone(asked, kwargs) and needs_reference(head.objective):
             forward = {**kwargs, "entropyfloor_head": self._keep}
@@ -228,10 +234,10 @@ class StartingModel(SnapshotModel):
         if not late:
             self.capture()
 
-    def begin(self, head: LossHead, *, resumed: bool) -> None:
+    def begin(self, head: LossHead, checkpoint: Path | None) -> None:
         """Copy what this process holds of a model that was taken over."""
-        super().begin(head, resumed=resumed)
-        if not self.captured and not resumed:
+        super().begin(head, checkpoint)
+        if not self.captured:
             self.capture()
 
     def save(self, checkpoint: Path, *, main: bool = True) -> None:
@@ -256,6 +262,12 @@ class OnsetModel(SnapshotModel):
     """The snapshot that a floor takes once, when entropy comes near it."""
 
     file_name = "floor_reference.safetensors"
+
+    def begin(self, head: LossHead, checkpoint: Path | None) -> None:
+        """Go on with the onset of a checkpoint, if it had come by then."""
+        record = None if checkpoint is None else read_record(checkpoint)
+        came = record is not None and record["floor"]["state"]["onset"]
+        super().begin(head, checkpoint if came else None)
 
 
 def starting_model(trained: Any, *, copied: bool, late: bool = False) -> ReferenceModel:
@@ -299,7 +311,7 @@ class GivenModel(ReferenceModel):
         super().__init__(model.requires_grad_(False))
         self._trainer, self._called = trainer, model
 
-    def begin(self, head: LossHead, *, resumed: bool) -> None:
+    def begin(self, head: LossHead, checkpoint: Path | None) -> None:
         """Shard it, where the model in training is."""
         trainer, self._trainer = self._trainer, None
         if trainer is None or not takes_over(trainer):
