@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test test-slow test-all test-matrix test-oldest test-integrations test-triton lint bench bench-gpu docs dist clean
+.PHONY: demo test test-slow test-all test-matrix test-oldest test-integrations test-triton test-sharded lint bench bench-gpu docs dist clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
@@ -41,6 +41,10 @@ test-integrations: $(VENV)/.installed-test
 test-triton: $(VENV)/.installed-test
 	$(BIN)/python tests/kernels.py $(ARGS)
 
+# Losses and floors under DDP, FSDP2, ZeRO-2 and ZeRO-3 on two CPU processes: an environment with DeepSpeed, some minutes.
+test-sharded: $(VENV)/.installed-test
+	$(BIN)/python tests/sharded.py $(ARGS)
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,7 +69,7 @@ dist: $(VENV)/bin/pip
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist ./losses .
 
 clean:
-	rm -rf $(VENV) .venv-integrations .matrix runs dist
+	rm -rf $(VENV) .venv-integrations .venv-sharded .matrix runs dist
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"entropyfloor needs Python 3.11 or later, {sys.executable} is {v.major}.{v.minor}: make PYTHON=...")'

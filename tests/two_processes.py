@@ -12,8 +12,10 @@ import torch
 
 
 @contextmanager
-def two_processes(program: str, folder: Path) -> Iterator[None]:
-    """Run ``program`` (beside the calling test) twice with ``folder`` as argument.
+def two_processes(
+    program: str, folder: Path, *arguments: str, python: str = sys.executable, seconds: int = 180
+) -> Iterator[None]:
+    """Run ``program`` twice with ``folder`` and ``arguments``.
 
     What is inside the ``with`` runs meanwhile; leaving it waits, and fails with what the processes
     wrote to standard error.
@@ -21,10 +23,15 @@ def two_processes(program: str, folder: Path) -> Iterator[None]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     ranks = [
         subprocess.Popen(
-            [sys.executable, program, str(folder)],
+            [python, program, str(folder), *arguments],
             env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=(folder / f"errors-{rank}").open("w"),
@@ -33,7 +40,7 @@ def two_processes(program: str, folder: Path) -> Iterator[None]:
     ]
     try:
         yield
-        codes = [process.wait(timeout=180) for process in ranks]
+        codes = [process.wait(timeout=seconds) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

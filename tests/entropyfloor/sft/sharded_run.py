@@ -46,6 +46,7 @@ OBJECTIVES = {
 CELLS = [f"{name}-{kind}" for name in OBJECTIVES for kind in ("full", "lora")]
 COMPARED = ("loss", "grad_norm", "ce", "reference_kl", "floor_weight", "floor_target")
 STATE = ("floor_weight", "floor_target", "floor_entropy", "probe_entropy", "reference_kl")
+WAYS = ("DDP", "FSDP2", "ZeRO-2", "ZeRO-3")
 ZERO = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
 
 
@@ -148,6 +149,42 @@ def reset() -> None:
     for name in list(os.environ):
         if name.startswith(("ACCELERATE_USE", "FSDP_")):
             del os.environ[name]
+
+
+def outcome(cell: str, one: Path, two: Path) -> tuple[float, bool, float]:
+    """How far two processes are from one, whether they agree, how far a resumed run is.
+
+    Args:
+        cell: of `CELLS`.
+        one: folder of the run of one process.
+        two: folder of the run of two.
+
+    Returns:
+        The largest difference of a logged value, relative where that is above 1; whether the state
+        of the floor is the same on both ranks to the bit; the largest difference between the second
+        half of a run and of one that was resumed.
+
+    Raises:
+        RuntimeError: a cell failed.
+
+    """
+    alone, *ranks = (
+        json.loads((folder / f"{cell}-{rank}.json").read_text())
+        for folder, rank in ((one, 0), (two, 0), (two, 1))
+    )
+    for record in (alone, *ranks):
+        if "error" in record:
+            raise RuntimeError(record["error"])
+    whole, second_half = ranks[0]["whole"], slice(STEPS // 2, None)
+    agreed = [[{k: s.get(k) for k in STATE} for s in rank["whole"]] for rank in ranks]
+    resumed = _largest(ranks[0]["resumed"][second_half], whole[second_half])
+    return _largest(whole, alone["whole"]), agreed[0] == agreed[1], resumed
+
+
+def _largest(ours: list[dict], theirs: list[dict]) -> float:
+    assert [set(step) for step in ours] == [set(step) for step in theirs]
+    pairs = [(a[k], b[k]) for a, b in zip(ours, theirs, strict=True) for k in a]
+    return max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
 
 
 def run_all(folder: Path, way: str, cells: list[str]) -> None:
