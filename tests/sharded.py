@@ -50,9 +50,12 @@ def make_environment() -> str:
 
 
 def run(python: str, folder: Path, way: str, cells: list[str]) -> None:
-    """Train cells; each writes its record into ``folder``."""
-    folder.mkdir()
+    """Train cells that have no record in ``folder`` yet."""
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ["DS_ACCELERATOR"] = "cpu"
+    cells = [cell for cell in cells if not (folder / f"{cell}-0.json").is_file()]
+    if not cells:
+        return
     if way == "one":
         command = [python, PROGRAM, str(folder), way, *cells]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -81,13 +84,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, metavar="CELL")
+    parser.add_argument("--folder", type=Path, help="keep records; what is there is not run again")
     parser.add_argument("--python", help="of an environment that is there already")
     arguments = parser.parse_args()
     python = arguments.python or make_environment()
     cells = arguments.cells
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
-        folders = {way: Path(temporary) / way for way in ("one", *arguments.ways)}
+        kept = arguments.folder or Path(temporary)
+        folders = {way: kept / way for way in ("one", *arguments.ways)}
         for way, folder in folders.items():
             print(f"== {way}", file=sys.stderr, flush=True)
             run(python, folder, way, cells)

@@ -44,6 +44,7 @@ OBJECTIVES = {
     },
 }
 CELLS = [f"{name}-{kind}" for name in OBJECTIVES for kind in ("full", "lora")]
+CELLS.remove("given-lora")
 COMPARED = ("loss", "grad_norm", "ce", "reference_kl", "floor_weight", "floor_target")
 STATE = ("floor_weight", "floor_target", "floor_entropy", "probe_entropy", "reference_kl")
 WAYS = ("DDP", "FSDP2", "ZeRO-2", "ZeRO-3")
@@ -107,9 +108,7 @@ def trainer_of(cell: str, way: str, folder: Path, processes: int):
         data["peft_config"] = lora()
         settings["learning_rate"] = 1.0
     if name == "given":
-        other = folder.parent / f"given-{os.environ.get('RANK', '0')}"
-        tiny_model(seed=1).save_pretrained(other)
-        settings["reference_model"] = str(other)
+        settings["reference_model"] = str(folder.parent / "given")
     if name.startswith("gft"):
         from gft_runs import gft, group_rows, rollouts
 
@@ -190,6 +189,12 @@ def _largest(ours: list[dict], theirs: list[dict]) -> float:
 def run_all(folder: Path, way: str, cells: list[str]) -> None:
     """Write ``folder/<cell>-<rank>.json``: records, or the error that a cell raised."""
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        from tiny_models import tiny_model
+
+        tiny_model(seed=1).save_pretrained(folder / "given")
+    if processes > 1:
+        torch.distributed.barrier()
     for cell in cells:
         try:
             record = run(cell, way, folder / cell, processes)

@@ -39,7 +39,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("way", WAYS)
 def test_same_steps_on_all_ranks_and_resumed(alone, tmp_path, way):
     program = str(Path(sharded_run.__file__))
-    with two_processes(program, tmp_path, way, *CELLS):
+    with two_processes(program, tmp_path, way, *CELLS, seconds=600):
         pass
     for cell in CELLS:
         difference, agreed, resumed = sharded_run.outcome(cell, alone, tmp_path)
