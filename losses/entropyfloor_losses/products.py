@@ -21,7 +21,7 @@ _TILE_COLUMNS_CPU = 768
 def write_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
     """``out = hidden @ weight.T + bias``."""
     one_dnn = hidden.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    # DeepSpeed ZeRO-3 puts a function of its own in its place, which oneDNN's tensors cannot pass.
+    # DeepSpeed ZeRO-3 replaces the function by one of its own, which oneDNN's tensors cannot pass.
     one_dnn = one_dnn and isinstance(functional.linear, BuiltinFunctionType)
     if hidden.device.type != "cpu" or not one_dnn:
         matmul_out(hidden, weight.t(), out=out)
