@@ -1,6 +1,7 @@
 """The head on fake CUDA tensors: what it would make a GPU do, counted where there is none.
 
-    python tests/losses/head_trace.py LIBRARY      one line of JSON, a case each
+    python tests/losses/head_trace.py LIBRARY            one line of JSON, a case each
+    python tests/losses/head_trace.py LIBRARY model      waits of a patched model's steps
 
 FakeTensors have shapes, dtypes and a device, and no values, so true sizes cost nothing. Of one
 forward and backward are counted
@@ -102,8 +103,9 @@ class Trace(TorchDispatchMode):
 
     def wait(self, what):
         """Note where our code waited."""
-        ours = [f for f in traceback.extract_stack() if "entropyfloor" in f.filename]
-        of = ours[-1] if ours else None
+        frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename]
+        frames = [f for f in frames if f.filename != __file__]
+        of = frames[-1] if frames and "entropyfloor" in frames[-1].filename else None
         self.waits.append(what if of is None else f"{what} in {Path(of.filename).name}:{of.name}")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -234,6 +236,30 @@ def trace(loss, *, kernels, reference=None, advantages=None):
     }
 
 
+def trace_model():
+    """Waits of our code in two micro-batches of a patched model and the floor's reading of them.
+
+    Its own are not counted, nor the optimizer's: with another head there are as many.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from entropyfloor.models.patch_model import patch_model
+
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=2, **small)
+    with FakeTensorMode(allow_non_fake_inputs=True), Trace() as counted:
+        with torch.device("cuda"):
+            model = LlamaForCausalLM(config)
+        head = patch_model(model, loss_by_name("sed", tau=0.7))
+        head.term, head.weight = EntropyTerm("uniform"), 0.1
+        for _ in range(2):
+            ids = torch.empty(2, TOKENS // 2 + 1, dtype=torch.int64, device="cuda")
+            model(input_ids=ids, labels=ids, num_items_in_batch=TOKENS).loss.backward()
+        head.pop_sums()
+    # Where the innermost file is one of ours.
+    return [where for where in counted.waits if " in " in where]
+
+
 def cases():
     """Name, and arguments of `trace`: every loss on kernels, some on torch alone."""
     anchored = PenalisedLoss(CrossEntropyLoss(), EntropyTerm("anchor"), weight=0.1)
@@ -268,6 +294,9 @@ if __name__ == "__main__":
     FakeTensor.tolist = answer_lists
     sys.modules["entropyfloor_losses.triton_kernels"] = CountedKernels
     kernel_block._agrees = lambda *kind: True
-    kernel_block._can_run = lambda device: os.environ["ENTROPYFLOOR_KERNELS"] == "1"
+    kernel_block._can_run = lambda device: os.environ.get("ENTROPYFLOOR_KERNELS") != "0"
     torch.cuda.get_device_capability = lambda device=None: CAPABILITY
-    print(json.dumps({name: trace(loss, **of) for name, (loss, of) in cases()}))
+    if "model" in sys.argv:
+        print(json.dumps(trace_model()))
+    else:
+        print(json.dumps({name: trace(loss, **of) for name, (loss, of) in cases()}))

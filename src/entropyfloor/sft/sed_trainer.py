@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
 
 from entropyfloor.models.head_output import LossHeadOutput
+from entropyfloor.models.ranks import wide_dtype
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
@@ -185,14 +186,19 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         assert outputs.is_top1 is not None
         valid = everywhere(outputs.scored.sum()).sum()
         sums = {"entropy": outputs.entropy.sum(), "mean_token_accuracy": outputs.is_top1.sum()}
-        for name, value in sums.items():
-            metrics[name].append(float(everywhere(value).sum() / valid) if valid > 0 else 0.0)
+        numbers = [valid, *(everywhere(value).sum() / valid for value in sums.values())]
         if mode == "train":
             # Padding-free batches have no mask, and nothing to be masked.
             mask = inputs.get("attention_mask")
             ones = torch.ones_like(inputs["position_ids"][:1]) if mask is None else mask
-            read = everywhere(ones.sum()).sum().item()
-            self._total_train_tokens += read // self.get_tp_size()
+            numbers.append(everywhere(ones.sum()).sum())
+        # Each reading waits for the device: one for all.
+        wide = wide_dtype(valid.device)
+        count, *means = torch.stack([number.to(wide) for number in numbers]).tolist()
+        if mode == "train":
+            self._total_train_tokens += int(means.pop()) // self.get_tp_size()
+        for name, mean in zip(sums, means, strict=True):
+            metrics[name].append(mean if count > 0 else 0.0)
         metrics["num_tokens"] = [self._total_train_tokens]
         if self.aux_loss_enabled:
             metrics["aux_loss"].append(everywhere(outputs.aux_loss).mean().item())
