@@ -32,15 +32,16 @@ class WholeCopy:
     """
 
     def __init__(self, model: Any) -> None:
+        sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        if sharded or getattr(model, "is_quantized", False):
+            raise ValueError(
+                "rollouts of a sharded model are drawn from a whole copy of it, which cannot be "
+                f"made of a model that is {'sharded already' if sharded else 'quantised'}: leave "
+                "the probe out (floor_probe_prompts=0, no probe_prompts). The floor then holds for "
+                "teacher-forced entropy"
+            )
         empty: dict[int, Any] = {}
-        for name, parameter in model.named_parameters():
-            if isinstance(parameter, DTensor) or not parameter.is_floating_point():
-                state = "sharded already" if isinstance(parameter, DTensor) else "quantised"
-                raise ValueError(
-                    f"rollouts of a sharded model are drawn from a whole copy of it, and {name} is "
-                    f"{state}: leave the probe out (floor_probe_prompts=0, no probe_prompts). The "
-                    "floor then holds for teacher-forced entropy"
-                )
+        for parameter in model.parameters():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             values = torch.empty(shape, dtype=parameter.dtype, device="meta")
             empty[id(parameter)] = Parameter(values, requires_grad=False)

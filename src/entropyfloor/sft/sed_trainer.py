@@ -114,6 +114,12 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 "sequence parallelism (Ulysses/ALST) makes Trainer reduce the model's own loss, so "
                 "the chosen loss would be ignored. Use context parallelism (cp_size) or none"
             )
+        if getattr(parallelism, "cp_enabled", False) and hasattr(chosen, "weights_request"):
+            raise ValueError(
+                "context parallelism gives each process a part of every sequence, and loss "
+                f"{getattr(chosen, 'name', '')!r} weighs whole ones. Choose another loss, or leave "
+                "cp_size out"
+            )
         check_rows_left(train_data, self.train_dataset, args, "train_dataset")
         check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
         refuse_what_trl_cannot(self)

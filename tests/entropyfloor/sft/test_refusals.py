@@ -8,8 +8,10 @@ from peft import LoraConfig, get_peft_model
 from sft_runs import arguments, build, prompt_completion_rows, sed_trainer
 from trl import SFTConfig, SFTTrainer
 
-from entropyfloor import SEDConfig, SEDTrainer
-from entropyfloor_losses import CrossEntropyLoss, SelectiveEntropyLoss
+from entropyfloor import SEDConfig, SEDTrainer, patch_model
+from entropyfloor.models.whole_copy import WholeCopy
+from entropyfloor.sft.loss_reference import LossReference
+from entropyfloor_losses import CoverageLoss, CrossEntropyLoss, SelectiveEntropyLoss
 from tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -90,17 +92,59 @@ def test_a_peft_model_is_taken_as_it_is(tmp_path):
     assert trainer.state.log_history[0]["ce"] > 0
 
 
-def test_sequence_parallelism(tmp_path, monkeypatch):
-    """Mocked: it needs DeepSpeed and several accelerators."""
+@pytest.mark.parametrize(
+    ("parallelism", "loss", "message"),
+    [
+        ({"sp_enabled": True}, CrossEntropyLoss(), "sequence parallelism.*Use context parallel"),
+        ({"cp_enabled": True}, CoverageLoss(), "part of every sequence, and loss 'dco"),
+    ],
+)
+def test_parallelism(tmp_path, monkeypatch, parallelism, loss, message):
+    """Mocked: it needs DeepSpeed, or several accelerators."""
 
-    def sft_trainer_under_sp(self, model, *args, **kwargs):
-        parallelism = types.SimpleNamespace(sp_enabled=True)
+    def sft_trainer(self, model, *args, **kwargs):
         self.model = model
-        self.accelerator = types.SimpleNamespace(parallelism_config=parallelism)
+        self.accelerator = types.SimpleNamespace(
+            parallelism_config=types.SimpleNamespace(**parallelism)
+        )
 
-    monkeypatch.setattr(SFTTrainer, "__init__", sft_trainer_under_sp)
-    with pytest.raises(ValueError, match=r"sequence parallelism.*Use context parallelism"):
-        build(SEDTrainer, arguments(tmp_path), loss=CrossEntropyLoss())
+    monkeypatch.setattr(SFTTrainer, "__init__", sft_trainer)
+    with pytest.raises(ValueError, match=message):
+        build(SEDTrainer, arguments(tmp_path), loss=loss)
+
+
+def under(*, fsdp: int | None = None, **zero):
+    """What is asked of a trainer whose model FSDP or DeepSpeed take over."""
+    plugins = types.SimpleNamespace(
+        fsdp_plugin=types.SimpleNamespace(fsdp_version=fsdp),
+        deepspeed_plugin=types.SimpleNamespace(deepspeed_config={"zero_optimization": zero}),
+    )
+    return types.SimpleNamespace(
+        is_fsdp_enabled=fsdp is not None,
+        is_deepspeed_enabled=fsdp is None,
+        accelerator=types.SimpleNamespace(state=plugins),
+    )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config", "message"),
+    [
+        (under(fsdp=1), {}, "cannot be exchanged under FSDP1. Use FSDP2"),
+        (under(fsdp=2), {"reference_cache": "cache"}, "reference_cache is filled before"),
+        (under(stage=3, offload_param={"device": "nvme"}), {}, "keeps them on NVMe"),
+        (under(stage=3, zero_hpz_partition_size=8), {}, "or a second time"),
+        (under(fsdp=2), {"loss": "tail"}, "loss 'tail' reads its reference from a cache"),
+    ],
+)
+def test_references_that_sharding_makes_impossible(tmp_path, trainer, config, message):
+    options = arguments(tmp_path, SEDConfig, **{"loss": "gift", **config})
+    head = patch_model(tiny_model(), options.build_loss())
+    with pytest.raises(ValueError, match=message):
+        LossReference(head, options, head.model, trainer)
+    with pytest.raises(ValueError, match=r"cannot be made .* quantised: leave the probe out"):
+        model = tiny_model()
+        model.is_quantized = True
+        WholeCopy(model)
 
 
 def test_nothing_is_computed_before_a_refusal(tmp_path, monkeypatch):
