@@ -27,6 +27,11 @@ class _Flags:
         "rungs", "weights that stay on disk: SFT's, those after GRPO too, or none"
     )
     retries: int = flag(1, "further tries of a stage that failed")
+    finished: list[str] = flag(
+        [],
+        "cells.json of other runs: what they finished under the same settings is not run again",
+        metavar="FILE",
+    )
     losses: list[str] | None = flag(None, "only these of the recipe's")
     seeds: list[int] | None = flag(None, "in place of the recipe's")
     set: list[str] = flag(
@@ -45,15 +50,16 @@ def main(argv: Sequence[str]) -> int:
         1 if stages failed, else 0; errors are raised.
 
     """
-    if argv and argv[0] == "status":
-        return _status(argv[1:])
+    if argv and argv[0] in ("status", "report"):
+        return {"status": _status, "report": _report}[argv[0]](argv[1:])
     flags, output, recipe_path = parse(
         argv,
         *(_Flags, Output),
         verb="echelon",
         description="Train each loss of a recipe to growing depth, screen every rung, send it "
         "through the same GRPO budget if the recipe has one, evaluate, compare. What is "
-        "finished is not run again. `entropyfloor echelon status DIR` says how far a run is.",
+        "finished is not run again. `entropyfloor echelon status DIR` says how far a run is, "
+        "`entropyfloor echelon report CELLS.json` draws the report of a finished one anew.",
         epilog="Exit code: 1 a stage failed in every try, 0 none did, 2 usage or data error. "
         "Without --output_dir a run goes into runs/NAME of the recipe.",
         positional=("RECIPE", "YAML file; see docs/echelon.md"),
@@ -79,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
         workers=flags.workers,
         keep=flags.keep,
         retries=flags.retries,
+        finished=flags.finished,
         say=say,
         progress=output.progress,
     )
@@ -147,6 +154,25 @@ def _set(content: dict[str, Any], words: str) -> None:
             raise ValueError(f"--set {words}: {key} is {inner!r}, which has no settings inside it")
         content = inner
     content[last] = value
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="entropyfloor echelon report", description="Write an echelon's report anew."
+    )
+    parser.add_argument("cells", metavar="CELLS.json", help="that a run wrote")
+    parser.add_argument("--output_dir", "--output-dir", default=".", help="gets the report")
+    arguments = parser.parse_args(argv)
+    from entropyfloor.echelon.run import report_of
+    from entropyfloor.echelon.table import echelon_terminal
+
+    comparison = report_of(arguments.cells, arguments.output_dir)
+    console = console_for_tables()
+    for part in echelon_terminal(comparison, console.width):
+        console.print(part)
+    files = [Path(arguments.output_dir) / name for name in RESULTS if name.startswith("echelon.")]
+    print_line(console, f"written: {', '.join(map(str, files))}")
+    return 0
 
 
 def _status(argv: Sequence[str]) -> int:

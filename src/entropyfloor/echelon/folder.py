@@ -14,6 +14,7 @@ Every result has a place named by a hash of what determines it:
     screening/LOSS-seed-S-depth-D-HASH.json measures before RL, with their record
     grpo/LOSS-seed-S-depth-D-HASH/          checkpoint-N/, curve.json, record.json
     evaluation/...-step-N-HASH.json         measures after RL
+    finished.json                           cells that other runs had finished, by their hash
     groups/seed-S-HASH/                     response groups of a GFT loss
 
 What is there is finished, and never made again; a killed stage goes on from its last checkpoint. A
@@ -34,6 +35,7 @@ from entropyfloor import __version__
 from entropyfloor.echelon.recipe import Recipe
 from entropyfloor.echelon.sources import Sources, checkpoint_fingerprint, digest, sources
 
+FINISHED = "finished.json"  # cells of other runs, by the key of what determines them
 BASE = "base"  # the name of the model that SFT starts from, at depth 0
 GROUPS_FILE = "groups.jsonl"  # inside a folder of response groups
 
@@ -99,6 +101,7 @@ class EchelonFolder:
         self.grpo_run = cache(self._grpo_run)
         self.evaluation = cache(self._evaluation)
         self.groups = cache(self._groups)
+        self._finished: dict[str, dict[str, Any]] = read_json(self.folder / FINISHED) or {}
 
     @property
     def rungs(self) -> list[RungKey]:
@@ -269,12 +272,22 @@ class EchelonFolder:
             wanted.append(steps[-1])
         return all((folder / f"checkpoint-{step}").is_dir() for step in wanted)
 
+    def cell_key(self, rung: RungKey) -> str:
+        """Hash of all that determines a cell."""
+        keys = [self.screening(rung).key]
+        if self.recipe.grpo is not None:
+            keys.append(self.evaluation(rung, 0).key)
+        return digest(keys)
+
     def cell(self, rung: RungKey) -> dict[str, Any] | None:
         """One finished cell, as plain data for JSON; None while something of it is missing."""
+        key = self.cell_key(rung)
+        if (finished := self._finished.get(key)) is not None:
+            return {**finished, **rung._asdict()}
         before = read_json(self.screening(rung).path)
         if before is None:
             return None
-        cell = {**rung._asdict(), "before": before["measures"], "after": {}}
+        cell = {**rung._asdict(), "key": key, "before": before["measures"], "after": {}}
         seconds = {"screening": before["record"]["seconds"]}
         if self.recipe.grpo is not None:
             run = read_json(self.grpo_run(rung).path / "record.json")
@@ -292,7 +305,8 @@ class EchelonFolder:
 
     def base(self, seed: int) -> dict[str, Any] | None:
         """Measures of the model that SFT starts from; None before they are there."""
-        base = read_json(self.base_screening(seed).path)
+        artifact = self.base_screening(seed)
+        base = self._finished.get(artifact.key) or read_json(artifact.path)
         return None if base is None else base["measures"]
 
 

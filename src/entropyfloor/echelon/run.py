@@ -8,15 +8,17 @@ screening.md                            base and every rung as screened before R
 cells.json echelon.json .md .html .png  the result, written again whenever a cell is done
 """
 
+import gzip
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from entropyfloor.echelon.compare import EchelonComparison, compare
 from entropyfloor.echelon.executors import open_executor
-from entropyfloor.echelon.folder import BASE, EchelonFolder, Stage, read_json
+from entropyfloor.echelon.folder import BASE, FINISHED, EchelonFolder, Stage, read_json
 from entropyfloor.echelon.recipe import Recipe, load_recipe
 from entropyfloor.echelon.rungs import Plan
 from entropyfloor.echelon.schedule import (
@@ -61,6 +63,7 @@ def run_echelon(
     workers: int = 1,
     keep: str = "rungs",
     retries: int = 1,
+    finished: Sequence[str | Path] = (),
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> EchelonResult:
@@ -74,6 +77,8 @@ def run_echelon(
         workers: stages at once.
         keep: weights that stay: ``rungs`` (SFT's), ``all`` (GRPO's too) or ``nothing``.
         retries: further tries of a stage that failed.
+        finished: ``cells.json`` (or ``.json.gz``) of other runs; cells in them that the same
+            settings, data and version of ours determine are not run again.
         say: gets a line per finished stage.
         progress: show a progress bar on standard error.
 
@@ -86,6 +91,7 @@ def run_echelon(
 
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(output_dir)
+    _take_in(folder, finished)
     stages = Stages(checked, folder, keep=keep)
     for seed in checked.seeds:
         check_sources(stages.sources(seed))
@@ -118,10 +124,13 @@ def write_results(stages: EchelonFolder) -> EchelonComparison | None:
     cells = finished_cells(stages)
     recipe, folder = stages.recipe, stages.folder
     base = {seed: m for seed in recipe.seeds if (m := stages.base(seed)) is not None}
-    save_json(
-        folder / "cells.json",
-        {"recipe": recipe.to_dict(), "base": {str(s): m for s, m in base.items()}, "cells": cells},
-    )
+    content = {
+        "recipe": recipe.to_dict(),
+        "base": {str(seed): measures for seed, measures in base.items()},
+        "base_keys": {str(seed): stages.base_screening(seed).key for seed in base},
+        "cells": cells,
+    }
+    save_json(folder / "cells.json", content)
     if not cells:
         return None
     comparison = compare(cells, base, plan_of(recipe))
@@ -129,6 +138,48 @@ def write_results(stages: EchelonFolder) -> EchelonComparison | None:
     tables = (f"# Seed {s}\n\n{screening_markdown(r)}\n" for s, r in screenings(stages).items())
     write_atomic(folder / "screening.md", "\n".join(tables))
     return comparison
+
+
+def report_of(file: str | Path, output_dir: str | Path) -> EchelonComparison:
+    """Write the report of a ``cells.json`` (or ``.json.gz``) anew: echelon.json .md .html .png.
+
+    Raises:
+        ValueError: the file is not one, or has no cell.
+        FileNotFoundError: no such file.
+
+    """
+    from entropyfloor.echelon.page import write_report
+
+    content = _read_cells(file)
+    if not content["cells"]:
+        raise ValueError(f"{file} has no finished cell to report on")
+    base = {int(seed): measures for seed, measures in content["base"].items()}
+    comparison = compare(content["cells"], base, plan_of(load_recipe(content["recipe"])))
+    write_report(comparison, Path(output_dir))
+    return comparison
+
+
+def _read_cells(file: str | Path) -> dict[str, Any]:
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    raw = path.read_bytes()
+    content = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    if not (isinstance(content, dict) and {"recipe", "base", "cells"} <= content.keys()):
+        raise ValueError(f"{file} is not the cells.json of an echelon: it has no recipe and cells")
+    return content
+
+
+def _take_in(folder: Path, files: Sequence[str | Path]) -> None:
+    """Keep what other runs had finished, where `EchelonFolder` looks."""
+    finished = read_json(folder / FINISHED) or {}
+    for file in files:
+        content = _read_cells(file)
+        finished |= {cell["key"]: cell for cell in content["cells"] if "key" in cell}
+        keys = content.get("base_keys", {})
+        finished |= {key: {"measures": content["base"][seed]} for seed, key in keys.items()}
+    if files:
+        save_json(folder / FINISHED, finished)
 
 
 def finished_cells(stages: EchelonFolder) -> list[dict[str, Any]]:

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import random
@@ -308,3 +309,36 @@ def test_the_command_runs_part_of_a_recipe_and_says_how_far_it_is(tiny_recipe, t
         assert main(["echelon", str(file), "--output-dir", out, *words]) == 2
         assert message in capsys.readouterr().err
     assert len(load_prompts(tmp_path / "out" / "data" / "seed-3" / "held_out.jsonl").rows) == 8
+
+
+def test_what_another_run_finished_is_not_run_again(undisturbed, recipe, tiny_recipe, tmp_path):
+    """Its cells.json is enough; a recipe with other losses, under another name, takes what fits."""
+    lines = []
+    options = {"finished": [undisturbed / "cells.json"], "progress": False, "say": lines.append}
+    run_echelon(recipe, tmp_path / "again", **options)
+    assert "; 0 stages are missing" in lines[0]
+    assert not (tmp_path / "again" / "base").exists()
+    both = [numbers(folder) for folder in (undisturbed, tmp_path / "again")]
+    assert both[0] == both[1]
+    other = tiny_recipe(losses={"plain": {"loss": "ce"}, "sed": {"loss": "sed"}}, name="other")
+    stages = Stages(load_recipe(other), tmp_path / "again")
+    missing = [stage.name for stage in stages.missing()]
+    assert missing == ["sft-sed-seed-0", "rung-sed-seed-0-depth-1.5", "rung-sed-seed-0-depth-0.5"]
+    harder = load_recipe({**other, "grpo": {**other["grpo"], "learning_rate": 1e-4}})
+    assert len(Stages(harder, tmp_path / "again").missing()) == 2 + 4
+
+
+@pytest.mark.pictures
+def test_a_report_is_drawn_anew_from_its_cells(undisturbed, tmp_path, capsys):
+    packed = tmp_path / "cells.json.gz"
+    packed.write_bytes(gzip.compress((undisturbed / "cells.json").read_bytes()))
+    command = ["echelon", "report", str(packed), "--output_dir", str(tmp_path)]
+    assert main(command) == 0
+    for name in ("echelon.json", "echelon.md"):
+        assert (tmp_path / name).read_text() == (undisturbed / name).read_text()
+    assert (tmp_path / "echelon.png").stat().st_size > 10_000
+    assert "Before RL" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text("[1]")
+    for file, words in (("other.json", "is not the cells.json"), ("none.json", "there is no file")):
+        assert main(["echelon", "report", str(tmp_path / file)]) == 2
+        assert words in capsys.readouterr().err
