@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Imported late: --help and usage errors do not wait for torch and transformers.
     from entropyfloor.echelon.recipe import load_recipe
-    from entropyfloor.echelon.run import run_echelon
+    from entropyfloor.echelon.run import run_echelon, take_in
 
     recipe = load_recipe(_content(recipe_path, flags))
     folder = Path("runs") / recipe.name if output.output_dir is None else output.folder
@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
     def say(line: str) -> None:
         print_line(console, line)
 
+    take_in(folder, flags.finished)
     result = run_echelon(
         recipe,
         folder,
@@ -85,7 +86,6 @@ def main(argv: Sequence[str]) -> int:
         workers=flags.workers,
         keep=flags.keep,
         retries=flags.retries,
-        finished=flags.finished,
         say=say,
         progress=output.progress,
     )

@@ -63,7 +63,6 @@ def run_echelon(
     workers: int = 1,
     keep: str = "rungs",
     retries: int = 1,
-    finished: Sequence[str | Path] = (),
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> EchelonResult:
@@ -77,8 +76,6 @@ def run_echelon(
         workers: stages at once.
         keep: weights that stay: ``rungs`` (SFT's), ``all`` (GRPO's too) or ``nothing``.
         retries: further tries of a stage that failed.
-        finished: ``cells.json`` (or ``.json.gz``) of other runs; cells in them that the same
-            settings, data and version of ours determine are not run again.
         say: gets a line per finished stage.
         progress: show a progress bar on standard error.
 
@@ -91,7 +88,6 @@ def run_echelon(
 
     checked = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(output_dir)
-    _take_in(folder, finished)
     stages = Stages(checked, folder, keep=keep)
     for seed in checked.seeds:
         check_sources(stages.sources(seed))
@@ -170,8 +166,20 @@ def _read_cells(file: str | Path) -> dict[str, Any]:
     return content
 
 
-def _take_in(folder: Path, files: Sequence[str | Path]) -> None:
-    """Keep what other runs had finished, where `EchelonFolder` looks."""
+def take_in(output_dir: str | Path, files: Sequence[str | Path]) -> None:
+    """Tell a folder what other runs have finished, before `run_echelon` works in it.
+
+    Args:
+        output_dir: of the run; made if missing.
+        files: ``cells.json`` (or ``.json.gz``) of other runs. Cells in them that the same settings,
+            data and version of ours determine are not run again.
+
+    Raises:
+        ValueError: a file is not one.
+        FileNotFoundError: no such file.
+
+    """
+    folder = Path(output_dir)
     finished = read_json(folder / FINISHED) or {}
     for file in files:
         content = _read_cells(file)

@@ -21,6 +21,7 @@ from entropyfloor.echelon.run import (
     finished_cells,
     run_echelon,
     screenings,
+    take_in,
 )
 from entropyfloor.echelon.schedule import Schedule, only_one_run
 from entropyfloor.echelon.stages import Stages
@@ -314,8 +315,8 @@ def test_the_command_runs_part_of_a_recipe_and_says_how_far_it_is(tiny_recipe, t
 def test_what_another_run_finished_is_not_run_again(undisturbed, recipe, tiny_recipe, tmp_path):
     """Its cells.json is enough; a recipe with other losses, under another name, takes what fits."""
     lines = []
-    options = {"finished": [undisturbed / "cells.json"], "progress": False, "say": lines.append}
-    run_echelon(recipe, tmp_path / "again", **options)
+    take_in(tmp_path / "again", [undisturbed / "cells.json"])
+    run_echelon(recipe, tmp_path / "again", progress=False, say=lines.append)
     assert "; 0 stages are missing" in lines[0]
     assert not (tmp_path / "again" / "base").exists()
     both = [numbers(folder) for folder in (undisturbed, tmp_path / "again")]
