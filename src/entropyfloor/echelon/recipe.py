@@ -182,6 +182,8 @@ class Recipe:
         assert self.grpo is not None
         names = {f.name for f in fields(GRPOTraining)}
         further = {name: value for name, value in self.grpo.items() if name not in names}
+        if further.get("bf16") == "auto":
+            further["bf16"] = fast_bf16()
         return GRPOTraining(**{k: v for k, v in self.grpo.items() if k in names}), further
 
     def lora_config(self) -> Any:

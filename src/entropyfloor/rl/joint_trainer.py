@@ -20,23 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 
 from entropyfloor.models.patch_model import patch_model
-from entropyfloor.rl.prompt_rows import PromptRows
+from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 from entropyfloor.rl.sft_loss_probe import demonstration_rows, encode_demonstrations
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.teacher_forced import Completion
 
 
-class JointGRPOTrainer(PromptRows, GRPOTrainer):
+class JointGRPOTrainer(PromptRowsTrainer):
     """``trl.GRPOTrainer`` whose every step also learns from demonstrations.
 
     Args:
         *grpo_args: GRPOTrainer's positional arguments, unchanged.
         sft_rows: demonstrations with ``prompt`` and ``completion``.
         sft_weight: of the SFT loss (nats per token); may be changed while training, as
-            ``SFTLossProbe(policy="mix")`` does. At 0 this is GRPOTrainer to the last bit.
+            ``SFTLossProbe(policy="mix")`` does. At 0 this is PromptRowsTrainer to the last bit.
         sft_batch_size: demonstrations per micro-batch and device.
         **grpo_kwargs: GRPOTrainer's keyword arguments, unchanged.
 

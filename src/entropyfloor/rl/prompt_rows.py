@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from trl import GRPOTrainer
 
+from entropyfloor.rl.shared_prompts import SharedPrompts
 from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.prompts import ROW_COLUMN, reward_columns, row_with_chat_options
 from entropyfloor.rollouts.rendering import encode_row
@@ -77,5 +78,5 @@ class PromptRows:
         return rewards
 
 
-class PromptRowsTrainer(PromptRows, GRPOTrainer):
-    """trl's GRPOTrainer with `PromptRows`."""
+class PromptRowsTrainer(SharedPrompts, PromptRows, GRPOTrainer):
+    """trl's GRPOTrainer with `PromptRows` and `SharedPrompts`."""

@@ -46,6 +46,8 @@ from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, tok
 ENGINES = ("transformers", "vllm", "auto")
 # Of the GPU, for vLLM's weights and cache; the rest is for the checkpoint that reads rollouts.
 _MEMORY_SHARE = 0.6
+# Arguments of vllm.LLM that say which model draws, and that the one which reads it must share.
+_FIXED = ("model", "tokenizer", "dtype", "load_format", "trust_remote_code")
 
 # One checkpoint, ready to generate this process's share of the requested rollouts, a batch at a
 # time: token ids per prompt, (prompt index, sample index) of every rollout wanted, how, with whom.
@@ -126,9 +128,12 @@ class ReadyToDraw:
             load_format="safetensors",
             trust_remote_code=self.trust_remote_code,
             # The checkpoint's own generation config may hold a repetition penalty, or top-p.
-            generation_config="vllm",
-            gpu_memory_utilization=_MEMORY_SHARE,
-            max_model_len=max(map(len, task.encoded)) + self.settings["max_new_tokens"],
+            **{
+                "generation_config": "vllm",
+                "gpu_memory_utilization": _MEMORY_SHARE,
+                "max_model_len": max(map(len, task.encoded)) + self.settings["max_new_tokens"],
+                **self.settings.get("engine_args", {}),
+            },
         )
         return partial(_generate_with_vllm, llm, loaded)
 
@@ -153,6 +158,12 @@ def ready_to_draw(
     if reward is not None:
         check_references(reward, prompts)
     resolve_dtype(loading.dtype)
+    fixed = [name for name in loading.engine_args or {} if name in _FIXED]
+    if fixed:
+        raise ValueError(
+            f"engine_args holds {', '.join(fixed)}, which the checkpoint, dtype and "
+            "trust_remote_code decide; leave it out"
+        )
     device = processes.local_device(resolve_device(loading.device))
     if held_out is not None:
         check_held_out(held_out)
@@ -176,6 +187,13 @@ def ready_to_draw(
         "device": device.type,
         "engine": engine,
     }
+    if loading.engine_args:
+        if engine != "vllm":
+            raise ValueError(
+                f"engine_args are arguments of vLLM, and the engine is {engine}; give engine vllm, "
+                "or leave engine_args out"
+            )
+        settings["engine_args"] = loading.engine_args
     load = partial(
         load_checkpoint,
         dtype=loading.dtype,

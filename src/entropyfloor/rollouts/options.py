@@ -32,6 +32,24 @@ def described(kind: type[T]) -> type[T]:
     return kind
 
 
+def json_object(value: dict[str, Any] | str | None, flag: str) -> dict[str, Any] | None:
+    """What a flag that takes a JSON object was given, read.
+
+    Raises:
+        ValueError: text that is no JSON object.
+
+    """
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        read = value
+    if read is not None and not isinstance(read, dict):
+        raise ValueError(
+            f"{flag} is no JSON object: {value}; give one such as '{{\"enable_thinking\": false}}'"
+        )
+    return read
+
+
 def check_known(settings: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     """Raise ValueError for a key that is not known, with the nearest that is."""
     names = sorted(known)
@@ -110,6 +128,14 @@ class Loading:
     )
     device: str | None = flag(None, "such as cpu or cuda:1 (default: CUDA if there is one)")
     trust_remote_code: bool = flag(False, "run model code that travels with a checkpoint")
+    engine_args: dict[str, Any] | str | None = flag(
+        None,
+        "further arguments of vllm.LLM, such as '{\"enable_chunked_prefill\": false}'",
+        metavar="JSON",
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "engine_args", json_object(self.engine_args, "--engine_args"))
 
 
 @described
@@ -171,17 +197,7 @@ class TemplateOptions(ChatOptions):
     )
 
     def __post_init__(self) -> None:
-        kwargs = self.chat_template_kwargs
-        try:
-            read = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-        except json.JSONDecodeError:
-            read = kwargs
-        if read is not None and not isinstance(read, dict):
-            raise ValueError(
-                f"--chat_template_kwargs is no JSON object: {kwargs}; give one such as "
-                "'{\"enable_thinking\": false}'"
-            )
-        self.chat_template_kwargs = read
+        self.chat_template_kwargs = json_object(self.chat_template_kwargs, "--chat_template_kwargs")
 
 
 @described

@@ -132,6 +132,7 @@ def what_determines(
         "prompts and columns": prompts.full_digest,
         "reward's source file": source_digest(reward),
         **{name: settings[name] for name in ("reward", "dtype", "device", "engine")},
+        **{name: settings[name] for name in ("engine_args",) if name in settings},
     }
 
 

@@ -37,12 +37,12 @@ _CACHED = 2**19  # logits, 2 MiB of them, that a CPU works on at a time
 
 
 def rollout_uniforms(
-    seed: int, rollouts: Sequence[tuple[int, int]], num_steps: int
+    seed: int, rollouts: Sequence[tuple[int, ...]], num_steps: int
 ) -> torch.Tensor:
     """``[len(rollouts), num_steps]`` float64 in [0, 1) on the CPU; row i is of rollouts[i] only.
 
-    ``rollouts`` holds (prompt index, sample index). More steps extend a row and do not change its
-    beginning.
+    ``rollouts`` holds what makes each different: in screening (prompt index, sample index). More
+    steps extend a row and do not change its beginning.
     """
     rows = [np.random.default_rng((seed, *rollout)).random(num_steps) for rollout in rollouts]
     return torch.from_numpy(np.stack(rows))

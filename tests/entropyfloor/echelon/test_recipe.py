@@ -59,6 +59,9 @@ def test_a_gft_loss_takes_of_the_common_settings_what_its_trainer_has(tiny_recip
 def test_bf16_can_be_left_to_the_machine(tiny_recipe):
     checked = load_recipe(tiny_recipe(sft={"bf16": "auto"}))
     assert checked.sft_options("ce")["bf16"] in (True, False)
+    grpo = {"steps": 4, "prompts_per_step": 2, "bf16": "auto"}
+    further = load_recipe(tiny_recipe(grpo=grpo)).grpo_options()[1]
+    assert further["bf16"] is checked.sft_options("ce")["bf16"]
 
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda file: file.stem)

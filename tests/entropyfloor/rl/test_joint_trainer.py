@@ -7,6 +7,7 @@ from grpo_runs import joint as grpo
 from transformers import TrainerCallback
 
 from entropyfloor.rl.joint_trainer import JointGRPOTrainer
+from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 from tiny_models import tiny_model
 
 
@@ -24,6 +25,10 @@ class Gradients(TrainerCallback):
 def joint(folder, weight, **changes):
     extra = {"sft_rows": DEMOS, "sft_weight": weight, "sft_batch_size": 3}
     return grpo(folder, trainer=JointGRPOTrainer, extra=extra, **changes)
+
+
+def plain(folder, **changes):
+    return grpo(folder, trainer=PromptRowsTrainer, **changes)
 
 
 def gradients(make, folder, **changes):
@@ -49,7 +54,7 @@ def sft_gradients(rows):
 def test_a_step_is_the_sum_of_both_losses(tmp_path, accumulation):
     """Rows of unequal length: the SFT term is a mean over all tokens of the step."""
     options = {"gradient_accumulation_steps": accumulation}
-    plain = gradients(grpo, tmp_path / "a", **options)
+    alone = gradients(plain, tmp_path / "a", **options)
     mixed = gradients(lambda *a, **k: joint(*a, 0.7, **k), tmp_path / "b", **options)
     trainer = joint(tmp_path / "c", 0.7, **options)
     trainer.current_gradient_accumulation_steps = accumulation
@@ -59,12 +64,12 @@ def test_a_step_is_the_sum_of_both_losses(tmp_path, accumulation):
     assert tokens == sum(len(row.ids) for row in rows)
     _, exact = sft_gradients(rows)
     for name, gradient in mixed.items():
-        torch.testing.assert_close(gradient - plain[name], 0.7 * exact[name], rtol=2e-4, atol=2e-6)
+        torch.testing.assert_close(gradient - alone[name], 0.7 * exact[name], rtol=2e-4, atol=2e-6)
 
 
 def test_weight_zero_is_grpo_to_the_last_bit(tmp_path):
     runs = []
-    for make in (lambda: grpo(tmp_path / "a"), lambda: joint(tmp_path / "b", 0.0)):
+    for make in (lambda: plain(tmp_path / "a"), lambda: joint(tmp_path / "b", 0.0)):
         runs.append(make())  # seeds the random state that its training goes on with
         runs[-1].train()
     for a, b in zip(*(run.model.parameters() for run in runs), strict=True):

@@ -122,6 +122,24 @@ def test_screening_with_vllm(save_checkpoint, vllm, tmp_path):
         screen([directory], prompts=PROMPTS, output_dir=tmp_path, **OPTIONS)
 
 
+def test_further_arguments_of_the_engine(save_checkpoint, vllm, tmp_path):
+    directory, args = save_checkpoint(), '{"enable_chunked_prefill": false, "max_model_len": 99}'
+    options = {**OPTIONS, "prompts": PROMPTS, "output_dir": tmp_path}
+    report = screen([directory], engine="vllm", engine_args=args, **options)
+    asked = {"enable_chunked_prefill": False, "max_model_len": 99}
+    assert asked.items() <= FakeLLM.made[0].options.items()
+    assert report.settings["engine_args"] == asked
+    with pytest.raises(ValueError, match="engine_args"):  # other rollouts lie there
+        screen([directory], engine="vllm", **options)
+    for engine, wrong, message in (
+        ("transformers", {"seed": 1}, "arguments of vLLM, and the engine is transformers"),
+        ("vllm", {"dtype": "half"}, "engine_args holds dtype, which the checkpoint"),
+        ("vllm", "[1]", "--engine_args is no JSON object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            screen([directory], prompts=PROMPTS, engine=engine, engine_args=wrong, **OPTIONS)
+
+
 def chosen(engine, directory, *, device="cpu", processes=None):
     return choose_engine(
         engine,
