@@ -129,6 +129,7 @@ def screen(
         },
         **reference.describe(),
         **{name: ready.settings[name] for name in ("dtype", "device", "engine")},
+        **{name: ready.settings[name] for name in ("engine_args",) if name in ready.settings},
         "versions": {
             "entropyfloor": __version__,
             "torch": torch.__version__,
