@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recorder import Recorder
+from products_recorder import Recorder
 
 from cases import problem
 from entropyfloor_losses import EntropyBonusLoss, SelectiveEntropyLoss, linear_loss

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from recorder import Recorder
+from products_recorder import Recorder
 from reference import ce, dco_weight, head_gradients, log_softmax
 
 from cases import HEADS, head_arguments, problem
