@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; compiling every file of torch took 14 of a quick demo's 128 seconds.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test test-slow test-all test-matrix test-oldest test-integrations test-triton test-sharded lint bench bench-gpu docs dist clean
+.PHONY: demo test test-slow test-all test-matrix test-oldest test-integrations test-triton test-sharded test-vllm lint bench bench-gpu docs dist clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/entropyfloor demo $(if $(QUICK),--quick) $(ARGS)
@@ -44,6 +44,10 @@ test-triton: $(VENV)/.installed-test
 # Losses and floors under DDP, FSDP2, ZeRO-2 and ZeRO-3 on two CPU processes: an environment with DeepSpeed, some minutes.
 test-sharded: $(VENV)/.installed-test
 	$(BIN)/python tests/sharded.py $(ARGS)
+
+# vLLM's own rollouts beside transformers', on the CPU.
+test-vllm:
+	$(MAKE) test-integrations FRAMEWORKS=vllm
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -36,6 +36,9 @@ from entropyfloor.echelon.recipe import Recipe
 from entropyfloor.echelon.sources import Sources, checkpoint_fingerprint, digest, sources
 
 FINISHED = "finished.json"  # cells of other runs, by the key of what determines them
+# How GRPO's rollouts are drawn, which no setting says: another way is another name, or a folder would
+# mix runs of both.
+_DRAWN_BY = "shared prompts"
 BASE = "base"  # the name of the model that SFT starts from, at depth 0
 GROUPS_FILE = "groups.jsonl"  # inside a folder of response groups
 
@@ -169,6 +172,7 @@ class EchelonFolder:
             "prompts": digest(list(data.rl)),
             "reward": data.reward,
             "max_new_tokens": data.tokens(after_rl=False),
+            "drawn by": _DRAWN_BY,
         }
         return self._artifact(f"grpo/{rung}", rung.seed, inputs)
 
