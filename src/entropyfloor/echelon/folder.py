@@ -36,7 +36,7 @@ from entropyfloor.echelon.recipe import Recipe
 from entropyfloor.echelon.sources import Sources, checkpoint_fingerprint, digest, sources
 
 FINISHED = "finished.json"  # cells of other runs, by the key of what determines them
-# How GRPO's rollouts are drawn, which no setting says: another way is another name, or a folder would
+# How GRPO draws its rollouts, which no setting says: another way is another name, or a folder would
 # mix runs of both.
 _DRAWN_BY = "shared prompts"
 BASE = "base"  # the name of the model that SFT starts from, at depth 0
