@@ -60,7 +60,8 @@ class SharedPrompts:
         if not self._draws_here():
             return super()._generate_single_turn(prompt_ids, *rest, **keywords)  # type: ignore[misc]
         ends = GenerationConfig(
-            eos_token_id=self.eos_token_ids,  # type: ignore[attr-defined]
+            # Below 1.14 trl knows the tokenizer's alone.
+            eos_token_id=getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id]),
             pad_token_id=self._tokenizer.pad_token_id,
         )
         prompts = [tuple(ids) for ids in prompt_ids]
