@@ -343,7 +343,8 @@ def draw_course(
             (line,) = axes.plot(*zip(*points, strict=True), color=LIGHT[colour], **style)
             keys += [(line, words)] if words else []
     if keys or more:
-        chart.legend([*keys, *more], axes=axes, columns=len(keys) + len(more))
+        entries = [*keys, *more]
+        chart.legend(entries, axes=axes, columns=len(entries) if len(entries) <= 4 else 3)
     axes.figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
