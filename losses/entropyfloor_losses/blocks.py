@@ -77,10 +77,11 @@ class LogitTransform:
 
     def apply_(self, raw: Tensor) -> None:
         """Turn raw products into logits, in place."""
-        if self.softcap is not None:
-            raw.mul_(self.logit_scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
-        elif self.logit_scale != 1.0 or self.temperature != 1.0:
-            raw.mul_(self.logit_scale / self.temperature)
+        inner, outer = self.factors
+        if outer is not None:
+            raw.mul_(inner).tanh_().mul_(outer)
+        elif inner != 1.0:
+            raw.mul_(inner)
 
     def chain_(self, gradient: Tensor, logits: Tensor | None) -> None:
         """Turn dL/dlogits into dL/draw, in place; a soft cap needs, and spoils, ``logits``."""

@@ -150,7 +150,7 @@ class Pass:
     def fold_and_weigh(self, group: Group) -> list[Any]:
         """The same of a group's chunks, of the last one its blocks; and its sequences' weights."""
         blocks: list[Any] = []
-        for span in group.spans if group.sequences is not None else group.spans[:1]:
+        for span in group.spans:
             blocks = self.fold(span)
         if group.sequences is not None:
             assert self.call.weigher is not None and self.call.advantages is not None

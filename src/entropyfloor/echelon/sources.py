@@ -262,19 +262,21 @@ def _check_checkpoints(recipe: Recipe) -> None:
         )
 
 
+def _columns(rows: Sequence[Mapping[str, Any]], *names: str) -> tuple[dict[str, Any], ...]:
+    """Of each row no more than these."""
+    return tuple({name: row[name] for name in names} for row in rows)
+
+
 def _small_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
     task = modular_sums(seed=seed, **options)
-
-    def columns(rows: Sequence[Mapping[str, Any]], *names: str) -> tuple[dict[str, Any], ...]:
-        return tuple({name: row[name] for name in names} for row in rows)
 
     return Sources(
         recipe,
         seed,
-        rows=columns(task.demonstrations, "prompt", "completion"),
+        rows=_columns(task.demonstrations, "prompt", "completion"),
         demonstrations=task.demonstrations,
         test=PromptSet(task.test, "held-out sums mod 100"),
-        rl=columns(task.rl_prompts, "prompt", "answer"),
+        rl=_columns(task.rl_prompts, "prompt", "answer"),
         reward="exact_match",
         max_new_tokens=SMALL_TOKENS,
         pretraining=task.pretraining,
@@ -310,7 +312,7 @@ def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sourc
     return Sources(
         recipe,
         seed,
-        rows=tuple({name: row[name] for name in ("prompt", "completion")} for row in rows),
+        rows=_columns(rows, "prompt", "completion"),
         demonstrations=tuple(rows),
         test=PromptSet(tuple(test), "held-out three-term sums"),
         rl=tuple({"prompt": problem.prompt, "entry": problem.entry} for problem in rl),
@@ -330,12 +332,10 @@ def _gsm_symbolic(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sour
     return Sources(
         recipe,
         seed,
-        rows=tuple({name: row[name] for name in ("prompt", "completion")} for row in train),
+        rows=_columns(train, "prompt", "completion"),
         demonstrations=tuple(train),
         test=PromptSet(tuple(held_out), "held-out problems of gsm_symbolic"),
-        rl=tuple(
-            {name: row[name] for name in ("prompt", "answer")} for row in rows[sum(counts[:2]) :]
-        ),
+        rl=_columns(rows[sum(counts[:2]) :], "prompt", "answer"),
         reward="exact_match",
         max_new_tokens=math.ceil(_TOKENS_PER_CHARACTER * options["solution_characters"]),
     )

@@ -64,9 +64,7 @@ class SharedPrompts:
             eos_token_id=getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id]),
             pad_token_id=self._tokenizer.pad_token_id,
         )
-        prompts = [tuple(ids) for ids in prompt_ids]
-        different = {ids: number for number, ids in enumerate(dict.fromkeys(prompts))}
-        uniforms = self._uniforms(len(prompts))
+        uniforms = self._uniforms(len(prompt_ids))
         sampling = Sampling(
             temperature=self.args.temperature,
             top_p=self.args.top_p,
@@ -76,13 +74,7 @@ class SharedPrompts:
         policy = LoadedCheckpoint("the policy", "the policy", model, self._tokenizer)
         # In evaluation mode: no dropout, and gradient checkpointing allows the cache.
         with evaluating(model), torch.no_grad(), policy.generating(ends):
-            drawn, _ = decode(
-                policy,
-                list(different),
-                [different[ids] for ids in prompts],
-                uniforms,
-                TokenSampler(sampling),
-            )
+            drawn, _ = decode(policy, prompt_ids, uniforms, TokenSampler(sampling))
             rows = [until_end(ids, policy.eos_token_ids)[0] for ids in drawn.tolist()]
         return [list(ids) for ids in rows], None
 

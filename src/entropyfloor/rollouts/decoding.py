@@ -94,7 +94,6 @@ class RoomyLayer(DynamicLayer):
 def decode(
     checkpoint: LoadedCheckpoint,
     prompts: Sequence[Sequence[int]],
-    prompt_of_row: Sequence[int],
     uniforms: torch.Tensor,
     sampler: TokenSampler,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,8 +101,7 @@ def decode(
 
     Args:
         checkpoint: for which `reads_keys_and_values`, set up for generation.
-        prompts: token ids, each different prompt once.
-        prompt_of_row: which of them each row goes on from.
+        prompts: token ids, of each row; those that are equal are read once.
         uniforms: ``[rows, steps]`` in [0, 1).
         sampler: draws each step.
 
@@ -116,8 +114,10 @@ def decode(
     uniforms = uniforms.to(device, wide_dtype(device))
     ends = torch.tensor(checkpoint.eos_token_ids, device=device)
     steps = uniforms.shape[1]
-    logits, mask, cache = _prefill(checkpoint, prompts, steps)
-    chosen = torch.tensor(prompt_of_row, device=device)
+    ids = [tuple(prompt) for prompt in prompts]
+    place = {prompt: index for index, prompt in enumerate(dict.fromkeys(ids))}
+    logits, mask, cache = _prefill(checkpoint, list(place), steps)
+    chosen = torch.tensor([place[prompt] for prompt in ids], device=device)
     rows = torch.arange(len(chosen), device=device)
     cache.batch_select_indices(chosen)
     logits, mask = logits[chosen], mask[chosen]

@@ -119,20 +119,12 @@ def _generate_batch(
 ) -> list[Rollout]:
     uniforms = rollout_uniforms(settings.seed, batch, settings.max_new_tokens)
     sampler = TokenSampler(settings)
-    prompts = [prompt for prompt, _ in batch]
+    prompts = [encoded[prompt] for prompt, _ in batch]
     if reads_keys_and_values(checkpoint):
-        different = list(dict.fromkeys(prompts))
-        place = {prompt: index for index, prompt in enumerate(different)}
-        drawn, entropies = decode(
-            checkpoint,
-            [encoded[prompt] for prompt in different],
-            [place[prompt] for prompt in prompts],
-            uniforms,
-            sampler,
-        )
+        drawn, entropies = decode(checkpoint, prompts, uniforms, sampler)
     else:
         device = checkpoint.inner_model.device
-        padded = left_padded([encoded[prompt] for prompt in prompts], checkpoint.pad_token_id)
+        padded = left_padded(prompts, checkpoint.pad_token_id)
         input_ids, attention_mask = (rows.to(device) for rows in padded)
         width = input_ids.shape[1]
         processor = SamplingProcessor(sampler, width, uniforms.to(device, wide_dtype(device)))

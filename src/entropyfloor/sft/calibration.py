@@ -41,10 +41,14 @@ def calibrate(trainer: Any, head: LossHead, *, rows: int, model: Any = None) -> 
     )
 
 
+def spread_evenly(rows: int, count: int) -> list[int]:
+    """``count`` places among ``rows``, ascending."""
+    return [i * rows // count for i in range(count)]
+
+
 def calibration_sample(dataset: Any, rows: int) -> Any:
     """At most ``rows`` rows of a training set, spread evenly; the first of a streamed one."""
     if not hasattr(dataset, "__len__"):
         return Dataset.from_list(list(itertools.islice(dataset, rows)))
-    count = min(rows, len(dataset))
-    chosen = [i * len(dataset) // count for i in range(count)]
+    chosen = spread_evenly(len(dataset), min(rows, len(dataset)))
     return dataset.select(chosen) if hasattr(dataset, "select") else [dataset[i] for i in chosen]

@@ -205,7 +205,7 @@ class EntropyFloorCallback(TrainerCallback):
 
         """
         floor = self.floor
-        if floor is None:
+        if floor is None or not floor.measures:
             return
         training_seconds = largest(floor.training_seconds, self.head.device)
         wrapped = self._model if self._trainer is None else self._trainer.model_wrapped

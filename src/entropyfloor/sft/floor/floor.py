@@ -116,13 +116,19 @@ class EntropyFloor:
                 "Raise floor_max_weight, lower the floor, or choose another floor_place"
             )
 
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure: prompts, or held-out rows."""
+        return self.probe is not None or self.held_out is not None
+
     def wants_probe(self, step: int) -> bool:
         """Whether a probe is due between checkpoints."""
-        measured = self.probe is not None or self.held_out is not None
-        return measured and step % self._interval == 0
+        return self.measures and step % self._interval == 0
 
     def measure(self, model: Any, wrapped: Any, *, step: int, rollouts: bool) -> ProbeResult | None:
         """Measure the model as it is; the same on every process, and every one must call.
+
+        Only where there is something to measure (`measures`).
 
         Args:
             model: that samples.
@@ -131,7 +137,7 @@ class EntropyFloor:
             rollouts: sample them beside held-out rows too; without held-out rows always.
 
         Returns:
-            None where this step was measured already, or there is nothing to measure.
+            None where this step was measured already.
 
         """
         rollouts = self.probe is not None and (rollouts or self.held_out is None)
@@ -150,7 +156,7 @@ class EntropyFloor:
                 held_out_loss=rows.loss,
                 held_out_entropy=rows.entropy,
             )
-        return result if rollouts or rows is not None else None
+        return result
 
     @property
     def _sampled(self) -> ProbeResult | None:
@@ -209,7 +215,7 @@ class EntropyFloor:
                 "floor_in_force": float(rows.in_force),
                 "held_out_loss": rows.loss,
                 "held_out_entropy": rows.entropy,
-                "calibration_gap": rows.entropy - rows.loss,
+                "calibration_gap": self.probes[-1].calibration_gap,
             }
         return {name: value for name, value in values.items() if value is not None}
 

@@ -23,7 +23,7 @@ from datasets import Dataset
 
 from entropyfloor.models.loss_head import LossHead
 from entropyfloor.models.ranks import largest
-from entropyfloor.sft.calibration import calibration_sample
+from entropyfloor.sft.calibration import calibration_sample, spread_evenly
 from entropyfloor.sft.floor.options import FloorOptions
 
 Batches = Iterable[Mapping[str, Any]]
@@ -168,7 +168,7 @@ def hold_out(dataset: Any, rows: int) -> tuple[Any, Any]:
             f"entropy_floor='auto' holds out a fifth of the training set at most, and it has "
             f"{len(dataset)} rows: give an eval_dataset"
         )
-    chosen = {i * len(dataset) // count for i in range(count)}
+    chosen = set(spread_evenly(len(dataset), count))
     if columns:
         # Other answers to a held-out prompt would tell the model what it is measured on.
         prompts = [prompt(row) for row in dataset.select_columns(columns)]

@@ -1,7 +1,6 @@
 """A training run under an entropy floor: entropy beside its target, and the weight that held it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from entropyfloor.render.figure import Chart, draw_course, series
@@ -25,14 +24,9 @@ def write_floor_plot(
         path: of the file.
 
     """
-    measured = [asdict(probe) for probe in probes]
-    gaps = [
-        {"step": probe.step, "gap": probe.held_out_entropy - probe.held_out_loss}
-        for probe in probes
-        if probe.held_out_entropy is not None and probe.held_out_loss is not None
-    ]
-    rows = 3 if gaps else 2
-    chart = Chart(620, 470 if not gaps else 620)
+    held_out = [probe for probe in probes if probe.held_out_loss is not None]
+    rows = 3 if held_out else 2
+    chart = Chart(620, 620 if held_out else 470)
     panels = chart.panels(rows, 1, sharex=True, height_ratios=[2, 1, 1][:rows])
     entropy, weight = panels[:2]
     rollouts = [(probe.step, probe.entropy) for probe in probes if probe.entropy is not None]
@@ -42,12 +36,12 @@ def write_floor_plot(
         more.append((points[0], "rollouts (probe)"))
     line = entropy.axhline(floor, color=LIGHT["soft"], linestyle="--", linewidth=1)
     more.append((line, f"floor {floor:.3g}"))
-    if gaps:
-        for name, colour, words in (
-            ("held_out_entropy", "s3", "held-out"),
-            ("held_out_loss", "s4", "held-out loss"),
-        ):
-            course = [(probe["step"], probe[name]) for probe in measured if probe[name] is not None]
+    for name, colour, words in (
+        ("held_out_entropy", "s3", "held-out entropy"),
+        ("held_out_loss", "s4", "held-out loss"),
+    ):
+        course = [(probe.step, getattr(probe, name)) for probe in held_out]
+        if course:
             (held,) = entropy.plot(*zip(*course, strict=True), color=LIGHT[colour], linewidth=1.5)
             more.append((held, words))
     draw_course(
@@ -63,7 +57,8 @@ def write_floor_plot(
     draw_course(chart, weight, log, {"floor_weight": ("", "s2")})
     weight.set(ylabel="weight of the term")
     weight.set_ylim(bottom=0)
-    if gaps:
+    if held_out:
+        gaps = [{"step": probe.step, "gap": probe.calibration_gap} for probe in held_out]
         draw_course(chart, panels[2], gaps, {"gap": ("", "s3")})
         panels[2].axhline(0, color=LIGHT["soft"], linestyle="--", linewidth=1)
         panels[2].set(ylabel="calibration gap")

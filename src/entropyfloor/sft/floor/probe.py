@@ -58,6 +58,13 @@ class ProbeResult:
         assert held is not None
         return held
 
+    @property
+    def calibration_gap(self) -> float | None:
+        """Entropy minus loss of held-out rows; below 0 the model is too sure of itself."""
+        if self.held_out_entropy is None or self.held_out_loss is None:
+            return None
+        return self.held_out_entropy - self.held_out_loss
+
 
 @dataclass
 class RolloutProbe:
