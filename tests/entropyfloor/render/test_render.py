@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 from rich.cells import cell_len
 from rich.console import Console
 
-from entropyfloor.render.figure import Chart, entropy_axis, key, series
+from entropyfloor.render.figure import Chart, draw_course, entropy_axis, key, series
 from entropyfloor.render.palette import LIGHT, PALETTE
 from entropyfloor.render.table import Cell, Column, Table
 from entropyfloor.render.text import common_beginning, markdown, plain, shorten
@@ -118,3 +118,12 @@ def test_entropy_axis(values, log):
     axes = Chart(100, 100).axes()
     assert entropy_axis(axes, "x", values) == log == (axes.get_xscale() == "log")
     assert axes.get_xlim()[1] > max(values)
+
+
+def test_a_legend_of_six_entries_leaves_the_axes_their_width():
+    chart = Chart(620, 470)
+    axes = chart.axes()
+    measures = {f"m{i}": (f"a measure's name, {i}", "s0") for i in range(6)}
+    draw_course(chart, axes, [dict.fromkeys(measures, 1.0) | {"step": s} for s in (1, 2)], measures)
+    chart.figure.canvas.draw()
+    assert axes.get_position().width > 0.7
