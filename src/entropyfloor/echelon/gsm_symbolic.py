@@ -4,7 +4,8 @@ A hundred templates of grade-school problems are filled with other names and num
 that there are as many problems as one likes and every one comes with its worked solution, which
 ends in the line ``#### N``, where the reward ``exact_match`` looks for the answer.
 
-    row     ``prompt`` [user message], ``completion`` [assistant message], ``answer``
+    row     ``prompt`` [user message], ``completion`` [assistant message], ``answer``; or, for a
+            base model and where every token of a prompt is paid for, prompt and completion as text
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 _DRAWS = 200  # for each problem that is asked for, before giving up
+# Ends every problem of reasoning-gym's. The worked solutions show by themselves how to answer.
+_INSTRUCTION = " Give the result as your final answer. Do not include units."
 
 
 def gsm_symbolic_rows(
-    count: int, *, seed: int, solution_characters: int, prompt_characters: int
+    count: int, *, seed: int, solution_characters: int, prompt_characters: int, chat: bool = True
 ) -> list[dict[str, Any]]:
     """The first different problems whose texts are short enough; fewer are the beginning of more.
 
@@ -23,7 +26,9 @@ def gsm_symbolic_rows(
         count: how many, at least 1.
         seed: of reasoning-gym's generator; 0 or more.
         solution_characters: of a worked solution at most; 150 leave the shortest third of them.
-        prompt_characters: of a problem at most.
+        prompt_characters: of a problem at most, as reasoning-gym words it.
+        chat: rows are conversations, to be rendered by a chat template. Otherwise they are text,
+            ``Problem: ...`` and ``Solution:`` in front of the worked solution.
 
     Raises:
         ValueError: a limit that hardly any problem keeps to.
@@ -39,11 +44,7 @@ def gsm_symbolic_rows(
         entry = generator[index]
         question, solution = entry["question"], entry["metadata"]["answer_cot"]
         if len(solution) <= solution_characters and len(question) <= prompt_characters:
-            rows[question] = {
-                "prompt": [{"role": "user", "content": question}],
-                "completion": [{"role": "assistant", "content": solution}],
-                "answer": entry["answer"],
-            }
+            rows[question] = {**_texts(question, solution, chat=chat), "answer": entry["answer"]}
         if len(rows) == count:
             return list(rows.values())
     raise ValueError(
@@ -51,3 +52,13 @@ def gsm_symbolic_rows(
         f"most {solution_characters} characters in the solution and {prompt_characters} in the "
         "problem: raise the limits"
     )
+
+
+def _texts(question: str, solution: str, *, chat: bool) -> dict[str, Any]:
+    if not chat:
+        problem = question.removesuffix(_INSTRUCTION)
+        return {"prompt": f"Problem: {problem}\nSolution:\n", "completion": solution}
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": solution}],
+    }

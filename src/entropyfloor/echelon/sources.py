@@ -8,9 +8,10 @@ Four tasks, named by ``data: {task: ...}``:
                   the model small_chat), digits (of a term, 1 or 2), subtraction (whether terms may
                   be subtracted) and ways (in how many ways problems are worked, 1 to 6; all when
                   left out)
-    gsm_symbolic  reasoning-gym's word problems with worked solutions, for a chat model; options
-                  train_problems, held_out_problems, rl_problems, and solution_characters and
-                  prompt_characters, which a problem may have at most
+    gsm_symbolic  reasoning-gym's word problems with worked solutions; options train_problems,
+                  held_out_problems, rl_problems, solution_characters and prompt_characters, which a
+                  problem may have at most, and chat (true; false writes them as plain text, for a
+                  base model)
     files         rows of your own: ``train`` (prompt and completion, or messages), ``held_out`` and
                   ``rl`` (prompt and the reward's columns) as JSON Lines or ``save_to_disk``
                   folders, and ``reward``: a name or module:function
@@ -66,10 +67,10 @@ _TASKS: dict[str, dict[str, Any]] = {
         "rl_problems": 256,
         "solution_characters": 150,
         "prompt_characters": 300,
+        "chat": True,
     },
     "files": {"train": None, "held_out": None, "rl": None, "reward": None},
 }
-_CHAT_TASKS = ("worked_sums", "gsm_symbolic")
 # Models that are built here: the task that each is pretrained for, and its default length.
 _BUILT = {"small": ("small_sums", 325), "small_chat": ("worked_sums", 240)}
 
@@ -255,7 +256,8 @@ def _check_checkpoints(recipe: Recipe) -> None:
             "merge it first (merge_and_unload, then save_pretrained)"
         )
     task = recipe.data["task"]
-    if task in _CHAT_TASKS and not load_tokenizer(source).chat_template:
+    chat = task == "worked_sums" or (task == "gsm_symbolic" and recipe.data.get("chat", True))
+    if chat and not load_tokenizer(source).chat_template:
         raise ValueError(
             f"the tokenizer of {name} has no chat template, which the conversations of {task} "
             "need; give an instruction-tuned model"
@@ -326,7 +328,8 @@ def _gsm_symbolic(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sour
     _check_counts(options, "solution_characters", "prompt_characters")
     # Held-out problems first: they do not depend on how many are trained on.
     counts = [options[f"{part}_problems"] for part in ("held_out", "train", "rl")]
-    limits = {name: options[name] for name in ("solution_characters", "prompt_characters")}
+    names = ("solution_characters", "prompt_characters", "chat")
+    limits = {name: options[name] for name in names}
     rows = gsm_symbolic_rows(sum(counts), seed=seed, **limits)
     held_out, train = rows[: counts[0]], rows[counts[0] : counts[0] + counts[1]]
     return Sources(

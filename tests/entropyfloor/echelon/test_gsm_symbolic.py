@@ -24,6 +24,18 @@ def test_fewer_are_the_beginning_of_more():
     assert more[:5] == few
 
 
+def test_as_text_the_same_problems_have_no_instruction():
+    plain, chat = (gsm_symbolic_rows(9, seed=2, **LIMITS, chat=chat) for chat in (False, True))
+    for text, turns in zip(plain, chat, strict=True):
+        question, _, instruction = turns["prompt"][0]["content"].rpartition(" Give the result")
+        assert instruction == " as your final answer. Do not include units."
+        assert text == {
+            "prompt": f"Problem: {question}\nSolution:\n",
+            "completion": turns["completion"][0]["content"],
+            "answer": turns["answer"],
+        }
+
+
 def test_limits_that_nothing_keeps_to():
     with pytest.raises(ValueError, match=r"draws gave 0 with at most 3 characters"):
         gsm_symbolic_rows(2, seed=0, solution_characters=3, prompt_characters=300)
