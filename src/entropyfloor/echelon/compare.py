@@ -2,6 +2,7 @@
 
     cells, base, plan ─► rungs  ─► ladder            every measure against depth, by loss
                                   ├─► frontier          rungs that nothing beats before RL
+                                  ├─► pairs             problem by problem: losses, and RL
                                   ├─► predictor ranks   Spearman with the outcome after RL
                                   ├─► rank inversion    pass@1 against the outcome, pair by pair
                                   └─► rules             what each would have picked, and its regret
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from entropyfloor.echelon.ladder import BASE, FrontierRung, LadderRow, Spread, frontier, ladder_rows
+from entropyfloor.echelon.paired import RungPair, rung_pairs
 from entropyfloor.echelon.predictors import PredictorRank, predictor_ranks
 from entropyfloor.echelon.rank_inversion import RankInversion, rank_inversions
 from entropyfloor.echelon.rungs import (
@@ -43,6 +45,7 @@ class EchelonComparison:
     missing: tuple[Missing, ...]  # cells of the plan without an outcome, and why
     ladder: tuple[LadderRow, ...]  # measures against depth
     frontier: tuple[FrontierRung, ...]  # what beats each rung before RL; empty without two losses
+    pairs: tuple[RungPair, ...]  # differences problem by problem, with intervals
     ranks: tuple[PredictorRank, ...]  # predictors against outcomes; empty without outcomes
     inversions: tuple[RankInversion, ...]  # pass@1 against outcomes; empty without outcomes
     rules: tuple[RuleResult, ...]  # selection rules; empty without outcomes
@@ -85,6 +88,7 @@ class EchelonComparison:
                 "rows": list(self._rows()),
                 "course": [_ladder_document(row) for row in self.ladder],
                 "frontier": [asdict(rung) for rung in self.frontier],
+                "pairs": [asdict(pair) for pair in self.pairs],
                 "predictors": [{**asdict(rank), "aim": rank.aim} for rank in self.ranks],
                 "rank_inversion": [asdict(inversion) for inversion in self.inversions],
                 "rules": [_rule_document(rule, self.plan) for rule in self.rules],
@@ -124,6 +128,7 @@ def compare(
         missing=missing,
         ladder=rows,
         frontier=frontier(rows, plan),
+        pairs=rung_pairs(rungs, plan),
         ranks=predictor_ranks(rungs, plan),
         inversions=rank_inversions(rungs, plan),
         rules=rule_results(rungs, plan),

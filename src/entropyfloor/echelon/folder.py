@@ -26,6 +26,7 @@ recipe does, they are trained again.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -291,7 +292,7 @@ class EchelonFolder:
         before = read_json(self.screening(rung).path)
         if before is None:
             return None
-        cell = {**rung._asdict(), "key": key, "before": before["measures"], "after": {}}
+        cell = {**rung._asdict(), "key": key, "before": _measured(before), "after": {}}
         seconds = {"screening": before["record"]["seconds"]}
         if self.recipe.grpo is not None:
             run = read_json(self.grpo_run(rung).path / "record.json")
@@ -301,7 +302,7 @@ class EchelonFolder:
                 measured = read_json(self.evaluation(rung, step).path)
                 if measured is None:
                     return None
-                cell["after"][str(step)] = measured["measures"]
+                cell["after"][str(step)] = _measured(measured)
             seconds["grpo"] = run["seconds"]
             if run.get("stage_two"):
                 cell["stage_two"] = run["stage_two"]
@@ -312,6 +313,12 @@ class EchelonFolder:
         artifact = self.base_screening(seed)
         base = self._finished.get(artifact.key) or read_json(artifact.path)
         return None if base is None else base["measures"]
+
+
+def _measured(screening: Mapping[str, Any]) -> dict[str, Any]:
+    """A screening's measures, and prompt by prompt what paired comparisons need."""
+    (checkpoint,) = screening["report"]["checkpoints"]
+    return {**screening["measures"], "prompt_results": checkpoint["prompt_results"]}
 
 
 def steps_of(folder: Path) -> list[int] | None:

@@ -180,11 +180,12 @@ def seed_words(values: Iterable[float | None], form: str = ".3f") -> str:
     if len(every) < 2 or not known:
         return ""
     if len(every) <= 5:
-        return " ".join("–" if n is None else _short(f"{n:{form}}") for n in every)
-    return f"{_short(f'{min(known):{form}}')} – {_short(f'{max(known):{form}}')}"
+        return " ".join("–" if n is None else short_number(f"{n:{form}}") for n in every)
+    return f"{short_number(f'{min(known):{form}}')} – {short_number(f'{max(known):{form}}')}"
 
 
-def _short(number: str) -> str:
+def short_number(number: str) -> str:
+    """``+0.140`` -> ``+.140``."""
     return number.replace("0.", ".", 1) if number.lstrip("+-").startswith("0.") else number
 
 

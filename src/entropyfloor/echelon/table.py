@@ -10,10 +10,18 @@ from entropyfloor.echelon.answer import answer, frontier_words
 from entropyfloor.echelon.compare import EchelonComparison
 from entropyfloor.echelon.ladder import Beater, LadderRow, Spread, frontier_metrics
 from entropyfloor.echelon.predictors import predictors
-from entropyfloor.echelon.rungs import count, outcome_words, rung_name, seed_words, title
+from entropyfloor.echelon.rungs import (
+    count,
+    outcome_words,
+    rung_name,
+    seed_words,
+    short_number,
+    title,
+)
 from entropyfloor.echelon.selection import RECOMMENDED, Pick
 from entropyfloor.render.table import Cell, Column, Table
 from entropyfloor.render.text import markdown, plain
+from entropyfloor.screening.paired import Difference
 
 _LADDER = (Column("loss", "left"), Column("epochs"))
 
@@ -29,7 +37,7 @@ def echelon_markdown(comparison: EchelonComparison) -> str:
 def echelon_terminal(comparison: EchelonComparison, width: int) -> Iterator[RenderableType]:
     """Yield what a rich console prints: ladder and rules, as far as they fit, and the answer."""
     for table in tables(comparison):
-        if table.key in ("before", "after", "rules"):
+        if table.key in ("before", "after", "pairs", "rules"):
             yield table.to_rich(width)
     yield from (Text(plain(words)) for words in answer(comparison))
 
@@ -37,7 +45,7 @@ def echelon_terminal(comparison: EchelonComparison, width: int) -> Iterator[Rend
 def tables(comparison: EchelonComparison) -> list[Table]:
     """What there is to show, in reading order."""
     scopes = comparison.shown_scopes
-    made = [before_table(comparison), after_table(comparison)]
+    made = [before_table(comparison), after_table(comparison), pairs_table(comparison)]
     made += [rules_table(comparison, scope) for scope in scopes]
     made += [ranks_table(comparison, scope) for scope in scopes]
     if len(comparison.plan.losses) > 1:
@@ -84,6 +92,30 @@ def after_table(comparison: EchelonComparison) -> Table:
         f"an optimistic number; last: step {max(plan.grpo_steps, default=0)}."
     )
     return _ladder_table("After RL", columns, rows, cells, note)
+
+
+def pairs_table(comparison: EchelonComparison) -> Table:
+    """Differences problem by problem: to the reference loss at the same depth, and through RL."""
+    plan = comparison.plan
+    names = dict.fromkeys(d.metric for pair in comparison.pairs for d in pair.differences)
+    outcomes = (f"pass_at_{plan.outcome_k}", "pass_at_1")  # a narrow terminal shows these first
+    columns = [Column(title(name), importance=name not in outcomes) for name in names]
+    rows: list[tuple[Cell | str, ...]] = []
+    for pair in comparison.pairs:
+        of = {d.metric: d for d in pair.differences}
+        cells = (_difference(of.get(name), pair.by_seed) for name in names)
+        rows.append((pair.loss, f"{pair.depth:g}", pair.contrast, *cells))
+    return Table(
+        "What differs, problem by problem",
+        (*_LADDER, Column("difference", "left"), *columns),
+        tuple(rows),
+        f"To {plan.reference}: this loss less {plan.reference} at the same depth. Through RL: the "
+        "last GRPO step less the start. Both sides answer the same held-out problems; those of all "
+        "seeds are pooled. Beside each its 95 % interval over problems, which leaves out how much "
+        "other runs would differ, and in how many seeds the difference has the same sign.",
+        "pairs",
+        frozenset(i for i, (row, after) in enumerate(pairwise(rows)) if row[:1] != after[:1]),
+    )
 
 
 def rules_table(comparison: EchelonComparison, scope: str | None) -> Table:
@@ -253,6 +285,18 @@ def _means(comparison: EchelonComparison) -> str:
     if seeds > 5:
         return "Mean and range of the seeds."
     return "Mean, and each seed in order; a dash where one is missing."
+
+
+def _difference(
+    difference: Difference | None, by_seed: Mapping[int, Mapping[str, float]]
+) -> Cell | str:
+    if difference is None:
+        return "–"
+    whole, interval = difference.difference, difference.interval
+    same = sum(whole * seed.get(difference.metric, 0.0) > 0.0 for seed in by_seed.values())
+    seeds = f"{same}/{len(by_seed)}" if len(by_seed) > 1 else ""
+    ends = "" if interval is None else " to ".join(short_number(f"{x:+.3f}") for x in interval)
+    return Cell(f"{whole:+.3f}", "; ".join(filter(None, (ends, seeds))))
 
 
 def _number(value: float | None) -> str:

@@ -133,26 +133,11 @@ def compare_paired(
             f"{first[0]} and {second[0]} have no prompt in common: screen both on the same prompts"
         )
     sides = [_of_prompts(results, shared) for _, results in (first, second)]
-    before, after = (Ratio(side.entropy_sums, side.num_tokens) for side in sides)
-    interval = difference_interval(before, after, seed=seed)
-    differences = [_difference("entropy_nats", before.value, after.value, interval)]
-    passed = zip(shared, *(side.num_passed for side in sides), strict=True)
-    scored = [prompt for prompt, *counts in passed if None not in counts]
-    counts = [_counts(side, scored) for side in sides]
+    scored, counts = _scored(*sides)
     band: tuple[BandPoint, ...] = ()
     coverage = None
     if scored:
-        most = min(n for side in counts for n, _ in side)
-        curves = _pass_at_every_k(counts, most)
-        for k in sorted({1, *(k for k in ks if k <= most)}):
-            differences.append(_of_shares(f"pass_at_{k}", *curves[:, :, k - 1], seed=seed))
-        if most >= group_size:
-            shares = [
-                np.array([estimate_degenerate_fraction(n, c, group_size).total for n, c in side])
-                for side in counts
-            ]
-            differences.append(_of_shares("degenerate_fraction", *shares, seed=seed))
-        band = _band(curves, seed)
+        band = _band(_pass_at_every_k(counts, _most(counts)), seed)
         texts = {i: prompt_texts[i] if i < len(prompt_texts) else "" for i in scored}
         coverage = _coverage(texts, counts)
     ahead = [
@@ -164,7 +149,7 @@ def compare_paired(
         second=second[0],
         num_prompts=len(shared),
         num_scored_prompts=len(scored),
-        differences=tuple(differences),
+        differences=metric_differences(*sides, group_size=group_size, ks=ks, seed=seed),
         band=band,
         first_ahead=ahead[0],
         second_ahead=ahead[1],
@@ -173,6 +158,56 @@ def compare_paired(
         message="",
     )
     return replace(pair, message=_message(pair))
+
+
+def metric_differences(
+    first: PromptResults,
+    second: PromptResults,
+    *,
+    group_size: int,
+    ks: Sequence[int] = (),
+    seed: int = 0,
+) -> tuple[Difference, ...]:
+    """Entropy, pass@1, pass@k and the degenerate fraction of two, on the same prompts in order.
+
+    Args:
+        first: what one checkpoint's rollouts came to.
+        second: what the other's came to.
+        group_size: of RL; the degenerate fraction needs as many samples of both.
+        ks: pass@k to compare beside pass@1; those that both have samples for.
+        seed: of the bootstrap.
+
+    """
+    before, after = (Ratio(side.entropy_sums, side.num_tokens) for side in (first, second))
+    interval = difference_interval(before, after, seed=seed)
+    differences = [_difference("entropy_nats", before.value, after.value, interval)]
+    scored, counts = _scored(first, second)
+    if scored:
+        most = _most(counts)
+        curves = _pass_at_every_k(counts, most)
+        for k in sorted({1, *(k for k in ks if k <= most)}):
+            differences.append(_of_shares(f"pass_at_{k}", *curves[:, :, k - 1], seed=seed))
+        if most >= group_size:
+            shares = [
+                np.array([estimate_degenerate_fraction(n, c, group_size).total for n, c in side])
+                for side in counts
+            ]
+            differences.append(_of_shares("degenerate_fraction", *shares, seed=seed))
+    return tuple(differences)
+
+
+def _scored(
+    first: PromptResults, second: PromptResults
+) -> tuple[list[int], list[list[tuple[int, int]]]]:
+    """Prompts that the reward applies to, for both, and (rollouts, passed) of either on them."""
+    passed = zip(first.prompt_indices, first.num_passed, second.num_passed, strict=True)
+    scored = [prompt for prompt, *counts in passed if None not in counts]
+    return scored, [_counts(side, scored) for side in (first, second)]
+
+
+def _most(counts: Sequence[Sequence[tuple[int, int]]]) -> int:
+    """Rollouts that every prompt has, of both."""
+    return min(n for side in counts for n, _ in side)
 
 
 def _of_prompts(results: PromptResults, prompts: Sequence[int]) -> PromptResults:
