@@ -4,17 +4,18 @@ import math
 import random
 
 from entropyfloor.screening.conclude import compare_checkpoints
-from entropyfloor.screening.records import (
+from entropyfloor.screening.paired import PromptResults
+from entropyfloor.screening.report import (
     Calibration,
+    CheckpointScreening,
     DegenerateExample,
     ExampleRollout,
     GateResult,
     Histogram,
     PredictorCorrelation,
-    PromptResults,
     Recommendation,
+    ScreeningReport,
 )
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.groups import degenerate_fraction, p_star
 from entropyfloor.stats.intervals import Interval

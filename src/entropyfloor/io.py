@@ -3,6 +3,7 @@
 The lowest layer of the package: knows of no model and no measure.
 
     write_atomic, save_json        a file is whole or absent, also if the process dies writing it
+    plain, restore                 dataclasses to JSON data and back
     whole_folder                 the same of a folder
     write_pictures               what may fail, apart: a failing picture costs the picture
     append_jsonl, read_jsonl       a file that grows; a line that a kill cut short is left out
@@ -16,8 +17,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -180,3 +182,38 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], *, file: str = "sett
         check_settings(folder, json.loads(path.read_text(encoding="utf-8")), settings)
     else:
         save_json(path, settings)
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists and keys to text, so that JSON gives back what was written."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+def restore(kind: Any, value: Any) -> Any:
+    """Build what an annotation says from JSON data: undo ``dataclasses.asdict`` and `plain`.
+
+    Args:
+        kind: a dataclass, a named tuple, ``tuple[X, ...]``, ``list[X]``, ``dict[str, X]`` (or of
+            other keys), any of them ``| None``; all else is left as it is.
+        value: from JSON.
+
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if isinstance(value, dict):
+        if isinstance(kind, type) and is_dataclass(kind):
+            fields = get_type_hints(kind)
+            return kind(**{name: restore(fields[name], part) for name, part in value.items()})
+        if origin is dict:
+            return {parts[0](key): restore(parts[1], part) for key, part in value.items()}
+    if isinstance(value, list):
+        if origin in (tuple, list):
+            return origin(restore(parts[0], part) for part in value)
+        if isinstance(kind, type) and issubclass(kind, tuple):
+            return kind(*value)
+    if type(None) in parts and value is not None:
+        return restore(next(part for part in parts if part is not type(None)), value)
+    return value

@@ -33,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"compare takes one or two folders; got {len(words)}: {' '.join(words)}")
     files.check()
     # Imported late: --help and usage errors do not wait for scipy.
+    from entropyfloor.io import plain
     from entropyfloor.screening.conclude import compare_screenings
     from entropyfloor.screening.paired_table import paired_markdown, paired_table
-    from entropyfloor.screening.records import plain
 
     (report, first, texts), others = _sides(words)
     pairs = [compare_screenings((report, first), other, texts) for other in others]
@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     if files.markdown is not None:
         write_atomic(Path(files.markdown), paired_markdown(pairs))
     if files.html is not None or files.plot is not None:
-        from entropyfloor.screening.paired_figures import write_paired_plot
-        from entropyfloor.screening.paired_page import write_paired_page
+        from entropyfloor.screening.paired_page import write_paired_page, write_paired_plot
 
         writers = {
             files.html: partial(write_paired_page, pairs, report.settings),

@@ -105,8 +105,8 @@ def _release(trainer: Any) -> None:
 
 def _check_screening(arguments: Arguments, reward: Any) -> None:
     """Raise now what would raise after training."""
-    from entropyfloor.rollouts.preparation import check_samples
     from entropyfloor.rollouts.references import check_references
+    from entropyfloor.screening.conclude import measured_ks
 
     script, training = arguments.script, arguments.training
     if script.screen_prompts is None:
@@ -119,7 +119,7 @@ def _check_screening(arguments: Arguments, reward: Any) -> None:
         raise ValueError("--screen_prompts needs a length limit: give --max_completion_length")
     check_references(reward, _screening_prompts(arguments))
     samples = script.screen_samples or training.num_generations
-    check_samples(samples, training.num_generations, None, scored=True)
+    measured_ks(samples, Judging(group_size=training.num_generations), scored=True)
 
 
 def _screening_prompts(arguments: Arguments) -> Any:

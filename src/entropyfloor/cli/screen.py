@@ -13,8 +13,7 @@ from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampli
 from entropyfloor.screening.options import Judging
 
 if TYPE_CHECKING:
-    from entropyfloor.screening.records import Calibration
-    from entropyfloor.screening.report import ScreeningReport
+    from entropyfloor.screening.report import Calibration, ScreeningReport
 
 FLAGGED, GATE_FAILED = 3, 4
 # Of --fail_on; none is never found.
@@ -70,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.cli.dry_run import say_what_is_sampled
     from entropyfloor.rollouts.processes import join_processes
     from entropyfloor.screening.calibrate import calibrate, read_outcomes
-    from entropyfloor.screening.gates import measured_ks
+    from entropyfloor.screening.conclude import measured_ks
     from entropyfloor.screening.screen import screen
     from entropyfloor.screening.table import (
         advice_words,

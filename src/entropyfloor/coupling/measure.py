@@ -30,7 +30,7 @@ from entropyfloor.coupling.gradients import (
 )
 from entropyfloor.coupling.options import CouplingOptions
 from entropyfloor.coupling.preparation import Run
-from entropyfloor.io import claim_folder, write_atomic
+from entropyfloor.io import claim_folder, plain, restore, write_atomic
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.draw import Drawing, draw_rollouts
@@ -41,8 +41,7 @@ from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
 from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss
-from entropyfloor.screening.estimates import scored_groups
-from entropyfloor.screening.records import plain, restore
+from entropyfloor.screening.measure import scored_groups
 
 Scored = tuple[Rollout, float | None]  # None: the reward does not apply
 

@@ -7,8 +7,7 @@ from typing import Any
 from entropyfloor.coupling.alignment import GradientAlignment
 from entropyfloor.coupling.divergence import Identity
 from entropyfloor.coupling.durations import Duration, ModelFit, PLEstimate
-from entropyfloor.io import save_json
-from entropyfloor.screening.records import plain, restore
+from entropyfloor.io import plain, restore, save_json
 from entropyfloor.stats.intervals import Interval
 
 SCHEMA = "entropyfloor.coupling"
@@ -17,41 +16,27 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckpointCoupling:
-    """One checkpoint of the run; the first is the one that the run started from.
+    """One checkpoint of the run; the first is the one that the run started from."""
 
-    Attributes:
-        name: short, for tables.
-        path: as given.
-        step: of the run; the start is 0.
-        sft_loss: nats per token of the held-out demonstrations.
-        mean_reward: on the held-out prompts.
-        loss_rise: ``sft_loss`` minus that of the start.
-        reward_gain: ``mean_reward`` minus that of the start.
-        kl: nats per token; absent for the start. ``forward_*`` is KL(p_sft || p_rl), ``reverse_*``
-            KL(p_rl || p_sft); ``*_own`` along samples of the SFT model for the demonstrations'
-            prompts, ``*_demonstrations`` along the demonstrations, ``*_rollouts`` along rollouts of
-            the RL model for the prompts.
-        identity: rise in SFT loss against the KL, nats per answer; None for the start.
-        alignment: of the SFT and the RL gradient; None if it was not asked for.
-        intervals: 95 % by name of a measure (``forward_own`` for a KL).
-        notes: what else to know.
-        runtime_s: seconds, without what an earlier run had measured.
-
-    """
-
-    name: str
-    path: str
-    step: float
-    sft_loss: float
-    mean_reward: float
-    loss_rise: float
-    reward_gain: float
+    name: str  # short, for tables
+    path: str  # as given
+    step: float  # of the run; the start is 0
+    sft_loss: float  # nats per token of the held-out demonstrations
+    mean_reward: float  # on the held-out prompts
+    loss_rise: float  # sft_loss minus that of the start
+    reward_gain: float  # mean_reward minus that of the start
+    # Nats per token; absent for the start. forward_* is KL(p_sft || p_rl), reverse_* KL(p_rl ||
+    # p_sft); *_own along samples of the SFT model for the demonstrations' prompts, *_demonstrations
+    # along the demonstrations, *_rollouts along rollouts of the RL model for the prompts.
     kl: dict[str, float] = field(default_factory=dict)
+    # Rise in SFT loss against the KL, nats per answer; None for the start
     identity: Identity | None = None
+    # Of the SFT and the RL gradient; None if it was not asked for
     alignment: GradientAlignment | None = None
+    # 95 % by name of a measure (forward_own for a KL)
     intervals: dict[str, Interval] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    runtime_s: float = 0.0
+    notes: tuple[str, ...] = ()  # what else to know
+    runtime_s: float = 0.0  # seconds, without what an earlier run had measured
 
 
 @dataclass(frozen=True)

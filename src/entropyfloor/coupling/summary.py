@@ -21,7 +21,7 @@ from entropyfloor.coupling.durations import (
 from entropyfloor.coupling.measure import Measurement
 from entropyfloor.coupling.preparation import Run
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
-from entropyfloor.screening.estimates import Estimates
+from entropyfloor.screening.measure import Estimates
 
 
 def summarise(

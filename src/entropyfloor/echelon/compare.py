@@ -28,7 +28,7 @@ from entropyfloor.echelon.rungs import (
     read_rungs,
 )
 from entropyfloor.echelon.selection import RuleResult, rule_results
-from entropyfloor.screening.records import plain
+from entropyfloor.io import plain
 
 SCHEMA = "entropyfloor.echelon"
 SCHEMA_VERSION = 1

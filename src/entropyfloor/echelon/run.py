@@ -31,7 +31,7 @@ from entropyfloor.echelon.schedule import (
 from entropyfloor.echelon.sources import check_sources
 from entropyfloor.echelon.stages import Stages
 from entropyfloor.io import save_json, write_atomic
-from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.conclude import recommend
 from entropyfloor.screening.report import ScreeningReport
 
 _REFRESH_SECONDS = 60.0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from entropyfloor.echelon.rungs import Plan, Rung, through_rl, value
-from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.conclude import recommend
 from entropyfloor.screening.report import CheckpointScreening
 
 RANDOM = "one at random"

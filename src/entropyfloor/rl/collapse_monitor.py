@@ -31,6 +31,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
+from entropyfloor.io import restore
 from entropyfloor.rl.collapse_rule import (
     COLLAPSED,
     TAU_2,
@@ -45,7 +46,6 @@ from entropyfloor.rl.grpo_probe import GRPOProbe, can_probe
 from entropyfloor.rl.monitor_log import FILE_NAME, append_log, begin_log, read_log
 from entropyfloor.rl.monitor_memory import MonitorMemory, number
 from entropyfloor.rl.restore import Restorer
-from entropyfloor.screening.records import restore
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
 from entropyfloor.sft.calling_trainer import find_trainer
 from entropyfloor.stats.groups import check_success_threshold

@@ -16,7 +16,6 @@ from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts, rendered_text
 from entropyfloor.rollouts.rollouts import check_lengths
 from entropyfloor.rollouts.teacher_forced import Completion, encode_held_out
-from entropyfloor.stats.pass_at_k import default_ks
 
 # Files of a checkpoint that cannot belong to its tokenizer, and are large.
 _WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".gguf", ".h5", ".msgpack"}
@@ -30,29 +29,6 @@ class Task:
     encoded: list[list[int]]  # token ids per prompt
     held_out: tuple[Completion, ...]  # held-out completions in its tokens; empty without any
     example: str = ""  # the first prompt as the model reads it, special tokens included
-
-
-def check_samples(
-    num_samples: int, group_size: int, ks: Sequence[int] | None, *, scored: bool
-) -> tuple[int, ...]:
-    """Check that groups and pass@k can be estimated; the ks to report, none without a reward."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1; got {num_samples}")
-    if not scored:
-        return ()
-    if num_samples < group_size:
-        raise ValueError(
-            f"{num_samples} samples per prompt cannot show how often a group of {group_size} "
-            f"agrees; draw at least {group_size} samples, or set group_size to what RL will use"
-        )
-    chosen = default_ks(num_samples) if ks is None else tuple(sorted(set(ks)))
-    wrong = [k for k in chosen if not 1 <= k <= num_samples]
-    if wrong:
-        raise ValueError(
-            f"pass@k needs 1 <= k <= num_samples ({num_samples}); got k = "
-            f"{', '.join(map(str, wrong))}"
-        )
-    return chosen
 
 
 def prepare(

@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from entropyfloor.screening.recommend import predictor_values
-from entropyfloor.screening.records import Calibration, PredictorCorrelation
-from entropyfloor.screening.report import ScreeningReport
+from entropyfloor.screening.conclude import predictor_values
+from entropyfloor.screening.report import Calibration, PredictorCorrelation, ScreeningReport
 from entropyfloor.stats.rank_correlation import spearman, spearman_test
 
 # Five can reach p = 1/60 at best; a threshold on fewer is one on noise (our choice).

@@ -13,8 +13,7 @@ from entropyfloor.rollouts.draw import Drawing, replay
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore, read_folder
-from entropyfloor.screening.conclude import conclude, name_of
-from entropyfloor.screening.gates import check_base, measured_ks
+from entropyfloor.screening.conclude import check_base, conclude, measured_ks, name_of
 from entropyfloor.screening.measure import measure_checkpoint, with_examples
 from entropyfloor.screening.options import Judging
 from entropyfloor.screening.report import ScreeningReport

@@ -23,8 +23,12 @@ from entropyfloor.screening.figures import (
     write_plot,
 )
 from entropyfloor.screening.paired_page import paired_parts
-from entropyfloor.screening.records import Calibration, ExampleRollout
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.report import (
+    Calibration,
+    CheckpointScreening,
+    ExampleRollout,
+    ScreeningReport,
+)
 from entropyfloor.screening.table import (
     further_table,
     gates_table,

@@ -19,8 +19,7 @@ from math import comb
 import numpy as np
 from scipy import stats
 
-from entropyfloor.screening.records import PromptResults
-from entropyfloor.stats.groups import estimate_degenerate_fraction
+from entropyfloor.stats.groups import estimate_degenerate_fraction, pass_at_k
 from entropyfloor.stats.intervals import Interval
 from entropyfloor.stats.paired import (
     Ratio,
@@ -28,9 +27,20 @@ from entropyfloor.stats.paired import (
     share_difference_interval,
     simultaneous_band,
 )
-from entropyfloor.stats.pass_at_k import pass_at_k
 
 CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class PromptResults:
+    """What a checkpoint's rollouts came to, prompt by prompt: what a paired comparison needs."""
+
+    prompt_indices: tuple[int, ...]  # rows of the prompt set, rising
+    num_samples: tuple[int, ...]  # rollouts
+    num_tokens: tuple[int, ...]  # generated tokens over all of them
+    entropy_sums: tuple[float, ...]  # nats, summed over these tokens
+    # Rollouts that passed; None where the reward does not apply, or without one
+    num_passed: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)

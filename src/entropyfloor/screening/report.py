@@ -1,25 +1,101 @@
 """What a screening found, as data: a record per checkpoint, and the settings behind them."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.io import save_json
-from entropyfloor.screening.paired import PairedComparison
-from entropyfloor.screening.peak import Peak, find_peaks
-from entropyfloor.screening.records import (
-    Calibration,
-    DegenerateExample,
-    ExampleRollout,
-    GateResult,
-    Histogram,
-    PromptResults,
-    Recommendation,
-    plain,
-    restore,
-)
+from entropyfloor.io import plain, restore, save_json
+from entropyfloor.screening.paired import PairedComparison, PromptResults
 from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.intervals import Interval
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between edges; ``len(edges) == len(counts) + 1``, the last bin closed on the right."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExampleRollout:
+    """One rollout, to be shown beside those of other checkpoints on the same prompt."""
+
+    prompt_index: int  # row of the prompt set
+    sample_index: int  # which of the prompt's rollouts
+    prompt: str  # its text; a conversation is written as role: content lines
+    text: str  # the completion, without special tokens
+    num_tokens: int  # generated tokens
+    entropy_nats: float  # mean over them
+    reward: float | None  # None without a reward, or where it does not apply
+    truncated: bool  # it hit the length limit
+
+
+@dataclass(frozen=True)
+class DegenerateExample:
+    """A rollout that is degenerate text, and its kind (``screening/texts.py``)."""
+
+    kind: str
+    rollout: ExampleRollout
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which checkpoint to start RL from, beside what "highest pass@1" would have picked."""
+
+    name: str | None  # the checkpoint; None if none can be recommended
+    reason: str  # in words
+    # The checkpoint of the highest pass@1; None without a reward
+    highest_pass_at_1: str | None = None
+    cost: str = ""  # what that one is instead, in words ("it is ..."); empty if it is the same
+    cost_degenerate_fraction: float | None = None  # how much larger its degenerate fraction is
+    cost_pass_at_k: float | None = None  # how much smaller its pass@k at the largest k is
+    k: int | None = None  # that k
+    # Predictor -> the checkpoint that it would choose
+    predictors: dict[str, str] = field(default_factory=dict)
+    disagreements: tuple[str, ...] = ()  # which predictors choose another checkpoint, in words
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate on one checkpoint."""
+
+    gate: str  # as it was given, min_pass_at 16:0.6
+    checkpoint: str  # its name
+    metric: str  # pass_at_16, coverage or degenerate_fraction
+    value: float | None  # what it is; None if the base of coverage solves nothing
+    interval: Interval | None  # 95 %, where there is one
+    limit: float  # that it must keep
+    passed: bool  # whether it does
+    certain: bool  # whether the interval leaves the limit out
+
+
+@dataclass(frozen=True)
+class PredictorCorrelation:
+    """Rank correlation of one predictor with the outcome after RL."""
+
+    predictor: str  # measure name
+    spearman: float  # in [-1, 1]
+    p_value: float  # two-sided, of no association
+    method: str  # exact (all permutations) or permutation (random ones)
+    num_checkpoints: int  # pairs
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """tau_H fitted on a user's own outcomes after RL."""
+
+    num_checkpoints: int  # checkpoints with an entropy and an outcome
+    correlations: tuple[PredictorCorrelation, ...]  # one per predictor
+    tau_h: float | None  # fitted threshold, nats; None if there is too little data to fit
+    outcome_cut: float | None  # a checkpoint is good if its outcome is at least this
+    training_error: float | None  # share of checkpoints on the wrong side of the threshold
+    leave_one_out_error: float | None  # the same with the threshold fitted on the others
+    message: str  # in words, also what is missing
+
 
 SCHEMA = "entropyfloor.screening"
 SCHEMA_VERSION = 2
@@ -45,112 +121,76 @@ _NEEDS_REWARD = (
 
 @dataclass(frozen=True)
 class CheckpointScreening:
-    """The measures of one checkpoint. Without a reward, those that need one are None (or empty).
+    """The measures of one checkpoint. Without a reward, those that need one are None (or empty)."""
 
-    Attributes:
-        name: short name, unique in the report.
-        path: what was loaded.
-        num_prompts: prompts in the set.
-        num_rollouts: rollouts over all prompts.
-        entropy_nats: token-weighted mean Shannon entropy of the next-token distribution at
-            temperature 1, over all generated tokens, the end-of-sequence token included.
-        unique_fraction: distinct completions of a prompt over its rollouts, mean over prompts.
-        mean_tokens: generated tokens per rollout, the end-of-sequence token included.
-        truncated_fraction: rollouts that hit the length limit.
-        num_scored_prompts: prompts that the reward applies to.
-        pass_at_1: mean pass rate.
-        pass_at_k: k -> unbiased pass@k, mean over prompts.
-        degenerate_fraction: groups whose rewards all agree, unbiased, mean over prompts.
-        degenerate_all_wrong: the part of it where all are wrong.
-        degenerate_all_right: the part of it where all are right.
-        outcome_degenerate_fraction: the part of it where rewards differ all the same, because they
-            are shaped: an advantage that says nothing about passing.
-        within_group_variance: p(1-p)(g-1)/g, unbiased, mean over prompts; None for one sample per
-            prompt.
-        p_hat_over_p_star: ``pass_at_1 / p*(group_size)``.
-        mean_reward: mean of the reward itself.
-        verdict: ``ready``, ``at risk``, ``collapsed``, ``junk`` or ``undecided``.
-        entropy_sequence_mean: mean entropy of a rollout's tokens, mean over rollouts, nats.
-        entropy_sequence_p10: the tenth percentile of that over rollouts, nats.
-        entropy_sequence_p25: the lower quartile.
-        temperature: what the rollouts were drawn at.
-        entropy_temperature: what every entropy here is at.
-        self_bleu: similarity of a prompt's rollouts to each other, in [0, 1], mean over prompts;
-            None for one sample per prompt.
-        repetition: share of a rollout's token 4-grams that it already had, mean over rollouts.
-        greedy_pass_at_1: pass rate of one greedy rollout per prompt; None if none was drawn.
-        degenerate_predicted: ``p^g + (1-p)^g`` at the *mean* pass rate, as ``p_hat_over_p_star``
-            presumes; ``degenerate_fraction`` above it is the spread between prompts.
-        degenerate_predicted_all_wrong: its part ``(1-p)^g``.
-        degenerate_predicted_all_right: its part ``p^g``.
-        per_prompt_pass_rates: one per scored prompt, in order.
-        token_entropy_histogram: of all generated tokens, nats.
-        prompt_results: what its rollouts came to, prompt by prompt, for paired comparisons.
-        held_out_loss: nats per token of held-out completions; None without any.
-        kl_to_base: ``KL(p_checkpoint || p_base)`` per token, nats, on its own rollouts.
-        held_out_kl_to_base: the same on held-out completions.
-        examples: a few rollouts, the same prompts for every checkpoint.
-        sequential: what ``until_decided`` did; None without.
-        samples_saved: rollouts that it did not have to draw.
-        intervals: 95 % interval by measure name (``pass_at_8`` for k = 8), where there is one.
-        junk_fraction: rollouts that are degenerate text of a kind that is no answer and did not
-            pass, mean over prompts.
-        degenerate_text: kind -> share of rollouts, of the kinds that there are.
-        degenerate_examples: a few of them.
-        flagged: whether the verdict is ``at risk``, ``collapsed`` or ``junk``.
-        reasons: why the verdict is what it is.
-        notes: what else to know.
-        runtime_s: seconds for loading, generating and scoring.
-
-    """
-
-    name: str
-    path: str
-    num_prompts: int
-    num_rollouts: int
+    name: str  # short name, unique in the report
+    path: str  # what was loaded
+    num_prompts: int  # prompts in the set
+    num_rollouts: int  # rollouts over all prompts
+    # Token-weighted mean Shannon entropy of the next-token distribution at temperature 1, over all
+    # generated tokens, the end-of-sequence token included
     entropy_nats: float
-    unique_fraction: float
-    mean_tokens: float
-    truncated_fraction: float
-    num_scored_prompts: int | None = None
-    pass_at_1: float | None = None
+    unique_fraction: float  # distinct completions of a prompt over its rollouts, mean over prompts
+    mean_tokens: float  # generated tokens per rollout, the end-of-sequence token included
+    truncated_fraction: float  # rollouts that hit the length limit
+    num_scored_prompts: int | None = None  # prompts that the reward applies to
+    pass_at_1: float | None = None  # mean pass rate
+    # K -> unbiased pass@k, mean over prompts
     pass_at_k: dict[int, float] = field(default_factory=dict)
+    # Groups whose rewards all agree, unbiased, mean over prompts
     degenerate_fraction: float | None = None
-    degenerate_all_wrong: float | None = None
-    degenerate_all_right: float | None = None
+    degenerate_all_wrong: float | None = None  # the part of it where all are wrong
+    degenerate_all_right: float | None = None  # the part of it where all are right
+    # P(1-p)(g-1)/g, unbiased, mean over prompts; None for one sample per prompt
     within_group_variance: float | None = None
-    p_hat_over_p_star: float | None = None
-    mean_reward: float | None = None
+    p_hat_over_p_star: float | None = None  # pass_at_1 / p*(group_size)
+    mean_reward: float | None = None  # mean of the reward itself
+    # 95 % interval by measure name (pass_at_8 for k = 8), where there is one
     intervals: dict[str, Interval] = field(default_factory=dict)
-    verdict: str = "undecided"
+    verdict: str = "undecided"  # ready, at risk, collapsed, junk or undecided
+    # Mean entropy of a rollout's tokens, mean over rollouts, nats
     entropy_sequence_mean: float | None = None
-    entropy_sequence_p10: float | None = None
-    entropy_sequence_p25: float | None = None
-    temperature: float = 1.0
-    entropy_temperature: float = 1.0
+    entropy_sequence_p10: float | None = None  # the tenth percentile of that over rollouts, nats
+    entropy_sequence_p25: float | None = None  # the lower quartile
+    temperature: float = 1.0  # what the rollouts were drawn at
+    entropy_temperature: float = 1.0  # what every entropy here is at
+    # Similarity of a prompt's rollouts to each other, in [0, 1], mean over prompts; None for one
+    # sample per prompt
     self_bleu: float | None = None
+    # Share of a rollout's token 4-grams that it already had, mean over rollouts
     repetition: float | None = None
+    # Pass rate of one greedy rollout per prompt; None if none was drawn
     greedy_pass_at_1: float | None = None
+    # p^g + (1-p)^g at the *mean* pass rate, as p_hat_over_p_star presumes; degenerate_fraction
+    # above it is the spread between prompts
     degenerate_predicted: float | None = None
-    degenerate_predicted_all_wrong: float | None = None
-    degenerate_predicted_all_right: float | None = None
-    per_prompt_pass_rates: tuple[float, ...] = ()
+    degenerate_predicted_all_wrong: float | None = None  # its part (1-p)^g
+    degenerate_predicted_all_right: float | None = None  # its part p^g
+    per_prompt_pass_rates: tuple[float, ...] = ()  # one per scored prompt, in order
+    # The part of it where rewards differ all the same, because they are shaped: an advantage that
+    # says nothing about passing
     outcome_degenerate_fraction: float | None = None
-    token_entropy_histogram: Histogram | None = None
+    token_entropy_histogram: Histogram | None = None  # of all generated tokens, nats
+    # What its rollouts came to, prompt by prompt, for paired comparisons
     prompt_results: PromptResults | None = None
-    held_out_loss: float | None = None
+    held_out_loss: float | None = None  # nats per token of held-out completions; None without any
+    # KL(p_checkpoint || p_base) per token, nats, on its own rollouts
     kl_to_base: float | None = None
-    held_out_kl_to_base: float | None = None
+    held_out_kl_to_base: float | None = None  # the same on held-out completions
+    # A few rollouts, the same prompts for every checkpoint
     examples: tuple[ExampleRollout, ...] = ()
+    # Rollouts that are degenerate text of a kind that is no answer and did not pass, mean over
+    # prompts
     junk_fraction: float | None = None
+    # Kind -> share of rollouts, of the kinds that there are
     degenerate_text: dict[str, float] = field(default_factory=dict)
-    degenerate_examples: tuple[DegenerateExample, ...] = ()
-    sequential: SequentialRecord | None = None
-    samples_saved: int = 0
-    flagged: bool = False
-    reasons: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    runtime_s: float = 0.0
+    degenerate_examples: tuple[DegenerateExample, ...] = ()  # a few of them
+    sequential: SequentialRecord | None = None  # what until_decided did; None without
+    samples_saved: int = 0  # rollouts that it did not have to draw
+    flagged: bool = False  # whether the verdict is at risk, collapsed or junk
+    reasons: tuple[str, ...] = ()  # why the verdict is what it is
+    notes: tuple[str, ...] = ()  # what else to know
+    runtime_s: float = 0.0  # seconds for loading, generating and scoring
 
     @property
     def has_reward(self) -> bool:
@@ -172,6 +212,67 @@ class CheckpointScreening:
         values = {key: value for key, value in document.items() if key in known}
         restored: CheckpointScreening = restore(cls, values)
         return restored
+
+
+_STEP = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The highest value of one measure over one run, with the step it was reached at.
+
+    RL is judged by its best checkpoint as much as by its last: the rank-inversion paper reports the
+    peak of pass@10 over GRPO (arXiv 2606.18487). Checkpoints ``checkpoint-STEP`` of one folder are
+    one run; others have no step and no peak. The largest of several noisy numbers lies above its
+    true value on average; the interval is that of the checkpoint by itself.
+    """
+
+    run: str  # folder of the run
+    measure: str  # pass_at_1, pass_at_8, ..
+    value: float  # the highest; the earliest checkpoint wins a tie
+    step: int  # optimizer step of that checkpoint
+    checkpoint: str  # its name in the report
+    low: float | None  # lower end of its 95 % interval; None if it has none
+    high: float | None  # upper end
+    last_value: float  # the measure at the run's last checkpoint
+    last_step: int  # its step
+    num_checkpoints: int  # over how many the peak was taken
+
+
+def find_peaks(checkpoints: Sequence[CheckpointScreening]) -> tuple[Peak, ...]:
+    """Peaks of pass@k for every k, of every run of two scored checkpoints or more."""
+    runs: dict[str, list[tuple[int, CheckpointScreening]]] = {}
+    for checkpoint in checkpoints:
+        path = Path(checkpoint.path)
+        if (match := _STEP.fullmatch(path.name)) and checkpoint.has_reward:
+            runs.setdefault(str(path.parent), []).append((int(match[1]), checkpoint))
+    peaks = []
+    for run, of_run in runs.items():
+        steps = sorted(of_run, key=lambda pair: pair[0])
+        if len(steps) < 2:
+            continue
+        ks = sorted(set.intersection(*(set(c.pass_at_k) for _, c in steps)))
+        peaks += [_peak(run, k, steps) for k in ks]
+    return tuple(peaks)
+
+
+def _peak(run: str, k: int, steps: Sequence[tuple[int, CheckpointScreening]]) -> Peak:
+    step, best = max(steps, key=lambda pair: (pair[1].pass_at_k[k], -pair[0]))
+    last_step, last = steps[-1]
+    measure = f"pass_at_{k}"
+    interval = best.intervals.get(measure)
+    return Peak(
+        run=run,
+        measure=measure,
+        value=best.pass_at_k[k],
+        step=step,
+        checkpoint=best.name,
+        low=None if interval is None else interval.low,
+        high=None if interval is None else interval.high,
+        last_value=last.pass_at_k[k],
+        last_step=last_step,
+        num_checkpoints=len(steps),
+    )
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,26 @@ tokenizer and context.
 import gc
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 from entropyfloor import __version__
-from entropyfloor.models.checkpoint_sources import check_checkpoint
+from entropyfloor.models.checkpoint_sources import CheckpointSource, check_checkpoint
+from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
 from entropyfloor.rollouts.engines import ready_to_draw
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.overlap import find_overlap
+from entropyfloor.rollouts.preparation import Task
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.progress import progress_bars, quiet_loading
-from entropyfloor.rollouts.prompts import PromptSet, stream_rows
+from entropyfloor.rollouts.prompts import PromptSet, load_prompts, stream_rows
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import (
     RolloutStore,
@@ -32,11 +35,11 @@ from entropyfloor.rollouts.rollout_store import (
     open_folder,
     what_determines,
 )
-from entropyfloor.screening.conclude import conclude, name_of
-from entropyfloor.screening.gates import check_base, measured_ks
+from entropyfloor.rollouts.rollouts import Rollout
+from entropyfloor.rollouts.teacher_forced import Completion, TokenSums, held_out_loss, kl_to_base
+from entropyfloor.screening.conclude import check_base, conclude, measured_ks, name_of
 from entropyfloor.screening.measure import measure_checkpoint, with_examples
 from entropyfloor.screening.options import Judging
-from entropyfloor.screening.reference import Reference, find_held_out
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
 
 
@@ -219,3 +222,89 @@ def screen(
     report = processes.from_main(report)
     assert report is not None
     return report
+
+
+@dataclass
+class Reference:
+    """Held-out completions and base, the same for every checkpoint."""
+
+    held_out: PromptSet | None  # rows with prompt and completion; None for no held-out loss
+    base: CheckpointSource | None  # of the KL; None for none
+    load: Callable[[CheckpointSource], LoadedCheckpoint]  # loads the base; it stays in memory
+    processes: Processes = field(default_factory=Processes)  # share the work
+    _base: LoadedCheckpoint | None = field(default=None, init=False)
+
+    def sums(
+        self,
+        task: Task,
+        checkpoint: Callable[[], LoadedCheckpoint],
+        rollouts: Sequence[Rollout],
+        store: RolloutStore,
+    ) -> dict[str, TokenSums]:
+        """Held-out loss and KLs of one checkpoint, from the store if they are there.
+
+        Args:
+            task: the checkpoint's, with its held-out completions.
+            checkpoint: gives it, loaded.
+            rollouts: those that are measured, on the main process; greedy ones do not count.
+            store: keeps the result.
+
+        """
+        if self.held_out is None and self.base is None:
+            return {}
+        processes = self.processes
+        completions = [
+            Completion(r.prompt_index, tuple(task.encoded[r.prompt_index]), r.token_ids)
+            for r in sorted(rollouts, key=lambda r: (r.prompt_index, r.sample_index))
+            if not r.greedy
+        ]
+        key = self._key(len(completions))
+        known = processes.from_main(store.read_sums(key) if processes.main else None)
+        if known is not None:
+            return known
+        loaded = checkpoint()
+        sums: dict[str, TokenSums] = {}
+        prompts = 0 if self.held_out is None else len(self.held_out)
+        if self.held_out is not None:
+            sums["held_out_loss"] = held_out_loss(
+                loaded, task.held_out, num_prompts=prompts, processes=processes
+            )
+        if self.base is not None:
+            self._base = self._base or self.load(self.base)
+            sums["kl_to_base"] = kl_to_base(
+                loaded,
+                self._base,
+                processes.from_main(completions),
+                num_prompts=len(task.encoded),
+                processes=processes,
+            )
+            if self.held_out is not None:
+                sums["held_out_kl_to_base"] = kl_to_base(
+                    loaded, self._base, task.held_out, num_prompts=prompts, processes=processes
+                )
+        store.write_sums(sums, key)
+        return sums
+
+    def describe(self) -> dict[str, Any]:
+        """What the report's settings say about it."""
+        rows = self.held_out
+        return {
+            "base": None if self.base is None else self.base.path,
+            "held_out": None
+            if rows is None
+            else {"source": rows.source, "count": len(rows), "digest": rows.full_digest},
+        }
+
+    def _key(self, num_rollouts: int) -> list[Any]:
+        held_out = None if self.held_out is None else self.held_out.full_digest
+        base = None if self.base is None else checkpoint_digest(self.base)
+        return [held_out, base, num_rollouts]
+
+
+def find_held_out(prompts: PromptSet, held_out: PromptSet | str | None) -> PromptSet | None:
+    """Choose the rows for the held-out loss: those given, or prompts that all have a completion."""
+    if isinstance(held_out, str):
+        return load_prompts(held_out)
+    if held_out is None and all(row.get("completion") for row in prompts.rows):
+        return prompts
+    return held_out

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 from entropyfloor.render.table import Cell, Column, Style, Table
 from entropyfloor.render.text import markdown
-from entropyfloor.screening.peak import peak_words
-from entropyfloor.screening.records import GateResult
-from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.screening.report import CheckpointScreening, GateResult, Peak, ScreeningReport
 from entropyfloor.screening.verdict import FLAGGED
 from entropyfloor.stats.intervals import Interval
 
@@ -135,6 +133,25 @@ def remarks(report: ScreeningReport) -> list[str]:
     shown = report.comparisons if len(report.comparisons) <= _PAIRS else report.comparisons[-1:]
     pairs = [f"{pair.second} against {pair.first}: {pair.message}" for pair in shown]
     return [*said, *pairs, *peak_words(report.peaks)]
+
+
+def peak_words(peaks: Sequence[Peak]) -> list[str]:
+    """One sentence per run."""
+    sentences = []
+    for run in dict.fromkeys(peak.run for peak in peaks):
+        of_run = [peak for peak in peaks if peak.run == run]
+        shown = of_run if len(of_run) < 3 else [of_run[0], of_run[-1]]
+        parts = [
+            f"{peak.measure.replace('pass_at_', 'pass@')} {peak.value:.3f} at step {peak.step}"
+            + ("" if peak.step == peak.last_step else f" ({peak.last_value:.3f} at the last)")
+            for peak in shown
+        ]
+        first = of_run[0]
+        sentences.append(
+            f"Peak of {run} over {first.num_checkpoints} checkpoints up to step "
+            f"{first.last_step}: {', '.join(parts)}"
+        )
+    return sentences
 
 
 def verdict_word(checkpoint: CheckpointScreening) -> str:

@@ -15,7 +15,9 @@ threshold.
 The pass rate is not observed: ``c`` of ``n`` rollouts passed, and plugging ``c/n`` into a power is
 biased. A group is ``g`` of the ``n`` rollouts, so averaging over all ``C(n, g)`` subsets gives the
 unbiased estimates ``C(n-c, g) / C(n, g)`` (all wrong) and ``C(c, g) / C(n, g)`` (all right), the
-same idea as for pass@k.
+same idea as for pass@k, the probability that at least one of ``k`` rollouts passes, whose unbiased
+estimate (arXiv 2107.03374, equation 1) is ``1 - C(n-c, k) / C(n, k)``. Integers are exact here, so
+there is no need of the product form that avoids overflow.
 
 A group may also agree on its *outcome* (all pass, or none) while its rewards, which shaping tells
 apart, differ: it has advantages, and they say nothing about passing. Such a group is
@@ -163,3 +165,29 @@ def estimate_within_group_variance(num_samples: int, num_passed: int, group_size
         )
     spread = num_passed * (num_samples - num_passed) / (num_samples * (num_samples - 1))
     return spread * (group_size - 1) / group_size
+
+
+def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
+    """Unbiased pass@k of one prompt, in [0, 1].
+
+    Raises:
+        ValueError: ``k`` is not in 1..num_samples, or the counts are impossible.
+
+    """
+    check_counts(num_samples, num_passed)
+    if not 1 <= k <= num_samples:
+        raise ValueError(
+            f"pass@{k} needs 1 <= k <= samples per prompt ({num_samples}); draw more samples or "
+            "lower k"
+        )
+    subsets = comb(num_samples, k)
+    # One division of integers: pass@1 is then exactly passed / samples.
+    return (subsets - comb(num_samples - num_passed, k)) / subsets
+
+
+def default_ks(num_samples: int) -> tuple[int, ...]:
+    """1, 2, 4, ... up to ``num_samples``, which always is the last: 12 -> (1, 2, 4, 8, 12)."""
+    if num_samples < 1:
+        raise ValueError(f"at least one sample per prompt is needed; got {num_samples}")
+    powers = [2**i for i in range(num_samples.bit_length()) if 2**i < num_samples]
+    return (*powers, num_samples)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.screening.records import PromptResults
+from entropyfloor.screening.paired import PromptResults
 
 VOCABULARY, END, LENGTH = 6, 1, 3
 PROMPTS = [list(p) for p in itertools.product(range(VOCABULARY), repeat=3)]  # 216: the population

@@ -12,10 +12,9 @@ import pytest
 
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.screening.degenerate_text import JUNK
-from entropyfloor.screening.estimates import Estimates, scored_metrics
-from entropyfloor.screening.measure import _kind, measure_checkpoint
+from entropyfloor.screening.measure import Estimates, _kind, measure_checkpoint, scored_metrics
 from entropyfloor.screening.options import Judging
+from entropyfloor.screening.texts import JUNK
 from entropyfloor.screening.verdict import judge
 
 CASES = Path(__file__).parents[2] / "cases"

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from entropyfloor.cli.main import main
-from entropyfloor.screening.gates import check_base, judge_gates, measured_ks
+from entropyfloor.screening.conclude import check_base, judge_gates, measured_ks
 from entropyfloor.screening.options import Gate, Judging
 from sample_reports import report
 

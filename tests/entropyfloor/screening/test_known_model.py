@@ -110,7 +110,7 @@ def test_coverage_of_the_intervals(enumerated, prompts=48):
 
 def _intervals(rollouts, rewards, *, seed):
     """measure_checkpoint's intervals, without the measures that take long (self-BLEU)."""
-    from entropyfloor.screening.estimates import Estimates, scored_metrics
+    from entropyfloor.screening.measure import Estimates, scored_metrics
 
     estimate = Estimates(seed)
     groups = [rollouts[i : i + SAMPLES] for i in range(0, len(rollouts), SAMPLES)]

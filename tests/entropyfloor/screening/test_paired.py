@@ -8,11 +8,9 @@ import pytest
 from scipy import stats
 
 from entropyfloor.screening.conclude import compare_screenings, conclude, name_of
-from entropyfloor.screening.paired import compare_paired, ranges
-from entropyfloor.screening.paired_figures import band_figure, write_paired_plot
-from entropyfloor.screening.paired_page import write_paired_page
+from entropyfloor.screening.paired import PromptResults, compare_paired, ranges
+from entropyfloor.screening.paired_page import band_figure, write_paired_page, write_paired_plot
 from entropyfloor.screening.paired_table import paired_markdown
-from entropyfloor.screening.records import PromptResults
 from entropyfloor.stats.intervals import Interval
 from entropyfloor.stats.paired import (
     Ratio,

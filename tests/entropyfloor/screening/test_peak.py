@@ -2,8 +2,8 @@
 
 import pytest
 
-from entropyfloor.screening.peak import find_peaks, peak_words
-from entropyfloor.screening.report import ScreeningReport
+from entropyfloor.screening.report import ScreeningReport, find_peaks
+from entropyfloor.screening.table import peak_words
 from entropyfloor.stats.intervals import Interval
 from sample_reports import bare_checkpoint
 

@@ -1,6 +1,6 @@
 import pytest
 
-from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.conclude import recommend
 from sample_reports import bare_checkpoint
 
 

@@ -10,20 +10,22 @@ from entropyfloor.screening.paired import (
     Coverage,
     Difference,
     PairedComparison,
+    PromptResults,
     SolvedByOne,
 )
-from entropyfloor.screening.peak import Peak
-from entropyfloor.screening.records import (
+from entropyfloor.screening.report import (
+    SCHEMA,
+    SCHEMA_VERSION,
     Calibration,
+    CheckpointScreening,
     DegenerateExample,
     ExampleRollout,
     GateResult,
     Histogram,
+    Peak,
     PredictorCorrelation,
-    PromptResults,
     Recommendation,
 )
-from entropyfloor.screening.report import SCHEMA, SCHEMA_VERSION, CheckpointScreening
 from entropyfloor.stats.group_sequential import SequentialRecord
 from sample_reports import report
 

@@ -1,6 +1,6 @@
 import pytest
 
-from entropyfloor.screening.recommend import recommend
+from entropyfloor.screening.conclude import recommend
 from entropyfloor.screening.verdict import judge
 from entropyfloor.stats.group_sequential import SequentialRecord
 from entropyfloor.stats.groups import p_star
