@@ -38,6 +38,7 @@ from entropyfloor.rollouts.teacher_forced import (
     chunk_tokens,
     completion_hidden,
     head_logits,
+    row_batches,
 )
 from entropyfloor_losses import token_statistics
 
@@ -237,7 +238,8 @@ def _only(model: Any, chosen: dict[str, torch.nn.Parameter]) -> Iterator[_Sums]:
 
 def _backward(checkpoint: LoadedCheckpoint, block: Block) -> None:
     chunk = chunk_tokens(checkpoint)
-    for rows in _row_sets(block):
+    for batch in row_batches([row.completion for row in block], _ROW_TOKENS):
+        rows = [block[index] for index in batch]
         with torch.enable_grad():
             hidden = completion_hidden(checkpoint, [row.completion for row in rows])
             labels = torch.tensor([token for row in rows for token in row.completion.ids])
@@ -263,22 +265,6 @@ def _objective(
 ) -> Tensor:
     log_prob = token_statistics(head_logits(checkpoint, hidden), labels, top_k=1).log_prob
     return -(weights.to(log_prob) * log_prob).sum()
-
-
-def _row_sets(block: Block) -> Iterator[list[WeightedCompletion]]:
-    """Rows of one backward pass, longest first."""
-
-    def length(row: WeightedCompletion) -> int:
-        return len(row.completion.prompt_ids) + len(row.completion.ids)
-
-    batch: list[WeightedCompletion] = []
-    for row in sorted(block, key=length, reverse=True):
-        if batch and (len(batch) + 1) * length(batch[0]) > _ROW_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _sum_dtype(parameter: torch.nn.Parameter) -> torch.dtype:

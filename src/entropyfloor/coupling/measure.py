@@ -33,14 +33,13 @@ from entropyfloor.coupling.preparation import Run
 from entropyfloor.io import claim_folder, plain, restore, write_atomic
 from entropyfloor.models.checkpoint_sources import CheckpointSource
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.rollouts.draw import Drawing, draw_rollouts
+from entropyfloor.rollouts.draw import Drawing, draw_rollouts, progress_bars, quiet_loading
 from entropyfloor.rollouts.options import Sampling
-from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import RolloutStore, checkpoint_digest
 from entropyfloor.rollouts.rollouts import Rollout, generate_rollouts
-from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss
+from entropyfloor.rollouts.teacher_forced import Completion, held_out_loss, rollout_completions
 from entropyfloor.screening.measure import scored_groups
 
 Scored = tuple[Rollout, float | None]  # None: the reward does not apply
@@ -168,9 +167,9 @@ def _measure_pair(
     def sums() -> dict[str, Any]:
         models = sft.load(), rl.load()
         texts = {
-            "own": _completions(samples, prompts),
+            "own": rollout_completions(samples, prompts),
             "demonstrations": plan.demonstrations,
-            "rollouts": _completions(rl_rollouts, plan.encoded),
+            "rollouts": rollout_completions(rl_rollouts, plan.encoded),
         }
         return {name: asdict(pair_sums(*models, rows)) for name, rows in texts.items()}
 
@@ -242,12 +241,6 @@ def _alignment(
             "a gradient vanishes: the rewards of every group agree, or the loss is flat"
         )
     return alignment, ""
-
-
-def _completions(rollouts: Sequence[Rollout], encoded: Sequence[Sequence[int]]) -> list[Completion]:
-    return [
-        Completion(r.prompt_index, tuple(encoded[r.prompt_index]), r.token_ids) for r in rollouts
-    ]
 
 
 def _kept(

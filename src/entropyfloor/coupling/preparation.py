@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from entropyfloor.coupling.options import RunOptions
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import context_length, load_tokenizer
-from entropyfloor.rollouts.preparation import Task
+from entropyfloor.rollouts.engines import Task
 from entropyfloor.rollouts.rollouts import check_lengths
 from entropyfloor.rollouts.teacher_forced import Completion
 

@@ -41,7 +41,7 @@ def run_stage(recipe: dict[str, Any], folder: str, keep: str, stage: Stage) -> f
     """Do one stage; what a worker runs. Returns the seconds it took."""
     from datasets import disable_progress_bars
 
-    from entropyfloor.rollouts.progress import quiet_loading
+    from entropyfloor.rollouts.draw import quiet_loading
 
     disable_progress_bars()  # of mapping a hundred rows
     # trl 1.16 sets the old name itself; transformers 5.23 has a new one.

@@ -38,8 +38,8 @@ from entropyfloor.io import write_atomic
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import check_token_ids, load_tokenizer
 from entropyfloor.models.smollm2 import smollm2_directory
+from entropyfloor.rollouts.engines import prepare
 from entropyfloor.rollouts.options import check_known
-from entropyfloor.rollouts.preparation import prepare
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.reading import as_written
 from entropyfloor.rollouts.references import check_references

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from entropyfloor.rollouts.answers import completion_text
-from entropyfloor.rollouts.messages import text_messages
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
+from entropyfloor.rollouts.reading import text_messages
 from entropyfloor.rollouts.rewards import completion_to
 
 DATASET_SOURCES = ("expert", "teacher", "other")

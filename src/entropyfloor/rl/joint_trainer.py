@@ -18,14 +18,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from entropyfloor.models.patch_model import patch_model
 from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 from entropyfloor.rl.sft_loss_probe import demonstration_rows, encode_demonstrations
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.teacher_forced import Completion
+from entropyfloor.rollouts.teacher_forced import Completion, right_padded
 
 
 class JointGRPOTrainer(PromptRowsTrainer):
@@ -115,16 +114,13 @@ class JointGRPOTrainer(PromptRowsTrainer):
 
     def _nats(self, model: Any, rows: Sequence[Completion]) -> Tensor:
         """Sum of ``-log p`` over the completions' tokens."""
-        width = max(len(row.prompt_ids) + len(row.ids) for row in rows)
         device = self.accelerator.device
-        input_ids = torch.full((len(rows), width), self._tokenizer.pad_token_id, device=device)
-        mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, -100)
+        input_ids, mask = (
+            part.to(device) for part in right_padded(rows, self._tokenizer.pad_token_id)
+        )
+        labels = input_ids.masked_fill(mask == 0, -100)
         for number, row in enumerate(rows):
-            ids = torch.tensor([*row.prompt_ids, *row.ids], device=device)
-            input_ids[number, : len(ids)] = ids
-            mask[number, : len(ids)] = 1
-            labels[number, len(row.prompt_ids) : len(ids)] = ids[len(row.prompt_ids) :]
+            labels[number, : len(row.prompt_ids)] = -100
         with self.accelerator.autocast():
             outputs = model(
                 input_ids=input_ids, attention_mask=mask, labels=labels, entropyfloor_head=True

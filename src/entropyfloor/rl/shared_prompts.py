@@ -33,10 +33,16 @@ from transformers.cache_utils import DynamicCache
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
-from entropyfloor.rollouts.decoding import RoomyLayer, decode, reads_keys_and_values, room_for
+from entropyfloor.rollouts.decoding import (
+    RoomyLayer,
+    TokenSampler,
+    decode,
+    reads_keys_and_values,
+    rollout_uniforms,
+    room_for,
+)
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import until_end
-from entropyfloor.rollouts.sampling import TokenSampler, rollout_uniforms
 
 _FUSED = hasattr(trl.trainer.utils, "add_fused_lm_head")  # from 1.15 on
 _FEW_TOKENS = 256  # of a forward: fewer do not fill the cores

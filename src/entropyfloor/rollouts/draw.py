@@ -5,12 +5,18 @@ the same for every checkpoint, each with all its rollouts, so that groups are wh
 stops. After 20, 40, 60, 80 and 100 % of the prompts the mean entropy is compared with tau_H at
 bounds that keep the rate of wrong decisions over all looks (``stats/group_sequential.py``).
 Looks at fewer than eight prompts are left out: a spread estimated from fewer says little.
+
+The progress bars on standard error are made here too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers.utils import logging as transformers_logging
 
 from entropyfloor.rollouts.engines import Engine
 from entropyfloor.rollouts.options import Sampling
@@ -166,4 +172,29 @@ def _judge(
         low=judged.low,
         high=judged.high,
         error_rate=ERROR_RATE,
+    )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' own bars, which would be drawn across ours."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def progress_bars(*, enabled: bool) -> Progress:
+    """One bar per checkpoint, counting rollouts; those of other processes once they are sent."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rollouts"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not enabled,
     )

@@ -1,4 +1,4 @@
-"""What draws rollouts: transformers' ``generate``, or vLLM where it is installed.
+"""What draws rollouts, transformers or vLLM, after all that can be checked without a model.
 
 Whatever draws them, entropies are exact, at temperature 1 and over the whole vocabulary:
 transformers' are recorded from the logits of each step. vLLM hands out the largest
@@ -10,6 +10,7 @@ Every rollout has its own seed from (seed, prompt, sample). vLLM's tokens are no
 transformers: the generators differ, and so do the last bits of the logits.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,28 +21,112 @@ from typing import Any
 import numpy as np
 import torch
 
-from entropyfloor.models.checkpoint_sources import CheckpointSource
+from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import (
     LoadedCheckpoint,
+    check_token_ids,
+    context_length,
     dtype_record,
     load_checkpoint,
+    load_tokenizer,
     resolve_device,
     resolve_dtype,
+    tokenizer_directory,
 )
 from entropyfloor.rollouts.options import Loading, Sampling
-from entropyfloor.rollouts.preparation import Task, prepare
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.references import check_references
+from entropyfloor.rollouts.rendering import encode_prompts, rendered_text
 from entropyfloor.rollouts.rewards import RewardFunction, reward_name
 from entropyfloor.rollouts.rollouts import (
     Rollout,
+    check_lengths,
     finished_rollout,
     generate_rollouts,
     request_batches,
     until_end,
 )
-from entropyfloor.rollouts.teacher_forced import Completion, check_held_out, token_entropies
+from entropyfloor.rollouts.teacher_forced import (
+    Completion,
+    check_held_out,
+    encode_held_out,
+    token_entropies,
+)
+
+# Files of a checkpoint that cannot belong to its tokenizer, and are large.
+_WEIGHTS = {".safetensors", ".pt", ".pth", ".bin", ".gguf", ".h5", ".msgpack"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One checkpoint, checked and tokenised, waiting to be loaded."""
+
+    source: CheckpointSource  # where it is
+    encoded: list[list[int]]  # token ids per prompt
+    held_out: tuple[Completion, ...]  # held-out completions in its tokens; empty without any
+    example: str = ""  # the first prompt as the model reads it, special tokens included
+
+
+def prepare(
+    checkpoints: Sequence[str | Path],
+    prompts: PromptSet,
+    held_out: PromptSet | None,
+    *,
+    max_new_tokens: int,
+    trust_remote_code: bool,
+) -> list[Task]:
+    """Find and tokenise; everything that a checkpoint can get wrong before its weights are read.
+
+    Raises:
+        ValueError: no tokenizer, no chat template, prompts or completions that exceed the context.
+        FileNotFoundError: no such checkpoint.
+
+    """
+    tasks = []
+    # Checkpoints of one run have one tokenizer: its work is done once.
+    known: dict[str, tuple[list[list[int]], tuple[Completion, ...], str]] = {}
+    for source in find_checkpoints(checkpoints, trust_remote_code=trust_remote_code):
+        digest = _tokenizer_digest(source)
+        if digest not in known:
+            tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+            encoded = encode_prompts(prompts, tokenizer, where=source.path)
+            completions: tuple[Completion, ...] = ()
+            if held_out is not None:
+                prefixes = encode_prompts(held_out, tokenizer, where=source.path)
+                completions = tuple(encode_held_out(held_out, prefixes, tokenizer))
+            known[digest] = encoded, completions, rendered_text(encoded[0], tokenizer)
+        encoded, completions, example = known[digest]
+        check_token_ids(encoded, source, prompts.source)
+        rows = [(*row.prompt_ids, *row.ids) for row in completions]
+        if held_out is not None:
+            check_token_ids(rows, source, held_out.source)
+        context = context_length(source, trust_remote_code=trust_remote_code)
+        check_lengths(
+            encoded,
+            context_length=context,
+            max_new_tokens=max_new_tokens,
+            where=source.path,
+        )
+        for row, ids in enumerate(rows):
+            if held_out is not None and context is not None and len(ids) > context:
+                raise ValueError(
+                    f"{held_out.source}, row {row}: prompt and completion have {len(ids)} tokens, "
+                    f"more than the context of {source.path}, {context}: shorten or drop the row"
+                )
+        tasks.append(Task(source, encoded, completions, example))
+    return tasks
+
+
+def _tokenizer_digest(source: CheckpointSource) -> str:
+    """Changes with anything that a tokenizer is built from (``config.json`` names its class)."""
+    digest = hashlib.sha256()
+    for file in sorted(tokenizer_directory(source).glob("*")):
+        if file.is_file() and file.suffix not in _WEIGHTS and file.name != "trainer_state.json":
+            digest.update(f"{file.name}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
 
 ENGINES = ("transformers", "vllm", "auto")
 # Of the GPU, for vLLM's weights and cache; the rest is for the checkpoint that reads rollouts.

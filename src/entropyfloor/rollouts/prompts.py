@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.rollouts.messages import text_messages
-from entropyfloor.rollouts.reading import read_rows
+from entropyfloor.rollouts.reading import read_rows, text_messages
 from entropyfloor.rollouts.reasoning_gym_prompts import PREFIX, reasoning_gym_rows
 
 if TYPE_CHECKING:

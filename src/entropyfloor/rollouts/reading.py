@@ -1,4 +1,4 @@
-"""Files of rows that users wrote, read so that a mistake is named by file and line.
+"""Files of rows and conversations that users wrote, read so that a mistake is named by its place.
 
     .jsonl             one JSON object per line; empty lines are skipped, CR LF is a line end
     .json              the same, or one array of objects
@@ -6,6 +6,11 @@
 
 Text is UTF-8, with or without a byte order mark. Every verb reads through here or, where `datasets`
 reads a file that may be larger than memory, asks here what is wrong with one that it refused.
+
+A message is ``{"role": ..., "content": ...}``. Content is text, or a list of text parts
+(``{"type": "text", "text": ...}``), which are joined: to a language model they are one text. A part
+of another type (an image, say) is refused by name. Content may be missing or null only where the
+message has ``tool_calls``.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -129,3 +134,53 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     raise ValueError(
         f"{where} is a JSON {type(value).__name__}; each must be an object such as {EXAMPLE}"
     )
+
+
+def text_messages(messages: Sequence[Any], where: str) -> list[dict[str, Any]]:
+    """The messages of a conversation, or of a completion, with text as content.
+
+    Raises:
+        ValueError: no messages, a message without role or content, or content that is no text;
+            ``where`` names file, row and column.
+
+    """
+    if not messages:
+        raise ValueError(f"{where} is empty (no messages); remove the row or fill it in")
+    return [_checked(message, f"{where}, message {n}") for n, message in enumerate(messages)]
+
+
+def _checked(message: Any, where: str) -> dict[str, Any]:
+    fields = message if isinstance(message, Mapping) else {}
+    calls, content = fields.get("tool_calls"), fields.get("content")
+    if "role" not in fields or ("content" not in fields and not calls):
+        got = sorted(message) if isinstance(message, Mapping) else type(message).__name__
+        raise ValueError(f"{where}: each message needs 'role' and 'content', got {got}")
+    role = fields["role"]
+    if not isinstance(role, str) or not role:
+        raise ValueError(f"{where} has the role {role!r}; a role is text, such as 'user'")
+    if isinstance(content, str) or (content is None and calls):
+        return dict(fields)
+    if isinstance(content, Sequence) and content:
+        return {**fields, "content": "".join(_text_of(part, where) for part in content)}
+    raise ValueError(
+        f"{where} has {_named(content)} as content; content is text or a list of text parts"
+    )
+
+
+def _text_of(part: Any, where: str) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        text = part.get("text")
+        if isinstance(text, str):
+            return text
+        raise ValueError(f"{where} has a text part with {_named(text)} in place of its text")
+    kind = repr(part.get("type")) if isinstance(part, Mapping) else _named(part)
+    raise ValueError(
+        f"{where} has a content part of type {kind}; a language model reads text parts only: "
+        "remove the part, or the row"
+    )
+
+
+def _named(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value!r:.40} ({type(value).__name__})" if value != [] else "an empty list"

@@ -14,14 +14,32 @@ trains without it). ``entropyfloor.rl.prompt_rows`` makes GRPO and GFT render as
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from entropyfloor.rollouts.messages import template_refusals
+from jinja2 import TemplateError
+
 from entropyfloor.rollouts.prompts import PromptSet
 
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def template_refusals(row: str, where: str) -> Iterator[None]:
+    """Name the row whose conversation a chat template refuses, by its own words or by failing.
+
+    ``row`` says file and row, ``where`` the checkpoint whose template it is.
+    """
+    try:
+        yield
+    except (TemplateError, TypeError) as error:
+        raise ValueError(
+            f"{row}: the chat template of {where} refuses the conversation ({error}); change its "
+            "roles (many templates take no system message, or want user and assistant in turn), or "
+            "save another template beside the checkpoint"
+        ) from error
 
 
 def encode_prompts(prompts: PromptSet, tokenizer: Any, *, where: str) -> list[list[int]]:

@@ -16,11 +16,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.rollouts.draw import Drawing, draw_rollouts
+from entropyfloor.rollouts.draw import Drawing, draw_rollouts, progress_bars, quiet_loading
 from entropyfloor.rollouts.engines import ready_to_draw
 from entropyfloor.rollouts.options import Loading, Sampling
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.rollouts.rollout_store import (

@@ -15,10 +15,16 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.ranks import wide_dtype
-from entropyfloor.rollouts.decoding import decode, left_padded, reads_keys_and_values
+from entropyfloor.rollouts.decoding import (
+    SamplingProcessor,
+    TokenSampler,
+    decode,
+    left_padded,
+    reads_keys_and_values,
+    rollout_uniforms,
+)
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.sampling import SamplingProcessor, TokenSampler, rollout_uniforms
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ module itself is called (and not its weight), so adapters on it and quantisation
 put together depends on their lengths only, and not on the batch size of sampling.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,11 @@ import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.logit_transform import final_logits
-from entropyfloor.rollouts.messages import template_refusals, text_messages
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.rendering import encode_messages
+from entropyfloor.rollouts.reading import text_messages
+from entropyfloor.rollouts.rendering import encode_messages, template_refusals
+from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor_losses import token_statistics
 
 COLUMN = "completion"
@@ -50,6 +51,15 @@ class Completion:
     prompt_index: int
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
+
+
+def rollout_completions(
+    rollouts: Iterable[Rollout], encoded: Sequence[Sequence[int]]
+) -> list[Completion]:
+    """Rollouts after their prompts; ``encoded`` holds token ids per prompt."""
+    return [
+        Completion(r.prompt_index, tuple(encoded[r.prompt_index]), r.token_ids) for r in rollouts
+    ]
 
 
 def check_held_out(held_out: PromptSet) -> None:
@@ -230,18 +240,34 @@ def chunk_tokens(checkpoint: LoadedCheckpoint) -> int:
     return max(1, _CHUNK_BYTES // (4 * vocabulary))
 
 
-def row_batches(completions: Sequence[Completion]) -> Iterator[list[int]]:
-    """Indices of rows that fit into one forward pass, longest first."""
+def row_batches(
+    completions: Sequence[Completion], most_tokens: int = _ROW_TOKENS
+) -> Iterator[list[int]]:
+    """Indices of rows that fit into one pass of so many tokens, padding included; longest first."""
     lengths = [len(c.prompt_ids) + len(c.ids) for c in completions]
     order = sorted(range(len(completions)), key=lambda index: (-lengths[index], index))
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > _ROW_TOKENS:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > most_tokens:
             yield batch
             batch = []
         batch.append(index)
     if batch:
         yield batch
+
+
+def right_padded(
+    rows: Sequence[Completion], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of prompts and completions and their mask, ``[rows, width]`` int64."""
+    width = max(len(row.prompt_ids) + len(row.ids) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id)
+    mask = torch.zeros_like(input_ids)
+    for number, row in enumerate(rows):
+        ids = [*row.prompt_ids, *row.ids]
+        input_ids[number, : len(ids)] = torch.tensor(ids)
+        mask[number, : len(ids)] = 1
+    return input_ids, mask
 
 
 def completion_hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) -> torch.Tensor:
@@ -257,13 +283,7 @@ def completion_hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) 
             "implemented for its virtual tokens: leave held_out and base out"
         )
     model = checkpoint.inner_model
-    width = max(len(row.prompt_ids) + len(row.ids) for row in rows)
-    input_ids = torch.full((len(rows), width), checkpoint.pad_token_id)
-    mask = torch.zeros_like(input_ids)
-    for number, row in enumerate(rows):
-        ids = [*row.prompt_ids, *row.ids]
-        input_ids[number, : len(ids)] = torch.tensor(ids)
-        mask[number, : len(ids)] = 1
+    input_ids, mask = right_padded(rows, checkpoint.pad_token_id)
     states = model.base_model(
         input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
     ).last_hidden_state

@@ -20,13 +20,18 @@ import transformers
 from entropyfloor import __version__
 from entropyfloor.models.checkpoint_sources import CheckpointSource, check_checkpoint
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.rollouts.draw import ERROR_RATE, FEWEST_PROMPTS, Drawing, draw_rollouts
-from entropyfloor.rollouts.engines import ready_to_draw
+from entropyfloor.rollouts.draw import (
+    ERROR_RATE,
+    FEWEST_PROMPTS,
+    Drawing,
+    draw_rollouts,
+    progress_bars,
+    quiet_loading,
+)
+from entropyfloor.rollouts.engines import Task, ready_to_draw
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.overlap import find_overlap
-from entropyfloor.rollouts.preparation import Task
 from entropyfloor.rollouts.processes import Processes
-from entropyfloor.rollouts.progress import progress_bars, quiet_loading
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts, stream_rows
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import (
@@ -36,7 +41,12 @@ from entropyfloor.rollouts.rollout_store import (
     what_determines,
 )
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.rollouts.teacher_forced import Completion, TokenSums, held_out_loss, kl_to_base
+from entropyfloor.rollouts.teacher_forced import (
+    TokenSums,
+    held_out_loss,
+    kl_to_base,
+    rollout_completions,
+)
 from entropyfloor.screening.conclude import check_base, conclude, measured_ks, name_of
 from entropyfloor.screening.measure import measure_checkpoint, with_examples
 from entropyfloor.screening.options import Judging
@@ -253,11 +263,8 @@ class Reference:
         if self.held_out is None and self.base is None:
             return {}
         processes = self.processes
-        completions = [
-            Completion(r.prompt_index, tuple(task.encoded[r.prompt_index]), r.token_ids)
-            for r in sorted(rollouts, key=lambda r: (r.prompt_index, r.sample_index))
-            if not r.greedy
-        ]
+        ordered = sorted(rollouts, key=lambda r: (r.prompt_index, r.sample_index))
+        completions = rollout_completions((r for r in ordered if not r.greedy), task.encoded)
         key = self._key(len(completions))
         known = processes.from_main(store.read_sums(key) if processes.main else None)
         if known is not None:

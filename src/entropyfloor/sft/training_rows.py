@@ -1,7 +1,7 @@
 """Rows of supervised fine-tuning, checked and named before a model is loaded.
 
 Formats are trl's: ``messages`` (or ``conversations``), ``prompt`` with ``completion``, a column of
-text, or ``input_ids``. Content in text parts is joined, see `entropyfloor.rollouts.messages`.
+text, or ``input_ids``. Content in text parts is joined, see `entropyfloor.rollouts.reading`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 
-from entropyfloor.rollouts.messages import template_refusals, text_messages
 from entropyfloor.rollouts.prompts import row_with_chat_options
-from entropyfloor.rollouts.reading import as_written, is_json, read_rows
-from entropyfloor.rollouts.rendering import encode_messages
+from entropyfloor.rollouts.reading import as_written, is_json, read_rows, text_messages
+from entropyfloor.rollouts.rendering import encode_messages, template_refusals
 
 logger = get_logger(__name__)
 

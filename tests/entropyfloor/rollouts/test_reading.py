@@ -3,8 +3,7 @@ import json
 
 import pytest
 
-from entropyfloor.rollouts.messages import text_messages
-from entropyfloor.rollouts.reading import is_json, read_rows
+from entropyfloor.rollouts.reading import is_json, read_rows, text_messages
 
 ROWS = [{"prompt": "ä\u2028", "answer": 12}, {"prompt": "b", "answer": 0.5}]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)

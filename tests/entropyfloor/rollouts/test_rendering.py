@@ -12,7 +12,7 @@ from entropyfloor import GFTConfig, GFTTrainer, SEDConfig, SEDTrainer
 from entropyfloor.cli.main import main
 from entropyfloor.rl.dapo import dapo_config
 from entropyfloor.rl.prompt_rows import PromptRowsTrainer
-from entropyfloor.rollouts.preparation import prepare
+from entropyfloor.rollouts.engines import prepare
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts, rendered_text
 from entropyfloor_losses import IGNORE_INDEX

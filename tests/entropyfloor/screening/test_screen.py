@@ -7,7 +7,7 @@ import torch
 
 from entropyfloor import ScreeningReport, p_star
 from entropyfloor.rollouts import engines
-from entropyfloor.rollouts.preparation import prepare
+from entropyfloor.rollouts.engines import prepare
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.screening.table import screening_markdown
@@ -187,7 +187,7 @@ def test_checkpoints_of_one_tokenizer_share_its_work(save_checkpoint, monkeypatc
         calls.append(where)
         return encode_prompts(prompts, tokenizer, where=where)
 
-    monkeypatch.setattr("entropyfloor.rollouts.preparation.encode_prompts", counting)
+    monkeypatch.setattr("entropyfloor.rollouts.engines.encode_prompts", counting)
     same = [save_checkpoint(name, seed=seed) for seed, name in enumerate("abc")]
     (same[1] / "optimizer.pt").write_bytes(b"not the tokenizer's")
     (same[2] / "trainer_state.json").write_text("{}")

@@ -3,15 +3,15 @@ import pytest
 import torch
 from scipy import stats
 
-from entropyfloor.rollouts import sampling
-from entropyfloor.rollouts.options import Sampling
-from entropyfloor.rollouts.sampling import (
+from entropyfloor.rollouts import decoding
+from entropyfloor.rollouts.decoding import (
     SamplingProcessor,
     TokenSampler,
     inverse_cdf,
     next_token_entropy,
     rollout_uniforms,
 )
+from entropyfloor.rollouts.options import Sampling
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1000.0])
@@ -84,7 +84,7 @@ def test_the_far_tail_can_be_drawn(vocabulary):
 @pytest.mark.parametrize("vocabulary", [7, 261, 4096, 50_257])
 @pytest.mark.parametrize("rows_at_once", [1, 2**24])
 def test_tokens_are_those_of_one_cumulative_sum(vocabulary, rows_at_once, monkeypatch):
-    monkeypatch.setattr(sampling, "_CACHED", rows_at_once)
+    monkeypatch.setattr(decoding, "_CACHED", rows_at_once)
     logits = torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(2)) * 3.0
     uniforms = rollout_uniforms(1, [(0, sample) for sample in range(64)], 1)[:, 0]
     weights = np.exp(logits.numpy() - logits.numpy().max(-1, keepdims=True)).astype(np.float64)
