@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from entropyfloor.cli.errors import exit_code
+from entropyfloor.cli.main import exit_code
 from entropyfloor.cli.options import refuse
 from entropyfloor.cli.training_inputs import Arguments, loading, model_init_kwargs
 

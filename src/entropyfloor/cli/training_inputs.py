@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.cli.errors import describe
+from entropyfloor.cli.main import describe
 from entropyfloor.rollouts.reading import as_written, is_json
 
 if TYPE_CHECKING:

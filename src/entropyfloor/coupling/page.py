@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from entropyfloor.coupling import figures
-from entropyfloor.coupling.answer import answer
 from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.coupling.table import (
+    answer,
     caption,
     coupling_markdown,
     coupling_table,

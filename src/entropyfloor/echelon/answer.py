@@ -1,8 +1,7 @@
 """The answer of an echelon: at most six sentences, made from its numbers and from nothing else."""
 
-from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import Spread, frontier_metrics
-from entropyfloor.echelon.rank_inversion import RankInversion
+from entropyfloor.echelon.compare import EchelonComparison, Spread, frontier_metrics
+from entropyfloor.echelon.predictors import RankInversion
 from entropyfloor.echelon.rungs import count, epochs, outcome_words, title
 from entropyfloor.echelon.selection import RANDOM, RECOMMENDED
 

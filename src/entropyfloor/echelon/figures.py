@@ -9,8 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import BASE, LadderRow, Spread, frontier_metrics
+from entropyfloor.echelon.compare import (
+    BASE,
+    EchelonComparison,
+    LadderRow,
+    Spread,
+    frontier_metrics,
+)
 from entropyfloor.echelon.rungs import outcome_words, rung_name, seed_words, title, value
 from entropyfloor.render.figure import Chart, entropy_axis, name_rows, series
 from entropyfloor.render.palette import LIGHT

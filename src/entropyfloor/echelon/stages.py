@@ -27,11 +27,10 @@ from entropyfloor.echelon.folder import (
     Stage,
     steps_of,
 )
-from entropyfloor.echelon.grpo_run import monitor_decision, train_grpo
 from entropyfloor.echelon.recipe import Recipe
 from entropyfloor.echelon.rungs import metrics
-from entropyfloor.echelon.sft_run import train_loss
 from entropyfloor.echelon.sources import Sources
+from entropyfloor.echelon.training_runs import monitor_decision, train_grpo, train_loss
 from entropyfloor.gft.response_groups import build_response_groups
 from entropyfloor.io import save_json
 from entropyfloor.rollouts.options import Loading, Output, Sampling

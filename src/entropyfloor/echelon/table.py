@@ -7,8 +7,13 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from entropyfloor.echelon.answer import answer, frontier_words
-from entropyfloor.echelon.compare import EchelonComparison
-from entropyfloor.echelon.ladder import Beater, LadderRow, Spread, frontier_metrics
+from entropyfloor.echelon.compare import (
+    Beater,
+    EchelonComparison,
+    LadderRow,
+    Spread,
+    frontier_metrics,
+)
 from entropyfloor.echelon.predictors import predictors
 from entropyfloor.echelon.rungs import (
     count,

@@ -43,8 +43,14 @@ from entropyfloor.rl.collapse_rule import (
 )
 from entropyfloor.rl.group_counts import GroupCounts
 from entropyfloor.rl.grpo_probe import GRPOProbe, can_probe
-from entropyfloor.rl.monitor_log import FILE_NAME, append_log, begin_log, read_log
-from entropyfloor.rl.monitor_memory import MonitorMemory, number
+from entropyfloor.rl.monitor_memory import (
+    FILE_NAME,
+    MonitorMemory,
+    append_log,
+    begin_log,
+    number,
+    read_log,
+)
 from entropyfloor.rl.restore import Restorer
 from entropyfloor.screening.verdict import TAU_H, check_tau_h
 from entropyfloor.sft.calling_trainer import find_trainer

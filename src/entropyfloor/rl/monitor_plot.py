@@ -13,7 +13,7 @@ def write_monitor_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
     """Write a PNG (or what the suffix says) and return its path.
 
     Args:
-        log: the records of ``entropyfloor.rl.monitor_log.read_log``.
+        log: the records of ``entropyfloor.rl.monitor_memory.read_log``.
         path: of the file.
 
     """

@@ -13,8 +13,7 @@ import pytest
 import transformers
 from datasets import Dataset
 
-from entropyfloor.cli.errors import describe
-from entropyfloor.cli.main import main
+from entropyfloor.cli.main import describe, main
 from tiny_models import CHAT_TEMPLATE
 
 USER = {"role": "user", "content": "1+1="}

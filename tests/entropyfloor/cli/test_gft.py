@@ -11,7 +11,7 @@ from trl import DatasetMixtureConfig, ModelConfig
 from entropyfloor import GFTConfig
 from entropyfloor.cli import gft
 from entropyfloor.cli.main import main
-from entropyfloor.rl.monitor_log import read_log
+from entropyfloor.rl.monitor_memory import read_log
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "gft.yaml"
 

@@ -12,7 +12,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 from entropyfloor.cli import grpo
 from entropyfloor.cli.main import main
 from entropyfloor.cli.training_rewards import chosen_rewards, monitor_of
-from entropyfloor.rl.monitor_log import read_log
+from entropyfloor.rl.monitor_memory import read_log
 
 ROWS = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(8)]
 

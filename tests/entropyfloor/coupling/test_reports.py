@@ -11,12 +11,16 @@ from test_screening_html import SMALLEST_TEXT, Page
 
 from chromium_page import CHROMIUM, ChromiumPage
 from entropyfloor.coupling.alignment import GradientAlignment, LayerAlignment, agreement
-from entropyfloor.coupling.answer import answer
 from entropyfloor.coupling.divergence import identity
 from entropyfloor.coupling.durations import Duration, ModelFit, PLEstimate
 from entropyfloor.coupling.page import coupling_html, write_report
 from entropyfloor.coupling.report import CheckpointCoupling, CouplingReport, DurationAnswer
-from entropyfloor.coupling.table import coupling_markdown, coupling_terminal, durations_table
+from entropyfloor.coupling.table import (
+    answer,
+    coupling_markdown,
+    coupling_terminal,
+    durations_table,
+)
 from entropyfloor.stats.intervals import Interval
 from sample_reports import HOSTILE
 

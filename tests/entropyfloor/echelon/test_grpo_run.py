@@ -4,10 +4,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from entropyfloor.echelon import grpo_run
-from entropyfloor.echelon.grpo_run import monitor_decision, train_grpo
+from entropyfloor.echelon import training_runs
 from entropyfloor.echelon.recipe import GRPOTraining, load_recipe
 from entropyfloor.echelon.sources import sources
+from entropyfloor.echelon.training_runs import monitor_decision, train_grpo
 
 
 class _KilledAt(TrainerCallback):
@@ -45,14 +45,14 @@ def start(data, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _reward_with_a_gradient(monkeypatch):
-    monkeypatch.setattr(grpo_run, "reward_by_name", lambda name: first_digit_is_even)
+    monkeypatch.setattr(training_runs, "reward_by_name", lambda name: first_digit_is_even)
 
 
 @pytest.fixture(scope="module")
 def whole(data, start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo_run, "reward_by_name", lambda name: first_digit_is_even)
+        patch.setattr(training_runs, "reward_by_name", lambda name: first_digit_is_even)
         return train_grpo(start, data(), folder, progress=False)
 
 

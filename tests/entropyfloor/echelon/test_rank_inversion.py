@@ -1,4 +1,4 @@
-from entropyfloor.echelon.rank_inversion import rank_inversions
+from entropyfloor.echelon.predictors import rank_inversions
 from entropyfloor.echelon.rungs import read_rungs
 from made_up_echelon import measures, plan_of
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from entropyfloor.echelon import sft_run
+from entropyfloor.echelon import training_runs
 from entropyfloor.echelon.recipe import load_recipe
-from entropyfloor.echelon.sft_run import _SaveDepths, mean_group_size, train_loss
 from entropyfloor.echelon.sources import sources
+from entropyfloor.echelon.training_runs import _SaveDepths, mean_group_size, train_loss
 from tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -66,7 +66,7 @@ def test_leaves_one_loadable_directory_per_depth_and_nothing_else(undisturbed):
 
 
 def test_what_is_finished_is_not_trained_again(undisturbed, train, monkeypatch):
-    monkeypatch.setattr(sft_run, "_train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(training_runs, "_train", lambda *_, **__: pytest.fail("trained again"))
     assert train(undisturbed[0].parent) == undisturbed
 
 
