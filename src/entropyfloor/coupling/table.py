@@ -1,4 +1,4 @@
-"""The tables of a coupling, each made once, and what it says: at most six sentences, from numbers."""
+"""The tables of a coupling, each made once, and what it says, in at most six sentences."""
 
 from collections.abc import Iterator
 
