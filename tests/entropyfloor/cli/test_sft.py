@@ -1,8 +1,6 @@
 """``entropyfloor sft``: trl's flags and YAML, ours beside them, errors before any compute."""
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -268,6 +266,8 @@ def test_lora(flags, tmp_path):
 
 
 class TestLauncher:
+    """What the launcher then starts is in test_launch.py."""
+
     def test_its_flags_are_split_off(self, flags, monkeypatch, tmp_path):
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         config = tmp_path / "run.yaml"
@@ -289,19 +289,6 @@ class TestLauncher:
         monkeypatch.setattr(verb, "train", lambda self, arguments: trained.append(arguments) or 0)
         assert main(["sft"]) == 0
         assert trained == [parsed]
-
-    def test_launched(self, flags, tmp_path):
-        """One process, which is all the launcher's part; two are in test_two_processes.py."""
-        words = ["--num_processes", "1", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-        run = subprocess.run(
-            [sys.executable, "-m", "entropyfloor.cli.main", "sft", *flags(), *words],
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        assert run.returncode == 0, run.stderr[-2000:]
-        assert run.stdout.count("Model saved to") == 1
-        assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_bf16_is_trls_default(flags):

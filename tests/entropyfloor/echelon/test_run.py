@@ -159,24 +159,24 @@ def counted(monkeypatch):
 
 
 def test_a_changed_setting_runs_only_what_depends_on_it(tiny_recipe, tmp_path, monkeypatch):
-    one = {"losses": {"ce": {"loss": "ce"}}, "depths": [1]}
+    short = {**tiny_recipe()["grpo"], "steps": 1}
+    one = {"losses": {"ce": {"loss": "ce"}}, "depths": [1], "grpo": short}
     quiet(tiny_recipe(**one), tmp_path)
     ran = counted(monkeypatch)
 
     # The evaluation alone; its checkpoints were not kept, so GRPO runs, and nothing else.
     quiet(tiny_recipe(**one, evaluation={"num_samples": 8}), tmp_path)
-    assert ran == ["train_grpo", "screen", "screen"]
+    assert ran == ["train_grpo", "screen"]
     ran.clear()
 
-    grpo = {**tiny_recipe()["grpo"], "learning_rate": 1e-4}
-    quiet(tiny_recipe(**one, grpo=grpo), tmp_path)
-    assert ran == ["train_grpo", "screen", "screen"]
+    quiet(tiny_recipe(**{**one, "grpo": {**short, "learning_rate": 1e-4}}), tmp_path)
+    assert ran == ["train_grpo", "screen"]
     ran.clear()
 
     # Another loss leaves those that are there alone: one SFT run, its screening and its GRPO.
-    more = {"depths": [1], "losses": {"ce": {"loss": "ce"}, "gem": {"loss": "gem"}}}
+    more = {**one, "losses": {"ce": {"loss": "ce"}, "gem": {"loss": "gem"}}}
     quiet(tiny_recipe(**more), tmp_path)
-    assert ran == ["train_loss", "screen", "train_grpo", "screen", "screen"]
+    assert ran == ["train_loss", "screen", "train_grpo", "screen"]
     ran.clear()
 
     # And the first recipe is still complete.
@@ -187,14 +187,14 @@ def test_a_changed_setting_runs_only_what_depends_on_it(tiny_recipe, tmp_path, m
 def test_weights_that_were_not_kept_come_back_when_they_are_needed(
     tiny_recipe, tmp_path, monkeypatch
 ):
-    one = {"depths": [0.5, 1]}
-    quiet(tiny_recipe(**one, grpo=None), tmp_path, keep="nothing")
+    one = {"depths": [0.5, 1], "grpo": {**tiny_recipe()["grpo"], "steps": 1}}
+    quiet(tiny_recipe(**{**one, "grpo": None}), tmp_path, keep="nothing")
     assert not list((tmp_path / "sft").rglob("*.safetensors"))
     before = numbers(tmp_path)["cells"]
     ran = counted(monkeypatch)
     quiet(tiny_recipe(**one), tmp_path, keep="all")
     assert ran.count("train_loss") == 1 and ran.count("train_grpo") == 2
-    assert len(list((tmp_path / "grpo").rglob("model.safetensors"))) == 4
+    assert len(list((tmp_path / "grpo").rglob("model.safetensors"))) == 2
     after = numbers(tmp_path)["cells"]
     assert [c["before"] for c in after] == [c["before"] for c in before]
 
