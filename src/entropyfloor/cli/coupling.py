@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from entropyfloor.cli.options import check_target, parse
+from entropyfloor.cli.options import JSONFile, check_target, parse
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
 from entropyfloor.render.text import console_for_tables
 from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
 
 
-@dataclass
-class _Flags:
+@dataclass(frozen=True)
+class _Flags(JSONFile):
     """What the command alone has."""
 
     demos: str = flag(
@@ -18,7 +18,6 @@ class _Flags:
         "held-out demonstrations: JSONL or save_to_disk folder, columns prompt, completion",
         metavar="SPEC",
     )
-    json: str | None = flag(None, "write the report as JSON", metavar="FILE")
 
 
 def main(argv: Sequence[str]) -> int:

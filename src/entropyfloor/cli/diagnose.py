@@ -1,30 +1,21 @@
 """``entropyfloor diagnose RUN``: stage two on the log of a run that another tool made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from entropyfloor.cli.options import parse
+from entropyfloor.cli.options import JSONFile, parse
 from entropyfloor.io import save_json
 from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rl.options import DiagnoseOptions
-from entropyfloor.rollouts.options import flag
 
 COLLAPSED = 3
-
-
-@dataclass(frozen=True)
-class _Flags:
-    """What the command alone has."""
-
-    json: str | None = flag(None, "write the diagnosis as JSON", metavar="FILE")
 
 
 def main(argv: Sequence[str]) -> int:
     """Read, judge, print. Returns 3 for a run that has collapsed, else 0; errors are raised."""
     options, flags, source = parse(
         argv,
-        *(DiagnoseOptions, _Flags),
+        *(DiagnoseOptions, JSONFile),
         verb="diagnose",
         description="Read what an RL run logged and say whether its entropy has collapsed, how "
         "many groups taught nothing, and where its pass rate lies to p*: trl's trainer_state.json, "

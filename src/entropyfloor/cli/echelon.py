@@ -157,20 +157,22 @@ def _set(content: dict[str, Any], words: str) -> None:
 
 
 def _report(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="entropyfloor echelon report", description="Write an echelon's report anew."
+    output, cells = parse(
+        argv,
+        Output,
+        verb="echelon report",
+        description="Write an echelon's report anew.",
+        positional=("CELLS.json", "that a run wrote"),
+        defaults={"output_dir": "."},
     )
-    parser.add_argument("cells", metavar="CELLS.json", help="that a run wrote")
-    parser.add_argument("--output_dir", "--output-dir", default=".", help="gets the report")
-    arguments = parser.parse_args(argv)
     from entropyfloor.echelon.run import report_of
     from entropyfloor.echelon.table import echelon_terminal
 
-    comparison = report_of(arguments.cells, arguments.output_dir)
+    comparison = report_of(cells, output.folder)
     console = console_for_tables()
     for part in echelon_terminal(comparison, console.width):
         console.print(part)
-    files = [Path(arguments.output_dir) / name for name in RESULTS if name.startswith("echelon.")]
+    files = [output.folder / name for name in RESULTS if name.startswith("echelon.")]
     print_line(console, f"written: {', '.join(map(str, files))}")
     return 0
 

@@ -1,33 +1,26 @@
 """``entropyfloor gft-groups TEACHER``: responses of experts and a teacher to prompts, scored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entropyfloor.cli.options import check_target, parse
+from entropyfloor.cli.options import JSONFile, check_target, parse
 from entropyfloor.gft.options import GroupOptions
 from entropyfloor.io import save_json
 from entropyfloor.render.table import Column, Table
 from entropyfloor.render.text import console_for_tables, print_line
-from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling, flag
+from entropyfloor.rollouts.options import Loading, Output, PromptOptions, Sampling
 
 if TYPE_CHECKING:
     from entropyfloor.gft.response_groups import ResponseGroups
-
-
-@dataclass
-class _Flags:
-    """What the command alone has."""
-
-    json: str | None = flag(None, "write counts and settings here too", metavar="FILE")
 
 
 def main(argv: Sequence[str]) -> int:
     """Sample, score, write the groups, print the counts. Returns 0; errors are raised."""
     options, wanted, flags, sampling, loading, output, teacher = parse(
         argv,
-        *(PromptOptions, GroupOptions, _Flags, Sampling, Loading, Output),
+        *(PromptOptions, GroupOptions, JSONFile, Sampling, Loading, Output),
         verb="gft-groups",
         description="Build response groups for group fine-tuning: the experts' responses of a data "
         "set and a teacher's samples on its prompts, deduplicated and scored. Without --reward "

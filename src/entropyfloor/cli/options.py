@@ -118,10 +118,16 @@ def check_target(target: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class ReportFiles:
+class JSONFile:
+    """The flag of verbs that say what they found."""
+
+    json: str | None = flag(None, "write it as JSON", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class ReportFiles(JSONFile):
     """Flags of verbs that report."""
 
-    json: str | None = flag(None, "write the report as JSON", metavar="FILE")
     markdown: str | None = flag(None, "write the table as Markdown", metavar="FILE")
     html: str | None = flag(None, "write one self-contained HTML page", metavar="FILE")
     plot: str | None = flag(None, "write the plot as PNG", metavar="FILE")

@@ -11,8 +11,7 @@ from test_screening_html import OUTSIDE, SMALLEST_TEXT, Page
 from chromium_page import CHROMIUM, ChromiumPage
 from entropyfloor.echelon.answer import answer
 from entropyfloor.echelon.compare import compare
-from entropyfloor.echelon.figures import ladder_picture, legend
-from entropyfloor.echelon.page import echelon_html, write_report
+from entropyfloor.echelon.page import echelon_html, ladder_picture, legend, write_report
 from entropyfloor.echelon.table import echelon_markdown, echelon_terminal, tables
 from made_up_echelon import DEPTHS, LOSSES, made_up, measures, plan_of
 from sample_reports import HOSTILE
