@@ -5,19 +5,13 @@ rollouts with rewards, held-out loss, gradients; and with the start of the run a
 KL divergences. What follows from the curves is computed at the end, from numbers alone.
 """
 
-import platform
-
-import torch
-import transformers
-
-from entropyfloor import __version__
 from entropyfloor.coupling.durations import check_weight
 from entropyfloor.coupling.measure import Plan, claim, measure
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
 from entropyfloor.coupling.preparation import find_run, same_tokens
 from entropyfloor.coupling.report import CouplingReport
 from entropyfloor.coupling.summary import summarise
-from entropyfloor.rollouts.engines import ready_to_draw
+from entropyfloor.rollouts.engines import ready_to_draw, versions
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
@@ -114,12 +108,7 @@ def measure_coupling(
             "confidence": 0.95,
             "demonstrations": _rows(demonstrations),
             "prompts": _rows(prompts),
-            "versions": {
-                "entropyfloor": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         },
     )
     if folder is not None:

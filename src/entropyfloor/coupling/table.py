@@ -11,6 +11,12 @@ from entropyfloor.render.table import Cell, Column, Table
 from entropyfloor.render.text import markdown, plain
 from entropyfloor.stats.intervals import Interval
 
+_KLS = {
+    "forward_own": "KL(SFT‖RL), own",
+    "forward_demonstrations": "KL(SFT‖RL), demos",
+    "reverse_rollouts": "KL(RL‖SFT), rollouts",
+}
+
 
 def answer(report: CouplingReport) -> list[str]:
     """Reward and SFT loss, the KL identity, alignment, the best duration, the threshold, notes."""
@@ -109,13 +115,6 @@ def _moved(by: float, interval: Interval | None) -> str:
 
 def _within_noise(interval: Interval | None) -> bool:
     return interval is not None and interval.low <= 0.0 <= interval.high
-
-
-_KLS = {
-    "forward_own": "KL(SFT‖RL), own",
-    "forward_demonstrations": "KL(SFT‖RL), demos",
-    "reverse_rollouts": "KL(RL‖SFT), rollouts",
-}
 
 
 def coupling_markdown(report: CouplingReport) -> str:

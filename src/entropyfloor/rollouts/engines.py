@@ -12,6 +12,7 @@ transformers: the generators differ, and so do the last bits of the logits.
 
 import hashlib
 import importlib.util
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
+from entropyfloor import __version__
 from entropyfloor.models.checkpoint_sources import CheckpointSource, find_checkpoints
 from entropyfloor.models.checkpoints import (
     LoadedCheckpoint,
@@ -116,6 +119,16 @@ def prepare(
                 )
         tasks.append(Task(source, encoded, completions, example))
     return tasks
+
+
+def versions() -> dict[str, str]:
+    """Of what numbers depend on, for reports."""
+    return {
+        "entropyfloor": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _tokenizer_digest(source: CheckpointSource) -> str:

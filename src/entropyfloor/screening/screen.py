@@ -6,7 +6,6 @@ tokenizer and context.
 """
 
 import gc
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from entropyfloor import __version__
 from entropyfloor.models.checkpoint_sources import CheckpointSource, check_checkpoint
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.rollouts.draw import (
@@ -28,7 +25,7 @@ from entropyfloor.rollouts.draw import (
     progress_bars,
     quiet_loading,
 )
-from entropyfloor.rollouts.engines import Task, ready_to_draw
+from entropyfloor.rollouts.engines import Task, ready_to_draw, versions
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.overlap import find_overlap
 from entropyfloor.rollouts.processes import Processes
@@ -143,12 +140,7 @@ def screen(
         **reference.describe(),
         **{name: ready.settings[name] for name in ("dtype", "device", "engine")},
         **{name: ready.settings[name] for name in ("engine_args",) if name in ready.settings},
-        "versions": {
-            "entropyfloor": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
     texts = prompts.texts
     if folder is not None and processes.main:
