@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 import entropyfloor
 from entropyfloor.cli.main import main
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"entropyfloor-losses": ROOT / "losses", "entropyfloor": ROOT}
@@ -120,8 +120,7 @@ def test_the_losses_run_without_anything_else():
 def without_trl(tmp_path_factory):
     """One process without the extra: which names are there, what verbs say, a screening."""
     folder = tmp_path_factory.mktemp("without_trl")
-    tiny_model(max_position_embeddings=512).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model", max_position_embeddings=512)
     (folder / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 2)
     screen = ["screen", str(folder / "model"), "--prompts", str(folder / "prompts.jsonl")]
     screen += ["--reward", "exact_match", "--max-new-tokens", "4", "--json"]

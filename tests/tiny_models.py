@@ -75,6 +75,16 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides):
     return model
 
 
+def save_tiny(folder, family: str = "llama", seed: int = 0, *, peak: float = 1.0, **overrides):
+    """A tiny model and its tokenizer as a checkpoint; a high ``peak`` gives low entropy."""
+    model = tiny_model(family, seed, **overrides)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(peak)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def tiny_checkpoint(family: str = "llama", seed: int = 0, *, ends=1, **overrides):
     """A random model of ``family`` with a tokenizer of its own, as if it had been loaded."""
     from entropyfloor.models.checkpoints import LoadedCheckpoint

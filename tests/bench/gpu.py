@@ -39,7 +39,7 @@ from entropyfloor_losses import (
 )
 from entropyfloor_losses.blocks import LogitTransform
 from entropyfloor_losses.kernel_block import kernels_for
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny
 
 Method = Callable[[Tensor, Tensor, Tensor], None]
 SHAPES = [(8192, 2048, 151936), (16384, 4096, 128256)]
@@ -200,8 +200,7 @@ def main() -> None:
     print(head_table(DRY_SHAPES if options.dry else SHAPES, rounds), flush=True)
     if options.dry:
         with tempfile.TemporaryDirectory() as folder:
-            tiny_model().save_pretrained(folder)
-            tiny_tokenizer().save_pretrained(folder)
+            save_tiny(folder)
             print(screening_table(folder, ["transformers"], problems=2, samples=1, new_tokens=4))
     elif options.model:
         engines = ["transformers", "vllm"]

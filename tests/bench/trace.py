@@ -88,12 +88,11 @@ def micro_batch() -> Trace:
 def screening() -> Trace:
     """``entropyfloor screen`` of a tiny model on two prompts, from the command to its files."""
     from entropyfloor.cli.main import main
-    from tiny_models import tiny_model, tiny_tokenizer
+    from tiny_models import save_tiny
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        tiny_model().save_pretrained(model)
-        tiny_tokenizer().save_pretrained(model)
+        save_tiny(model)
         prompts = Path(folder) / "prompts.jsonl"
         rows = [{"prompt": f"{i} + {i} =", "answer": str(2 * i)} for i in range(2)]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

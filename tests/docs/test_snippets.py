@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from entropyfloor.cli.main import main
 from entropyfloor.rollouts.rewards import NAMED_REWARDS
 from entropyfloor_losses import LOSS_NAMES, loss_options
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -29,13 +29,9 @@ def blocks(page, language):
 def workshop(tmp_path, monkeypatch):
     """A folder that has what the pages talk about: a trained model, prompts, the examples."""
     for name in ("sft/checkpoint-1", "base"):
-        tiny_model(max_position_embeddings=512).save_pretrained(tmp_path / "runs" / name)
-        tiny_tokenizer().save_pretrained(tmp_path / "runs" / name)
+        save_tiny(tmp_path / "runs" / name, max_position_embeddings=512)
     # A run that moved away from the model that it started from.
-    tiny_model(seed=1, max_position_embeddings=512).save_pretrained(
-        tmp_path / "runs" / "rl" / "checkpoint-10"
-    )
-    tiny_tokenizer().save_pretrained(tmp_path / "runs" / "rl" / "checkpoint-10")
+    save_tiny(tmp_path / "runs" / "rl" / "checkpoint-10", seed=1, max_position_embeddings=512)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
     (tmp_path / "demonstrations.jsonl").write_text(
         '{"prompt": "1+1=", "completion": "2", "answer": "2"}\n' * 2

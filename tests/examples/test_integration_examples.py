@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "integrations"
 
 
 @pytest.mark.parametrize("name", ["trainer", "loop"])
 def test_it_trains_and_saves(name, tmp_path):
-    tiny_model("qwen2").save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model", "qwen2")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"{i} and {i}"}) + "\n" for i in range(8)))
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")

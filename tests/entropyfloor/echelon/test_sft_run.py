@@ -8,14 +8,13 @@ from entropyfloor.echelon import training_runs
 from entropyfloor.echelon.recipe import load_recipe
 from entropyfloor.echelon.sources import sources
 from entropyfloor.echelon.training_runs import _SaveDepths, mean_group_size, train_loss
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     directory = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    save_tiny(directory)
     return directory
 
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from gft_two_process_run import CASES, STEPS, build, run_all
 
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny
 from two_processes import two_processes
 
 IGNORED = ("runtime", "per_second", "step_time", "probe_share")
@@ -17,11 +16,7 @@ IGNORED = ("runtime", "per_second", "step_time", "probe_share")
 def results(tmp_path_factory):
     """``{(processes, rank): {case: record}}``, and the two folders; two launches in all."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    model = tiny_model()
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(3.0)
-    for part in (model, tiny_tokenizer()):
-        part.save_pretrained(two / "model")
+    save_tiny(two / "model", peak=3.0)
     with two_processes(str(Path(__file__).with_name("gft_two_process_run.py")), two):
         run_all(one)
 

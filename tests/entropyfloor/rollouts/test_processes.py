@@ -71,11 +71,10 @@ def folders(tmp_path_factory):
     """``{name: folder}`` of one process, the same of two, and what two printed."""
     work = tmp_path_factory.mktemp("work")
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tiny_models import tiny_model, tiny_tokenizer
+    from tiny_models import save_tiny
 
     for name, seed in (("wide", 0), ("other", 3)):
-        tiny_model(seed=seed).save_pretrained(work / name)
-        tiny_tokenizer().save_pretrained(work / name)
+        save_tiny(work / name, seed=seed)
     rows = [{"prompt": f"{a}+{a * 37}=", "completion": str(a * 38)} for a in range(1, 13)]
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (work / "even_reward.py").write_text(REWARD)

@@ -74,12 +74,11 @@ def screened(tmp_path_factory):
     from entropyfloor.rollouts.options import Output, Sampling
     from entropyfloor.rollouts.prompts import PromptSet
     from entropyfloor.screening.screen import screen
-    from tiny_models import tiny_model, tiny_tokenizer
+    from tiny_models import save_tiny
 
     folder = tmp_path_factory.mktemp("gates")
     for seed, name in enumerate(("base", "tuned")):
-        tiny_model(seed=seed).save_pretrained(folder / name)
-        tiny_tokenizer().save_pretrained(folder / name)
+        save_tiny(folder / name, seed=seed)
     screen(
         [folder / "base", folder / "tuned"],
         PromptSet(tuple({"prompt": f"{a}+1="} for a in range(6))),

@@ -13,30 +13,21 @@ from entropyfloor.models.checkpoints import load_checkpoint
 from entropyfloor.models.interpolation import write_interpolated
 from entropyfloor.rollouts.prompts import PromptSet
 from flat_calls import rescue
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny
 
 PROMPTS = PromptSet(tuple({"prompt": f"{i} + {i} ="} for i in range(6)))
 SCREENING = {"num_samples": 4, "max_new_tokens": 6, "progress": False}
 
 
-def saved(folder, peak=1.0):
-    model = tiny_model()
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(peak)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("base") / "base")
+    return save_tiny(tmp_path_factory.mktemp("base") / "base")
 
 
 @pytest.fixture(scope="module")
 def collapsed(tmp_path_factory):
     """The base with a head so large that its distribution has no entropy."""
-    return saved(tmp_path_factory.mktemp("collapsed") / "collapsed", peak=400.0)
+    return save_tiny(tmp_path_factory.mktemp("collapsed") / "collapsed", peak=400.0)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +141,7 @@ def test_bad_input(tmp_path, base, adapter, collapsed):
     with pytest.raises(ValueError, match="is an adapter on"):
         rescue(adapter, **{**good, "base": collapsed}, **SCREENING)
     other = tmp_path / "other"
-    tiny_model("gpt2").save_pretrained(other)
-    tiny_tokenizer().save_pretrained(other)
+    save_tiny(other, "gpt2")
     with pytest.raises(ValueError, match="not the same architecture"):
         write_interpolated(check_checkpoint(other), check_checkpoint(base), 0.5, tmp_path / "x")
 
