@@ -57,10 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 USAGE_ERROR = 2
 # The machine's answers about a path that the user gave. A full disk is none of them.
 _ABOUT_PATHS = (
@@ -113,3 +109,7 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,17 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.echelon.compare import EchelonComparison, compare
+from entropyfloor.echelon.executors import open_executor
 from entropyfloor.echelon.folder import BASE, FINISHED, EchelonFolder, Stage, read_json
 from entropyfloor.echelon.recipe import Recipe, load_recipe
 from entropyfloor.echelon.rungs import Plan
-from entropyfloor.echelon.schedule import (
-    Failure,
-    Schedule,
-    only_one_run,
-    open_executor,
-    read_failures,
-    recipe_of,
-)
+from entropyfloor.echelon.schedule import Failure, Schedule, only_one_run, read_failures, recipe_of
 from entropyfloor.echelon.sources import check_sources
 from entropyfloor.echelon.stages import Stages
 from entropyfloor.io import save_json, write_atomic

@@ -13,6 +13,7 @@ import yaml
 from entropyfloor.cli.echelon import RESULTS
 from entropyfloor.cli.main import main
 from entropyfloor.echelon import stages as stages_module
+from entropyfloor.echelon.executors import SerialRunner, open_executor
 from entropyfloor.echelon.folder import Stage
 from entropyfloor.echelon.recipe import load_recipe
 from entropyfloor.echelon.run import (
@@ -22,7 +23,7 @@ from entropyfloor.echelon.run import (
     screenings,
     take_in,
 )
-from entropyfloor.echelon.schedule import Schedule, SerialRunner, only_one_run, open_executor
+from entropyfloor.echelon.schedule import Schedule, only_one_run
 from entropyfloor.echelon.stages import Stages
 from entropyfloor.rollouts.prompts import load_prompts
 
