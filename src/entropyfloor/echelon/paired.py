@@ -15,8 +15,8 @@ from functools import partial
 from itertools import chain
 
 from entropyfloor.echelon.rungs import Metrics, Plan, Rung
-from entropyfloor.screening.paired import Difference, metric_differences
-from entropyfloor.screening.records import PromptResults, restore
+from entropyfloor.io import restore
+from entropyfloor.screening.paired import Difference, PromptResults, metric_differences
 
 
 @dataclass(frozen=True)
