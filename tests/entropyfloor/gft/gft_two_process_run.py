@@ -1,7 +1,4 @@
-"""Program of one process: group fine-tuning, what it logged, and groups that are built.
-
-See test_gft_two_processes.py.
-"""
+"""Program of one process: group fine-tuning, and what it logged. See test_gft_two_processes.py."""
 
 import json
 import os
@@ -26,30 +23,6 @@ CASES = {
     # Groups of which nothing is taken: a process may have an empty micro-batch.
     "skipped": {"num_self": 0, "group_of_one": "skip"},
 }
-SUMS = tuple({"prompt": f"{i}+{i}=", "completion": str(2 * i)} for i in range(6))
-
-
-def even_length(completions, **_):
-    return [float(len(text) % 2 == 0) for text in completions]
-
-
-def build(folder: Path, target: Path, processes=None):
-    """Groups of the teacher ``folder/model``."""
-    from entropyfloor.rollouts.prompts import PromptSet
-    from flat_calls import build_response_groups
-
-    return build_response_groups(
-        teacher=folder / "model",
-        prompts=PromptSet(SUMS, "sums"),
-        reward=even_length,
-        output_dir=target,
-        max_new_tokens=4,
-        batch_size=4,
-        keep_truncated=True,
-        progress=False,
-        device="cpu",
-        processes=processes,
-    )
 
 
 def run_all(folder: Path) -> None:
@@ -96,13 +69,8 @@ def run_all(folder: Path) -> None:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    from entropyfloor.rollouts.processes import join_processes
     from two_processes import end_of_process
 
     torch.set_num_threads(1)
-    target = Path(sys.argv[1])
-    run_all(target)
-    processes = join_processes()
-    built = build(target, target / "groups", processes)
-    (target / f"counts-{processes.rank}").write_text(str(built.counts))
+    run_all(Path(sys.argv[1]))
     end_of_process()
