@@ -41,7 +41,8 @@ test-integrations: $(VENV)/.installed-test
 test-triton: $(VENV)/.installed-test
 	$(BIN)/python tests/kernels.py $(ARGS)
 
-# Losses and floors under DDP, FSDP2, ZeRO-2 and ZeRO-3 on two CPU processes: an environment with DeepSpeed, some minutes.
+# Losses and floors on a base of four bits, and under DDP, FSDP2, ZeRO-2 and ZeRO-3 on two CPU processes: an environment
+# with DeepSpeed and bitsandbytes, half an hour. ARGS="--ways ZeRO-3 --cells anchor-full" for a part.
 test-sharded: $(VENV)/.installed-test
 	$(BIN)/python tests/sharded.py $(ARGS)
 

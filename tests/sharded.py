@@ -1,11 +1,12 @@
-"""Every loss and place of the floor on two processes, sharded in four ways; `make test-sharded`.
+"""Every loss and place of the floor sharded in four ways, and quantised; `make test-sharded`.
 
-    python tests/sharded.py                          every cell
+    python tests/sharded.py                          the quantised ones, then every cell
     python tests/sharded.py --ways ZeRO-3 --cells anchor-full anchor-lora
 
-Makes an environment with the pins of constraints.txt and deepspeed in a folder that git ignores,
-trains each cell on one process and on two (gloo, on the CPU), and prints the table of
-docs/training.md. DeepSpeed needs no compiler there: none of its own operations is built.
+Makes an environment with the pins of constraints.txt, deepspeed and bitsandbytes in a folder that
+git ignores, runs test_quantised.py there, trains each cell on one process and on two (gloo, on the
+CPU), and prints the table of docs/training.md. DeepSpeed needs no compiler there: none of its own
+operations is built.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".venv-sharded"
 RUNS = ROOT / "tests" / "entropyfloor" / "sft"
 PROGRAM = str(RUNS / "sharded_run.py")
-ADDED = ["deepspeed==0.19.8"]
+ADDED = ["deepspeed==0.19.8", "bitsandbytes==0.50.2"]
 sys.path[:0] = [str(ROOT / "tests"), str(RUNS)]
 
 from sharded_run import CELLS, WAYS, outcome  # noqa: E402
@@ -52,7 +53,6 @@ def make_environment() -> str:
 def run(python: str, folder: Path, way: str, cells: list[str]) -> None:
     """Train cells that have no record in ``folder`` yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["DS_ACCELERATOR"] = "cpu"
     cells = [cell for cell in cells if not (folder / f"{cell}-0.json").is_file()]
     if not cells:
         return
@@ -89,7 +89,19 @@ def main() -> int:
     arguments = parser.parse_args()
     python = arguments.python or make_environment()
     cells = arguments.cells
-    failed = False
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(RUNS / "test_quantised.py"),
+    ]
+    quantised = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    print(quantised.stdout, file=sys.stderr, flush=True)
+    failed = quantised.returncode != 0 or " passed" not in quantised.stdout
     with tempfile.TemporaryDirectory() as temporary:
         kept = arguments.folder or Path(temporary)
         folders = {way: kept / way for way in ("one", *arguments.ways)}

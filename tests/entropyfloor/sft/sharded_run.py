@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 
 STEPS, GLOBAL_BATCH = 6, 4
 # Targets above what is possible: the weight of the term rises from the first step.
@@ -30,6 +31,13 @@ OBJECTIVES = {
     "uniform": {**FLOOR, "floor_place": "uniform"},
     "onset_anchor": {**FLOOR, "floor_place": "onset_anchor"},
     "anchor": {**FLOOR, "floor_place": "anchor"},
+    "auto": {  # read off rows that training does not help: it comes into force in these steps
+        **FLOOR,
+        "entropy_floor": "auto",
+        "floor_factor": 1.2,
+        "floor_probe_steps": 1,
+        "floor_held_out_rows": 4,
+    },
     "gift": {"loss": "gift", "beta": 3.0},
     "asft": {"loss": "asft"},
     "psft": {"loss": "psft", "refresh_steps": 2},
@@ -45,8 +53,16 @@ OBJECTIVES = {
 }
 CELLS = [f"{name}-{kind}" for name in OBJECTIVES for kind in ("full", "lora")]
 CELLS.remove("given-lora")
-COMPARED = ("loss", "grad_norm", "ce", "reference_kl", "floor_weight", "floor_target")
-STATE = ("floor_weight", "floor_target", "floor_entropy", "probe_entropy", "reference_kl")
+HELD_OUT = ("entropy_floor", "floor_in_force", "held_out_loss", "held_out_entropy")
+COMPARED = ("loss", "grad_norm", "ce", "reference_kl", "floor_weight", "floor_target", *HELD_OUT)
+STATE = (
+    "floor_weight",
+    "floor_target",
+    "floor_entropy",
+    "probe_entropy",
+    "reference_kl",
+    *HELD_OUT,
+)
 WAYS = ("DDP", "FSDP2", "ZeRO-2", "ZeRO-3")
 ZERO = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
 
@@ -86,8 +102,8 @@ def lora():
     return LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=4, lora_dropout=0.0)
 
 
-def trainer_of(cell: str, way: str, folder: Path, processes: int):
-    """A trainer that has not begun."""
+def trainer_of(cell: str, way: str, folder: Path, processes: int, *, model=None, **changes):
+    """A trainer that has not begun; ``changes`` of its arguments win."""
     from sft_runs import prompt_completion_rows, sed_trainer
 
     from tiny_models import tiny_model
@@ -102,11 +118,16 @@ def trainer_of(cell: str, way: str, folder: Path, processes: int):
         "use_cpu": way in ("one", "DDP"),
         **settings_of(way),
     }
-    data = {"train_dataset": prompt_completion_rows(24), "model": tiny_model()}
+    model = tiny_model() if model is None else model
+    data = {"train_dataset": prompt_completion_rows(24), "model": model}
     # LoRA begins as the model: with B at zero an anchor would have no gradient for three steps.
     if kind == "lora":
         data["peft_config"] = lora()
         settings["learning_rate"] = 1.0
+    if name == "auto":
+        rows = [{"prompt": f"{i}?", "completion": "ZQ" * (1 + i % 2)} for i in range(8)]
+        data["eval_dataset"] = Dataset.from_list(rows)
+        settings["learning_rate"] = {"full": 0.6, "lora": 1.0}[kind]
     if name == "given":
         settings["reference_model"] = str(folder.parent / "given")
     if name.startswith("gft"):
@@ -115,8 +136,14 @@ def trainer_of(cell: str, way: str, folder: Path, processes: int):
         settings.update(gradient_accumulation_steps=1, learning_rate=settings["learning_rate"] * 4)
         model = {"model": data["model"], "rows": group_rows(24)}
         others = {k: v for k, v in data.items() if k == "peft_config"} | {"rollout_func": rollouts}
-        return gft(folder, **model, trainer=others, **settings, **OBJECTIVES[name])
-    return sed_trainer(folder, trainer=data, **settings, **OBJECTIVES[name])
+        return gft(folder, **model, trainer=others, **settings | OBJECTIVES[name] | changes)
+    return sed_trainer(folder, trainer=data, **settings | OBJECTIVES[name] | changes)
+
+
+def logged(trainer) -> list[dict]:
+    """What is compared of each step."""
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{key: step[key] for key in {*COMPARED, *STATE} & step.keys()} for step in steps]
 
 
 def run(cell: str, way: str, folder: Path, processes: int) -> dict:
@@ -130,10 +157,7 @@ def run(cell: str, way: str, folder: Path, processes: int) -> dict:
         trainer = trainer_of(cell, way, folder, processes)
         middle = str(folder / f"checkpoint-{STEPS // 2}")
         trainer.train(resume_from_checkpoint=middle if phase == "resumed" else None)
-        steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-        records[phase] = [
-            {key: step[key] for key in {*COMPARED, *STATE} & step.keys()} for step in steps
-        ]
+        records[phase] = logged(trainer)
     return records | {"seconds": time.perf_counter() - started}
 
 
@@ -176,11 +200,12 @@ def outcome(cell: str, one: Path, two: Path) -> tuple[float, bool, float]:
             raise RuntimeError(record["error"])
     whole, second_half = ranks[0]["whole"], slice(STEPS // 2, None)
     agreed = [[{k: s.get(k) for k in STATE} for s in rank["whole"]] for rank in ranks]
-    resumed = _largest(ranks[0]["resumed"][second_half], whole[second_half])
-    return _largest(whole, alone["whole"]), agreed[0] == agreed[1], resumed
+    resumed = largest(ranks[0]["resumed"][second_half], whole[second_half])
+    return largest(whole, alone["whole"]), agreed[0] == agreed[1], resumed
 
 
-def _largest(ours: list[dict], theirs: list[dict]) -> float:
+def largest(ours: list[dict], theirs: list[dict]) -> float:
+    """Difference of any logged number, relative where that is above 1."""
     assert [set(step) for step in ours] == [set(step) for step in theirs]
     pairs = [(a[k], b[k]) for a, b in zip(ours, theirs, strict=True) for k in a]
     return max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)

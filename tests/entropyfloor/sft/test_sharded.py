@@ -1,9 +1,10 @@
 """Two processes (gloo, CPU) that share a model train as one does, and go on from a checkpoint.
 
-A few cells of the table that ``make test-sharded`` prints: copies of shards as references, adapters
-off, rollouts of a whole copy.
+A few cells of the table that ``make test-sharded`` prints: copies of shards as references, of the
+start and of an onset, rollouts of a whole copy, a floor that held-out rows bring into force.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from packaging.version import Version
 
 from two_processes import two_processes
 
-CELLS = ["anchor-full", "onset_anchor-lora"]
+CELLS = ["anchor-full", "auto-lora"]
 WAYS = [
     pytest.param(
         "FSDP2",
@@ -46,5 +47,7 @@ def test_same_steps_on_all_ranks_and_resumed(alone, tmp_path, way):
         assert difference < 1e-5, cell
         assert agreed, cell
         assert resumed < 1e-6, cell
+    last = json.loads((tmp_path / "auto-lora-0.json").read_text())["whole"][-1]
+    assert last["floor_in_force"] and last["floor_weight"] and last["reference_kl"]
     held = [p.name for p in (tmp_path / "anchor-full" / "checkpoint-3").glob("starting_model*")]
     assert sorted(held) == [f"starting_model-{rank}-of-2.safetensors" for rank in (0, 1)]
