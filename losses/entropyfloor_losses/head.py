@@ -36,10 +36,12 @@ from .reference import ReferenceHead, ReferenceTopK
 from .request import StatisticsRequest, TokenStatistics
 from .sequences import SequenceWeights
 from .statistics import STATISTICS
+from .untraced import untraced
 
 TokenLoss = Callable[[TokenStatistics], Tensor]
 
 
+@untraced
 def linear_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -111,6 +113,7 @@ def linear_loss(
     return objective, call.unflatten(values)
 
 
+@untraced
 def linear_token_statistics(
     hidden: Tensor,
     weight: Tensor,

@@ -2,6 +2,7 @@
 
     python tests/losses/head_trace.py LIBRARY            one line of JSON, a case each
     python tests/losses/head_trace.py LIBRARY model      waits of a patched model's steps
+    python tests/losses/head_trace.py LIBRARY cached     the same with a reference from disk
 
 FakeTensors have shapes, dtypes and a device, and no values, so true sizes cost nothing. Of one
 forward and backward are counted
@@ -21,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def compile_fake_cuda(folder):
 if __name__ == "__main__":
     ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
@@ -122,6 +125,12 @@ class Trace(TorchDispatchMode):
             if packet is not aten.index:
                 return args[0]
             return args[0].new_empty(TOKENS, *args[0].shape[masks[0].ndim :])
+        if packet is aten._pin_memory:
+            return args[0]
+        if packet is aten._to_copy and not kwargs.get("non_blocking"):
+            to = kwargs.get("device")
+            if to is not None and torch.device(to).type != args[0].device.type:
+                self.wait("copy")
         if packet is aten.unique_consecutive:
             self.wait("unique")
             return (args[0][:64], torch.empty_like(args[0]), args[0][:64])
@@ -236,7 +245,22 @@ def trace(loss, *, kernels, reference=None, advantages=None):
     }
 
 
-def trace_model():
+def cached_reference(folder, ids):
+    """A reference from disk for rows of tokens, and the documents that a collator sees."""
+    from entropyfloor.sft.floor import reference_cache
+    from entropyfloor.sft.floor.documents import documents_of
+
+    documents = tuple(documents_of(ids[:, 1:], {"input_ids": ids}))
+    what = {"reference": "made up", "k": 4}
+    part = reference_cache._Part(folder, 0, **what)
+    part.open()
+    rows = {d.key: np.zeros(len(d.labels), reference_cache._entry(4)) for d in documents}
+    part.append(rows)
+    reference_cache.finish_cache(folder, which="made up", k=4, parts=1)
+    return reference_cache.ReferenceCache(folder, **what), documents
+
+
+def trace_model(*, cached):
     """Waits of our code in two micro-batches of a patched model and the floor's reading of them.
 
     Its own are not counted, nor the optimizer's: with another head there are as many.
@@ -247,14 +271,19 @@ def trace_model():
 
     small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     config = LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=2, **small)
+    place, reference, more = "uniform", None, {}
+    if cached:
+        ids = torch.arange(TOKENS + 2).view(2, -1)
+        reference, documents = cached_reference(Path(tempfile.mkdtemp()), ids)
+        place, more = "anchor", {"documents": documents}
     with FakeTensorMode(allow_non_fake_inputs=True), Trace() as counted:
         with torch.device("cuda"):
             model = LlamaForCausalLM(config)
         head = patch_model(model, loss_by_name("sed", tau=0.7))
-        head.term, head.weight = EntropyTerm("uniform"), 0.1
+        head.term, head.weight, head.reference = EntropyTerm(place), 0.1, reference
         for _ in range(2):
             ids = torch.empty(2, TOKENS // 2 + 1, dtype=torch.int64, device="cuda")
-            model(input_ids=ids, labels=ids, num_items_in_batch=TOKENS).loss.backward()
+            model(input_ids=ids, labels=ids, num_items_in_batch=TOKENS, **more).loss.backward()
         head.pop_sums()
     # Where the innermost file is one of ours.
     return [where for where in counted.waits if " in " in where]
@@ -296,7 +325,7 @@ if __name__ == "__main__":
     kernel_block._agrees = lambda *kind: True
     kernel_block._can_run = lambda device: os.environ.get("ENTROPYFLOOR_KERNELS") != "0"
     torch.cuda.get_device_capability = lambda device=None: CAPABILITY
-    if "model" in sys.argv:
-        print(json.dumps(trace_model()))
+    if {"model", "cached"} & set(sys.argv):
+        print(json.dumps(trace_model(cached="cached" in sys.argv)))
     else:
         print(json.dumps({name: trace(loss, **of) for name, (loss, of) in cases()}))

@@ -11,7 +11,6 @@ from entropyfloor.gft.groups import Group
 from entropyfloor.gft.responses import SOURCES
 from entropyfloor.models.head_output import LossHeadOutput
 from entropyfloor.models.ranks import wide_dtype
-from entropyfloor_losses import IGNORE_INDEX
 
 _SHARES = ("of_one", "degenerate", "all_right", "all_wrong", "outcome_degenerate")
 
@@ -52,18 +51,17 @@ def group_sums(groups: Sequence[Group], success_threshold: float) -> Tensor:
     return torch.tensor(list(sums.values()), dtype=torch.float64)
 
 
-def token_sums(output: LossHeadOutput, sources: Tensor, labels: Tensor, tau: float) -> Tensor:
+def token_sums(output: LossHeadOutput, sources: Tensor, tau: float) -> Tensor:
     """`TOKEN_SUMS` of one forward pass, fp64 (fp32 on MPS).
 
     Args:
         output: of the loss head.
         sources: ``[n]``, index in `SOURCES`.
-        labels: ``[n, length]``, not shifted.
         tau: of the loss: tokens with p_y below it are rectified.
 
     """
-    assert output.entropy is not None and output.log_prob is not None
-    mask = labels[:, 1:] != IGNORE_INDEX
+    mask = output.scored
+    assert mask is not None and output.entropy is not None and output.log_prob is not None
     # Not output.selected: with an entropy term that is every scored token.
     rectified = mask & (output.log_prob.exp() < tau)
     wide = wide_dtype(mask.device)

@@ -277,7 +277,7 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
             aux_loss = self.accelerator.gather(output.aux_loss.detach()).mean()
             self._metrics[mode]["aux_loss"].append(float(aux_loss))
         tau = self.args.build_loss().tau
-        local = token_sums(output, inputs["sources"], inputs["labels"], tau)
+        local = token_sums(output, inputs["sources"], tau)
         sums = dict(zip(TOKEN_SUMS, self._sum_over_processes(local).tolist(), strict=True))
         self._add(mode, sums)
         if tokens := sums["self/tokens"]:  # what trl logs of it, and a CollapseMonitor reads

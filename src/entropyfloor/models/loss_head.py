@@ -1,10 +1,7 @@
-"""The loss inside a model's forward: what a patched model evaluates, and what it returns.
+"""`LossHead`: what a patched model evaluates, and the sums that are logged and that a floor reads.
 
-The backbone is the model's own; the head's logits live a chunk at a time, and so does the gradient
-of the loss (`entropyfloor_losses.linear_loss`). Running inside the model's forward is what keeps
-DDP, FSDP, DeepSpeed and PEFT wrappers working. ``patch_model.py`` puts it there.
-
-Knows: where the backbone, the head and the MoE router are. Does not know: which trainer calls.
+``loss_forward.py`` computes it inside the model's forward, ``patch_model.py`` puts that there. Does
+not know which trainer calls.
 """
 
 from __future__ import annotations
@@ -16,28 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from entropyfloor.models.backbone import of_backbone
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.models.head_output import LossHeadOutput
-from entropyfloor.models.head_weight import whole_head
-from entropyfloor.models.logit_transform import head_options
 from entropyfloor.models.ranks import gathered, summed, wide_dtype
-from entropyfloor.models.sequence_weights import weights_of_sequences
 from entropyfloor_losses import (
     EntropyTerm,
     PenalisedLoss,
     ReferenceHead,
     ReferenceTopK,
-    SequenceWeights,
     StatisticsRequest,
     TokenStatistics,
-    linear_loss,
     loss_by_name,
     needs_calibration,
-    token_mean,
-    token_statistics,
 )
 
 TokenLoss = Callable[[TokenStatistics], Tensor]
@@ -213,159 +201,10 @@ class LossHead:
         self._sums[training] = stacked if before is None else before + stacked
 
 
-def loss_without_logits(
-    head: LossHead,
-    *args: Any,
-    labels: Tensor | None = None,
-    shift_labels: Tensor | None = None,
-    advantages: Tensor | None = None,
-    num_items_in_batch: int | Tensor | None = None,
-    **kwargs: Any,
-) -> LossHeadOutput:
-    """The backbone, then the loss from its hidden states; arguments are the model's forward's."""
-    model = head.model
-    text_config = model.config.get_text_config()
-    kwargs = of_backbone(kwargs)
-    if getattr(text_config, "output_router_logits", False):
-        kwargs.setdefault("output_router_logits", True)
-    targets = _targets(labels, shift_labels)
-    if shift_labels is None and advantages is not None:
-        advantages = advantages[:, 1:]
-    objective_of = head.objective
-    reference = None
-    if needs_reference(objective_of):
-        if head.reference is None:
-            raise ValueError(
-                f"{type(head.loss).__name__} compares with a reference model: give the trainer "
-                "EntropyFloorCallback(head), use SEDTrainer, or set head.reference"
-            )
-        reference = head.reference(targets, *args, **kwargs)
-    backbone = model.base_model(*args, **kwargs)
-    hidden = backbone.last_hidden_state
-    if shift_labels is None:
-        hidden = hidden[:, :-1]
-        if isinstance(reference, ReferenceHead):
-            reference = replace(reference, hidden=reference.hidden[:, :-1])
-    # Looked up on each call: PEFT and FSDP replace the head after patching.
-    with whole_head(model.get_output_embeddings()) as (weight, bias):
-        hidden, targets = hidden.to(weight.device), targets.to(weight.device)
-        if not torch.is_autocast_enabled(hidden.device.type):
-            weight = weight.to(hidden.dtype)
-            bias = None if bias is None else bias.to(hidden.dtype)
-        weights: Tensor | SequenceWeights | None = advantages
-        if advantages is None:
-            positions = kwargs.get("position_ids")
-            if positions is not None and shift_labels is None:
-                positions = positions[:, :-1]
-            weights = weights_of_sequences(head.loss, hidden, positions, training=model.training)
-        # num_items=1 leaves the sum, which is divided below.
-        objective, statistics = linear_loss(
-            hidden,
-            weight,
-            targets,
-            objective_of,
-            bias=bias,
-            num_items=1,
-            reference=reference,
-            advantages=weights,
-            **head_options(model.config),
-        )
-    output = _output(objective, statistics, objective_of, num_items_in_batch)
-    if kwargs.get("output_router_logits"):
-        aux_loss = load_balancing_loss_func(
-            backbone.router_logits,
-            text_config.num_experts,
-            text_config.num_experts_per_tok,
-            kwargs.get("attention_mask"),
-        )
-        assert isinstance(aux_loss, Tensor) and output.loss is not None
-        output["aux_loss"] = aux_loss
-        output["loss"] = output.loss + _aux_weight(text_config) * aux_loss
-    head._record(output, model.training)
-    return output
-
-
 def needs_reference(loss: Any) -> bool:
     """Whether a reference stands beside the loss in every forward."""
     request = getattr(loss, "request", None)
     return isinstance(request, StatisticsRequest) and request.needs_reference
-
-
-def model_output(
-    head: LossHead,
-    own_forward: Callable[..., Any],
-    *args: Any,
-    labels: Tensor | None = None,
-    shift_labels: Tensor | None = None,
-    num_items_in_batch: int | Tensor | None = None,
-    **kwargs: Any,
-) -> Any:
-    """The model's own output, logits and all, with our loss in it."""
-    if needs_reference(head.loss):
-        raise ValueError(
-            f"{type(head.loss).__name__} compares with a reference model, which an evaluation with "
-            "logits has not at hand: set head.evaluation_logits = False"
-        )
-    kwargs.pop("skip_logits", None)
-    theirs = own_forward(*args, **kwargs)
-    as_mapping = isinstance(theirs, dict)
-    logits = theirs["logits"] if as_mapping else theirs[0]
-    targets = _targets(labels, shift_labels).to(logits.device)
-    loss: Any = head.loss
-    if shift_labels is None:
-        logits = logits[:, :-1]
-    weighted = hasattr(loss, "weights_request")
-    # Row by row: the plain formulas hold several copies of the logits.
-    rows = [
-        token_statistics(
-            row,
-            row_targets,
-            request=getattr(loss, "request", None),
-            advantages=torch.ones_like(row_targets, dtype=row.dtype) if weighted else None,
-        )
-        for row, row_targets in zip(logits, targets, strict=True)
-    ]
-    objective = torch.stack([row.where_scored(loss(row)).sum() for row in rows]).sum()
-    of_batch = {name: torch.stack([vars(row)[name] for row in rows]) for name in vars(rows[0])}
-    output = _output(objective, TokenStatistics(**of_batch), loss, num_items_in_batch)
-    head._record(output, False)
-    if not as_mapping:
-        return (output.loss, *theirs)
-    total = output.loss
-    if theirs.get("aux_loss") is not None:
-        total = total + _aux_weight(head.model.config.get_text_config()) * theirs["aux_loss"]
-    return type(theirs)(**{**theirs, "loss": total})
-
-
-def _targets(labels: Tensor | None, shift_labels: Tensor | None) -> Tensor:
-    if shift_labels is not None:
-        return shift_labels
-    assert labels is not None
-    return labels[:, 1:]
-
-
-def _output(
-    objective: Tensor, statistics: TokenStatistics, loss: Any, num_items: int | Tensor | None
-) -> LossHeadOutput:
-    scored = statistics.scored
-    reference_kl = statistics.get("reference_kl")
-    # A loss without a ``selected`` method (a plain function) acts on every scored token.
-    selected = getattr(loss, "selected", None)
-    return LossHeadOutput(
-        loss=token_mean(objective, scored.sum() if num_items is None else num_items),
-        objective=objective,
-        scored=scored,
-        log_prob=statistics.log_prob.detach(),
-        entropy=statistics.entropy.detach(),
-        is_top1=statistics.is_top1,
-        top_k_mass=statistics.top_k_mass,
-        selected=scored if selected is None else selected(statistics),
-        reference_kl=None if reference_kl is None else reference_kl.detach(),
-    )
-
-
-def _aux_weight(text_config: Any) -> float:
-    return float(getattr(text_config, "router_aux_loss_coef", 0.0))
 
 
 def _restore(model: Any, name: str, before: Any) -> None:

@@ -14,19 +14,15 @@ import types
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
 from entropyfloor.models.backbone import states_and_head
 from entropyfloor.models.head_weight import refuse_adapter
-from entropyfloor.models.loss_head import (
-    HEAD_ATTRIBUTE,
-    LossHead,
-    TokenLoss,
-    loss_without_logits,
-    model_output,
-)
+from entropyfloor.models.loss_forward import loss_without_logits, model_output
+from entropyfloor.models.loss_head import HEAD_ATTRIBUTE, LossHead, TokenLoss
 from entropyfloor_losses import loss_by_name, needs_calibration
 
 
@@ -75,7 +71,9 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
         bound = getattr(own_forward, "__func__", None)
         return own_forward if bound is None else types.MethodType(bound, called)
 
-    # The original signature: `generate` and `Trainer` validate keyword arguments against it.
+    # Not compiled itself, but what it calls. The original signature: `generate` and `Trainer`
+    # validate keyword arguments against it.
+    @torch.compiler.disable(recursive=False)
     @functools.wraps(type(base).forward)
     def forward(self: Any, *args: Any, entropyfloor_head: Any = None, **kwargs: Any) -> Any:
         if self is not base or not head.asked(entropyfloor_head, kwargs):

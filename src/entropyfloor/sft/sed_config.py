@@ -149,6 +149,17 @@ class SEDConfig(FloorOptions, SFTConfig):
                 "loss, so it would have no effect on the chosen one. Use "
                 f'SEDConfig(loss="ce", smoothing={self.label_smoothing_factor}) instead'
             )
+        if self.use_liger_kernel:
+            arguments: Any = self
+            kernels = arguments.liger_kernel_config or {}
+            if kernels.get("fused_linear_cross_entropy"):
+                raise ValueError(
+                    "liger_kernel_config has fused_linear_cross_entropy=True, with which Liger "
+                    "replaces the forward that the chosen loss is computed in. Leave it out: the "
+                    "kernels of its layers are used"
+                )
+            # Liger's default, which trl below 1.15 leaves as it is.
+            arguments.liger_kernel_config = {**kernels, "fused_linear_cross_entropy": False}
         if self.loss_type not in (None, "nll", "chunked_nll"):  # trl's names of cross-entropy
             raise ValueError(
                 f"loss_type={self.loss_type!r} is SFTConfig's own switch, and the chosen loss "

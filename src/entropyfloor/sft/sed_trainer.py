@@ -26,9 +26,12 @@ from entropyfloor.models.ranks import wide_dtype
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
+from entropyfloor.sft.floor.building import refuse_parallelism
+from entropyfloor.sft.floor.documents import DocumentCollator
 from entropyfloor.sft.floor.floor import warn
 from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
 from entropyfloor.sft.floor.held_out import hold_out
+from entropyfloor.sft.loss_reference import weighs_by_reference
 from entropyfloor.sft.sed_config import SEDConfig
 from entropyfloor.sft.step_weights import with_step_weights
 from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
@@ -66,6 +69,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
 
     _tag_names = ["trl", "sft", "entropyfloor"]  # noqa: RUF012 - trl's own convention
     _name = "SED"
+    data_collator: Any
 
     def __init__(
         self,
@@ -108,18 +112,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 "there is no evaluation set; they are the trainer's eval_dataset"
             )
         super().__init__(model, args, *sft_args, **sft_kwargs)
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and getattr(parallelism, "sp_enabled", False):
-            raise ValueError(
-                "sequence parallelism (Ulysses/ALST) makes Trainer reduce the model's own loss, so "
-                "the chosen loss would be ignored. Use context parallelism (cp_size) or none"
-            )
-        if getattr(parallelism, "cp_enabled", False) and hasattr(chosen, "weights_request"):
-            raise ValueError(
-                "context parallelism gives each process a part of every sequence, and loss "
-                f"{getattr(chosen, 'name', '')!r} weighs whole ones. Choose another loss, or leave "
-                "cp_size out"
-            )
+        refuse_parallelism(self)
         check_rows_left(train_data, self.train_dataset, args, "train_dataset")
         check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
         refuse_what_trl_cannot(self)
@@ -141,6 +134,16 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         resumed = self._checkpoint_of(resume_from_checkpoint) is not None
         self._callback.reference.begin(self, resumed=resumed)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """SFTTrainer's; rows of a cached reference are looked up before they leave the host."""
+        collate = self.data_collator
+        if self.args.reference_cache is not None or weighs_by_reference(self.loss):
+            self.data_collator = DocumentCollator(collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of a step; with their weights, where the loss ranks its sequences."""

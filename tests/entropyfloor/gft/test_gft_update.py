@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gft_runs import Recorder, gft, group_rows, ids_of, logged, reward_of
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from tiny_models import tiny_model
 
@@ -22,11 +23,16 @@ CASES = {
     "weights": {"expert_weight": 2.0, "self_weight": 0.25, "other_weight": 0.0},
     "no_advantages": {"advantages": False},
     "few_sources": {"num_teacher": 0, "num_other": 0, "num_self": 1},
+    "prompt_tuning": {"peft": PromptTuningConfig},
+    "prefix_tuning": {"peft": PrefixTuningConfig},
 }
 
 
-def run(folder, **changes):
-    recorder, model = Recorder(), tiny_model().double()
+def run(folder, *, peft=None, **changes):
+    recorder, model = Recorder(), tiny_model()
+    if peft is not None:
+        model = get_peft_model(model, peft(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    model = model.double()
     before = copy.deepcopy(model)
     trainer = gft(folder, rows=group_rows(4), reward=recorder, model=model, **changes)
     trainer.train()
@@ -73,7 +79,7 @@ def advantages_of(groups, *, scale_rewards="group", advantage_ddof=0, advantages
 
 def token_logs(model, prompt_ids, ids):
     logits = model(torch.tensor([[*prompt_ids, *ids]])).logits[0]
-    return logits[len(prompt_ids) - 1 : -1].log_softmax(-1)
+    return logits[-len(ids) - 1 : -1].log_softmax(-1)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,6 +112,9 @@ def test_the_whole_update(tmp_path, case):
     moved = 0.0
     for name, parameter in model.named_parameters():
         step = (after[name] - parameter).detach()
+        if not parameter.requires_grad:
+            assert not step.any()
+            continue
         moved = max(moved, float(step.abs().max()))
         torch.testing.assert_close(step, -RATE * parameter.grad, rtol=1e-9, atol=1e-14)
     assert moved > 1e-5

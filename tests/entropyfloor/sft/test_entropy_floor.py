@@ -413,10 +413,11 @@ def test_a_cache_of_few_tokens_lies_a_little_below_and_is_used_again(tmp_path, m
     pairs = list(zip(few.series("reference_kl")[1:], whole.series("reference_kl")[1:], strict=True))
     assert all(0 < low <= high * 1.01 for low, high in pairs)
 
-    def computed(*_, **__):
-        raise AssertionError("the cache was computed again")
+    def called(*_, **__):
+        raise AssertionError("computed again, or looked up by what is on the device")
 
-    monkeypatch.setattr("entropyfloor.sft.floor.reference_cache.write_cache", computed)
+    for function in ("write_cache", "documents_of"):
+        monkeypatch.setattr(f"entropyfloor.sft.floor.reference_cache.{function}", called)
     again = Run.of(
         floored(
             tmp_path / "c",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from entropyfloor.sft.floor.documents import DocumentCollator
 from entropyfloor.sft.floor.reference_cache import (
     ReferenceCache,
     fingerprint,
@@ -66,6 +67,10 @@ class Pass:
         for batch in self.batches:
             targets = batch["labels"][:, 1:]
             found = cached(targets, input_ids=batch["input_ids"])
+            collated = DocumentCollator(dict)(batch)
+            by_document = cached(targets, documents=collated["documents"])
+            for name, values in vars(found).items():
+                assert values.equal(getattr(by_document, name)), name
             with torch.no_grad():
                 exact = wide(batch["input_ids"]).logits[:, :-1].log_softmax(-1).topk(K, dim=-1)
             scored = targets != IGNORE_INDEX

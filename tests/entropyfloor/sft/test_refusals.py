@@ -8,10 +8,10 @@ from peft import LoraConfig, get_peft_model
 from sft_runs import arguments, build, prompt_completion_rows, sed_trainer
 from trl import SFTConfig, SFTTrainer
 
-from entropyfloor import SEDConfig, SEDTrainer, patch_model
+from entropyfloor import EntropyFloorCallback, SEDConfig, SEDTrainer, patch_model
 from entropyfloor.models.whole_copy import WholeCopy
 from entropyfloor.sft.loss_reference import LossReference
-from entropyfloor_losses import CoverageLoss, CrossEntropyLoss, SelectiveEntropyLoss
+from entropyfloor_losses import SelectiveEntropyLoss
 from tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -93,24 +93,27 @@ def test_a_peft_model_is_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("parallelism", "loss", "message"),
+    ("parallelism", "message"),
     [
-        ({"sp_enabled": True}, CrossEntropyLoss(), "sequence parallelism.*Use context parallel"),
-        ({"cp_enabled": True}, CoverageLoss(), "part of every sequence, and loss 'dco"),
+        ({"sp_enabled": True}, r"sequence parallelism.*Leave sp_size out: FSDP2"),
+        ({"cp_enabled": True}, r"context parallelism.*Leave cp_size out: FSDP2"),
+        ({"tp_size": 2}, r"tensor parallelism.*without tp_plan, tp_size or autotp_size: FSDP2"),
     ],
 )
-def test_parallelism(tmp_path, monkeypatch, parallelism, loss, message):
+def test_parallelism(tmp_path, monkeypatch, parallelism, message):
     """Mocked: it needs DeepSpeed, or several accelerators."""
+    accelerator = types.SimpleNamespace(parallelism_config=types.SimpleNamespace(**parallelism))
 
     def sft_trainer(self, model, *args, **kwargs):
-        self.model = model
-        self.accelerator = types.SimpleNamespace(
-            parallelism_config=types.SimpleNamespace(**parallelism)
-        )
+        self.model, self.accelerator, self.is_deepspeed_enabled = model, accelerator, False
 
     monkeypatch.setattr(SFTTrainer, "__init__", sft_trainer)
     with pytest.raises(ValueError, match=message):
-        build(SEDTrainer, arguments(tmp_path), loss=loss)
+        build(SEDTrainer, arguments(tmp_path))
+    trainer = types.SimpleNamespace(accelerator=accelerator)
+    callback = EntropyFloorCallback(patch_model(tiny_model(), "ce"))
+    with pytest.raises(ValueError, match=message):
+        callback.prepare(trainer=trainer)  # as GFTTrainer does, and transformers' Trainer
 
 
 def under(*, fsdp: int | None = None, **zero):

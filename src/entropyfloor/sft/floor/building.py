@@ -90,6 +90,39 @@ def build_floor(
     )
 
 
+def refuse_parallelism(trainer: Any) -> None:
+    """Refuse processes that share a sequence, or the layers that read it.
+
+    Args:
+        trainer: or None.
+
+    Raises:
+        ValueError: sequence, context or tensor parallelism.
+
+    """
+    parallelism = getattr(getattr(trainer, "accelerator", None), "parallelism_config", None)
+    instead = "FSDP2 or DeepSpeed ZeRO, with activation_offloading=True for long sequences"
+    if getattr(parallelism, "sp_enabled", False):
+        raise ValueError(
+            "sequence parallelism (Ulysses/ALST) makes Trainer reduce the model's own loss, so "
+            f"the chosen loss would be ignored. Leave sp_size out: {instead}"
+        )
+    if getattr(parallelism, "cp_enabled", False):
+        raise ValueError(
+            "context parallelism gives each process a part of every sequence by ring attention, "
+            "under which the gradient of the chosen loss was never compared. Leave cp_size out: "
+            f"{instead}"
+        )
+    # That of the model or of DeepSpeed; accelerate's, which older versions of Trainer leave out.
+    of_trainer = getattr(trainer, "get_tp_size", lambda: 1)()
+    if max(of_trainer, getattr(parallelism, "tp_size", 1)) > 1:
+        raise ValueError(
+            "tensor parallelism has processes compute every forward together, and rollouts for the "
+            "entropy floor, or for groups, are drawn by each process at its own pace. Load the "
+            f"model without tp_plan, tp_size or autotp_size: {instead}"
+        )
+
+
 def refuse_under_sharding(trainer: Any, options: Any, what: str) -> None:
     """Refuse a reference that FSDP or DeepSpeed make impossible.
 

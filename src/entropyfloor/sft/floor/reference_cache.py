@@ -18,14 +18,12 @@ documents are named: what is named is whole, whenever the process was killed.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +35,14 @@ from tqdm.auto import tqdm
 
 from entropyfloor.io import append_jsonl, read_jsonl, save_json
 from entropyfloor.models.logit_transform import final_logits
+from entropyfloor.sft.floor.documents import Document, documents_of
 from entropyfloor.sft.floor.reference_model import (
     OnsetModel,
     ReferenceModel,
     cannot_resume,
     fingerprint,
 )
-from entropyfloor_losses import IGNORE_INDEX, ReferenceTopK
+from entropyfloor_losses import ReferenceTopK
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +91,16 @@ class ReferenceCache:
         """Whether a cache was finished in ``folder``."""
         return (folder / _META).is_file()
 
-    def __call__(self, targets: Tensor, **inputs: Any) -> ReferenceTopK:
-        """The reference at ``targets`` ``[batch, length]``; ignored positions hold anything."""
+    def __call__(
+        self, targets: Tensor, *, documents: Sequence[Document] | None = None, **inputs: Any
+    ) -> ReferenceTopK:
+        """The reference at ``targets`` ``[batch, length]``; ignored positions hold anything.
+
+        Without the ``documents`` of a `DocumentCollator` the host waits for the device, to read
+        them off.
+        """
         entries = np.zeros(targets.shape, dtype=_entry(self._k))
-        for document in _documents(targets, inputs):
+        for document in documents_of(targets, inputs) if documents is None else documents:
             if document.key not in self._locations:
                 raise ValueError(
                     f"a row of the training set is not in {self._folder}: was the data or its "
@@ -103,12 +108,18 @@ class ReferenceCache:
                 )
             rank, rows = self._locations[document.key]
             entries[document.row, document.scored] = self._entries[rank][rows]
-        tokens = torch.from_numpy(entries["tokens"].astype(np.int64)).to(targets.device)
+        tokens = _without_waiting(entries["tokens"].astype(np.int64), targets.device)
         log_probs, of_labels = (
-            torch.from_numpy(entries[name].copy()).to(targets.device)
+            _without_waiting(entries[name].copy(), targets.device)
             for name in ("log_probs", "label")
         )
         return ReferenceTopK(tokens, log_probs, of_labels)
+
+
+def _without_waiting(values: np.ndarray, device: torch.device) -> Tensor:
+    """On ``device``; of pageable memory a GPU's host would wait until it is there."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class CachedOnset(OnsetModel):
@@ -282,13 +293,16 @@ def write_cache(
     part = _Part(folder, rank, reference=which, k=k)
     part.open()
     for batch in batches:
-        documents = {d.key: d for d in _documents(batch["labels"][:, 1:], batch)}
+        documents = {d.key: d for d in documents_of(batch["labels"][:, 1:], batch)}
         missing = [d for key, d in documents.items() if key not in part.rows]
         if missing:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             with autocast():
                 hidden = reference(batch["labels"], **inputs, use_cache=False).hidden[:, :-1]
-            states = {d.key: hidden[d.row, d.scored.to(hidden.device)] for d in missing}
+            states = {
+                d.key: hidden[d.row, torch.as_tensor(d.scored, device=hidden.device)]
+                for d in missing
+            }
             part.append(
                 {d.key: _entries(reference.model, states[d.key], d.labels, k) for d in missing}
             )
@@ -364,36 +378,3 @@ class _Part:
         )
         for key, rows in documents.items():
             self._add(key, len(rows))
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A document of a batch: its digest, its row, the columns of its scored targets, and these."""
-
-    key: str
-    row: int
-    scored: Tensor
-    labels: Tensor
-
-
-def _documents(targets: Tensor, inputs: dict[str, Any]) -> Iterator[_Document]:
-    """Documents with a scored target; tokens and targets are looked at on the CPU."""
-    tokens, labels = inputs["input_ids"].cpu(), targets.cpu()
-    positions = inputs.get("position_ids")
-    for row in range(len(tokens)):
-        starts = [0]
-        if positions is not None:
-            starts = (positions[row].cpu() == 0).nonzero().squeeze(1).tolist()
-        for start, stop in zip(starts, [*starts[1:], tokens.shape[1]], strict=True):
-            of_document = labels[row, start : stop - 1]
-            scored = (of_document != IGNORE_INDEX).nonzero().squeeze(1)
-            if not len(scored):
-                continue
-            # Up to the last scored target: what follows is padding, which batches add differently.
-            last = int(scored[-1]) + 1
-            digest = hashlib.blake2b(
-                tokens[row, start : start + last].numpy().tobytes(), digest_size=16
-            )
-            digest.update(of_document[:last].numpy().tobytes())
-            key = digest.hexdigest()
-            yield _Document(key, row, scored + start, of_document[scored])
