@@ -18,6 +18,7 @@ from entropyfloor.echelon.compare import (
     Spread,
     frontier_metrics,
 )
+from entropyfloor.echelon.paired import to_reference
 from entropyfloor.echelon.rungs import (
     count,
     epochs,
@@ -37,6 +38,7 @@ _SIZE = (370, 280)
 _BASE: dict[str, Any] = {"color": LIGHT["soft"], "linewidth": 1.5}
 _TAU_H: dict[str, Any] = {"color": LIGHT["bad"], "linewidth": 1.5, "linestyle": (0, (5, 4))}
 _MARKS = {"linestyle": "none", "clip_on": False}
+_WHEN = ("before", "after")
 Legend = list[tuple[dict[str, Any], str]]
 
 
@@ -73,6 +75,8 @@ def echelon_html(comparison: EchelonComparison) -> str:
         key=key,
         legend=legend(comparison),
         ladders=ladder_charts(comparison),
+        difference_legend=[(series(i), f"{when} RL") for i, when in enumerate(_WHEN)],
+        differences=difference_charts(comparison),
         loss_legend=loss_legend(comparison),
         by_loss=loss_charts(comparison),
         frontier=frontier_charts(comparison),
@@ -145,6 +149,34 @@ def ladder_picture(comparison: EchelonComparison) -> Chart:
             _draw_panel(chart, axes, panel, comparison)
     chart.legend(entries, columns=min(5, len(entries)))
     return chart
+
+
+def difference_charts(comparison: EchelonComparison) -> list[Chart]:
+    """Each loss less the reference at the same depth, with its interval; a chart per metric."""
+    reference = comparison.plan.reference
+    contrasts = [to_reference(reference, when) for when in _WHEN]
+    pairs = [pair for pair in comparison.pairs if pair.contrast in contrasts]
+    rungs = list(dict.fromkeys((pair.loss, pair.depth) for pair in pairs))
+    charts = []
+    for metric in dict.fromkeys(d.metric for pair in pairs for d in pair.differences):
+        name = _capital(title(metric))
+        chart = Chart(_SIZE[0], 34 * len(rungs) + 60, f"{name}, less {reference}'s")
+        axes = chart.axes(below=f"difference to {reference}", grid="x")
+        axes.axvline(0.0, color=LIGHT["soft"], linewidth=1.5)
+        for pair in pairs:
+            after = contrasts.index(pair.contrast)
+            place = rungs.index((pair.loss, pair.depth)) + (0.18 if after else -0.18)
+            for one in pair.differences:
+                if one.metric == metric and one.interval is not None:
+                    low, high = one.interval
+                    axes.hlines(place, low, high, color=series(after)["color"], linewidth=1.5)
+                    (mark,) = axes.plot([one.difference], [place], **series(after) | _MARKS)
+                    rung = f"{rung_name(pair.loss, pair.depth)}, {_WHEN[after]} RL"
+                    words = f"{one.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+                    chart.tip(mark, f"{rung}: {words}")
+        name_rows(axes, [f"{loss}, {depth:g} ep." for loss, depth in rungs], letters=26)
+        charts.append(chart)
+    return charts
 
 
 def loss_charts(comparison: EchelonComparison) -> list[Chart]:

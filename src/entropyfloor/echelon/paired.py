@@ -25,7 +25,7 @@ class RungPair:
 
     loss: str  # the rung's
     depth: float  # epochs
-    contrast: str  # to REFERENCE before RL, to REFERENCE after RL, through RL
+    contrast: str  # as `to_reference` words it, or "through RL"
     differences: tuple[Difference, ...]  # over the problems of all seeds
     by_seed: Mapping[int, Mapping[str, float]]  # seed -> metric -> difference
 
@@ -49,6 +49,11 @@ def rung_pairs(rungs: Sequence[Rung], plan: Plan) -> tuple[RungPair, ...]:
     return tuple(pairs)
 
 
+def to_reference(reference: str, when: str) -> str:
+    """The contrast of a loss with the reference, ``before`` or ``after`` RL."""
+    return f"to {reference} {when} RL"
+
+
 _Sides = dict[int, tuple[PromptResults | None, PromptResults | None]]
 
 
@@ -60,7 +65,7 @@ def _contrasts(
         both = {s: (reference[s], rung) for s, rung in of_seeds.items() if s in reference}
         for when, state in (("before", _before), ("after", _after)):
             sides = {seed: (state(first), state(rung)) for seed, (first, rung) in both.items()}
-            yield f"to {plan.reference} {when} RL", sides
+            yield to_reference(plan.reference, when), sides
     yield "through RL", {seed: (_before(rung), _after(rung)) for seed, rung in of_seeds.items()}
 
 

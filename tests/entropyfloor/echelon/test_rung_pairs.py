@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from entropyfloor.echelon.compare import compare
+from entropyfloor.echelon.page import echelon_html
 from entropyfloor.echelon.table import pairs_table
 from made_up_echelon import measures, plan_of
 
@@ -91,3 +92,11 @@ def test_the_table_has_the_interval_and_how_many_seeds_agree():
     shown = rows["floor", "to ce after RL"][4]
     assert shown.text == "+0.140"
     assert shown.small == "-.080 to +.460; 2/2"
+
+
+def test_the_page_shows_every_interval_beside_the_reference():
+    page = echelon_html(compare(CELLS, {}, plan_of(CELLS)))
+    assert "Each loss beside ce, problem by problem" in page
+    assert "floor, 1 epoch, after RL: +0.140 (-0.080 to +0.460)" in page
+    alone = CELLS[::2]
+    assert "Each loss beside ce" not in echelon_html(compare(alone, {}, plan_of(alone)))
