@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from sft_runs import needs_mended_trl
 from sharded_run import largest, logged, trainer_of
 from torch._dynamo.utils import counters
 from trl.models.activation_offloading import OffloadActivations
@@ -34,6 +35,7 @@ def assert_no_difference(cell, tmp_path, **options):
     return trainer
 
 
+@needs_mended_trl  # before, trl's offloading could not be built without CUDA
 @pytest.mark.parametrize("cell", ["sed-lora", "uniform-full", "onset_anchor-full", "anchor-lora"])
 def test_activation_offloading(tmp_path, monkeypatch, cell):
     """Activations are copied away when they are saved, and copied back: here within one memory."""
