@@ -2,6 +2,7 @@
 
 import io
 import re
+from functools import cache
 
 import pytest
 from markdown_it import MarkdownIt
@@ -193,13 +194,27 @@ def test_numbers_of_the_table_are_those_of_the_cells():
     assert row[2].small == " ".join(f"{v:.3f}"[1:] for v in spread.by_seed.values())
 
 
-@pytest.mark.parametrize(("shape", "options"), SHAPES)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a shape's report, which is drawn once."""
+
+    @cache
+    def write(number):
+        folder = tmp_path_factory.mktemp("report") / "new"
+        shape, options = SHAPES[number]
+        write_report(echelon(*shape, **options), folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("number", range(len(SHAPES)))
 @pytest.mark.pictures
-def test_the_report_stands_alone(tmp_path, shape, options):
-    comparison = echelon(*shape, **options)
-    write_report(comparison, tmp_path / "new")
-    assert (tmp_path / "new" / "echelon.png").read_bytes()[:4] == b"\x89PNG"
-    text = (tmp_path / "new" / "echelon.html").read_text(encoding="utf-8")
+def test_the_report_stands_alone(written, number):
+    shape, options = SHAPES[number]
+    comparison, folder = echelon(*shape, **options), written(number)
+    assert (folder / "echelon.png").read_bytes()[:4] == b"\x89PNG"
+    text = (folder / "echelon.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "script" not in page.tags and not page.handlers
     assert all(address == "data:," or address[1:] in page.ids for address in page.addresses)
@@ -239,15 +254,15 @@ def test_the_terminal(shape, options):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_in_chromium(tmp_path):
+@pytest.mark.pictures
+def test_in_chromium(written):
     with ChromiumPage() as page:
-        for number, (shape, options) in enumerate(SHAPES):
-            path = tmp_path / f"{number}.html"
-            path.write_text(echelon_html(echelon(*shape, **options)), encoding="utf-8")
+        paths = [written(number) / "echelon.html" for number in range(len(SHAPES))]
+        for path in paths:
             for width, phone in ((390, True), (1280, False)):
                 page.open(path, width=width, phone=phone)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 assert page.evaluate(SMALLEST_TEXT)["pixels"] >= 11
                 assert page.evaluate(OUTSIDE) == []
         assert page.complaints() == []
-        assert all(url.startswith(tmp_path.resolve().as_uri()) for url in page.requests())
+        assert set(page.requests()) <= {path.resolve().as_uri() for path in paths}

@@ -39,13 +39,10 @@ def assert_counts(monitor, calls):
 
 
 CASES = {
-    "plain": {},
-    "accumulated": {"gradient_accumulation_steps": 2},
     "reused": {"num_iterations": 2, "max_steps": 5},
     "reused and accumulated": {"num_iterations": 2, "gradient_accumulation_steps": 2},
     "two steps per generation": {"steps_per_generation": 4, "gradient_accumulation_steps": 2},
     "small micro-batches": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-    "batch scaling": {"scale_rewards": "batch"},
     "normalised first": {"multi_objective_aggregation": "normalize_then_sum"},
 }
 
@@ -70,6 +67,7 @@ def test_where_trls_own_fraction_is_wrong(tmp_path):
     recorder, monitor = Recorder(), CollapseMonitor("warn")
     trainer = grpo(tmp_path, rewards=recorder, callbacks=[monitor], scale_rewards="batch")
     trainer.train()
+    assert_counts(monitor, recorder.calls)
     _, wrong, right, _ = by_hand(recorder.calls, 4)
     assert wrong + right > 0
     logged = [log for log in trainer.state.log_history if "groups/degenerate_fraction" in log]
