@@ -26,7 +26,7 @@ from entropyfloor.models.ranks import wide_dtype
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
-from entropyfloor.sft.floor.building import refuse_parallelism
+from entropyfloor.sft.floor.building import refuse_what_drops_the_loss
 from entropyfloor.sft.floor.documents import DocumentCollator
 from entropyfloor.sft.floor.floor import warn
 from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
@@ -112,7 +112,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 "there is no evaluation set; they are the trainer's eval_dataset"
             )
         super().__init__(model, args, *sft_args, **sft_kwargs)
-        refuse_parallelism(self)
+        refuse_what_drops_the_loss(self)
         check_rows_left(train_data, self.train_dataset, args, "train_dataset")
         check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
         refuse_what_trl_cannot(self)

@@ -4,7 +4,7 @@ import types
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import CPTConfig, LoraConfig, get_peft_model
 from sft_runs import arguments, build, prompt_completion_rows, sed_trainer
 from trl import SFTConfig, SFTTrainer
 
@@ -90,6 +90,17 @@ def test_a_peft_model_is_taken_as_it_is(tmp_path):
     trainer = build(SEDTrainer, arguments(tmp_path, max_steps=1), model=model, loss="ce")
     trainer.train()
     assert trainer.state.log_history[0]["ce"] > 0
+
+
+def test_an_adapter_that_computes_a_loss_of_its_own(tmp_path):
+    cpt = CPTConfig(
+        task_type="CAUSAL_LM",
+        cpt_token_ids=[3, 4, 5],
+        cpt_mask=[1, 1, 1],
+        cpt_tokens_type_mask=[1, 2, 4],
+    )
+    with pytest.raises(ValueError, match=r"CPT computes a loss of its own.*Use LoRA"):
+        build(SEDTrainer, arguments(tmp_path), model=get_peft_model(tiny_model(), cpt))
 
 
 @pytest.mark.parametrize(

@@ -90,16 +90,22 @@ def build_floor(
     )
 
 
-def refuse_parallelism(trainer: Any) -> None:
-    """Refuse processes that share a sequence, or the layers that read it.
+def refuse_what_drops_the_loss(trainer: Any) -> None:
+    """Refuse processes that share a sequence or its layers, and an adapter with a loss of its own.
 
     Args:
         trainer: or None.
 
     Raises:
-        ValueError: sequence, context or tensor parallelism.
+        ValueError: sequence, context or tensor parallelism; PEFT's CPT.
 
     """
+    adapter = getattr(getattr(trainer, "model", None), "active_peft_config", None)
+    if adapter is not None and adapter.peft_type == "CPT":
+        raise ValueError(
+            "PEFT's CPT computes a loss of its own from the logits, in place of the chosen one. "
+            "Use LoRA, prompt tuning or prefix tuning"
+        )
     parallelism = getattr(getattr(trainer, "accelerator", None), "parallelism_config", None)
     instead = "FSDP2 or DeepSpeed ZeRO, with activation_offloading=True for long sequences"
     if getattr(parallelism, "sp_enabled", False):

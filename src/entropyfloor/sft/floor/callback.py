@@ -36,7 +36,7 @@ from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
 from entropyfloor.sft.calling_trainer import call_before_reporters, find_trainer
-from entropyfloor.sft.floor.building import build_floor, refuse_parallelism
+from entropyfloor.sft.floor.building import build_floor, refuse_what_drops_the_loss
 from entropyfloor.sft.floor.floor import EntropyFloor, warn
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.sft.floor.stop import restore_last_above
@@ -136,7 +136,7 @@ class EntropyFloorCallback(TrainerCallback):
                 f"the head is of another {type(self.head.model).__name__} object than the one in "
                 "training: patch_model(model) the model that the trainer is given"
             )
-        refuse_parallelism(trainer)
+        refuse_what_drops_the_loss(trainer)
         self._model, self._trainer = model, trainer
         self.reference = LossReference(self.head, self.options, model, trainer)
         if self.options.entropy_floor is not None:
