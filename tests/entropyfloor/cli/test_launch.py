@@ -8,6 +8,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 LAUNCH = ["--num_processes", "2", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+# A port of their own each: two launches at one time would join each other's processes and wait.
+LAUNCH += ["--main_process_port", "0"]
 ROWS = [
     {
         "prompt": f"{i} + 1 =",
