@@ -82,6 +82,9 @@ class TrainingVerb:
             trainer.push_to_hub(dataset_name=script.dataset_name)
             say(f"Model pushed to https://huggingface.co/{trainer.hub_model_id}")
         job.after(trainer)
+        # gloo's threads need Python's lock to let go of the last exchange, and the end of a process
+        # group waits for them with the lock held: for ever, if one is late. A barrier has no lock.
+        trainer.accelerator.wait_for_everyone()
         # Trackers and process groups; Trainer has a method for it since transformers 5.18.
         getattr(trainer, "end", trainer.accelerator.end_training)()
         return 0
