@@ -8,13 +8,13 @@ its example script passes 0.1). DFT (arXiv:2508.05629) weights every token: the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .inputs import check_number
 from .request import StatisticsRequest, TokenStatistics
 
 
@@ -32,8 +32,7 @@ class BoundedProbabilityLoss:
     request: ClassVar[StatisticsRequest] = StatisticsRequest()
 
     def __post_init__(self) -> None:
-        if isinstance(self.tau, str) or math.isnan(self.tau) or self.tau < 0:
-            raise ValueError(f"tau is {self.tau!r}; it must be >= 0 (0 is CE, above 1 is DFT)")
+        check_number("tau", self.tau, lambda v: v >= 0, ">= 0 (0 is CE, above 1 is DFT)")
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""

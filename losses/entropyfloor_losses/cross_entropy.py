@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .inputs import check_number
 from .request import StatisticsRequest, TokenStatistics
 
 
@@ -28,8 +29,7 @@ class CrossEntropyLoss:
     name: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"smoothing is {self.smoothing!r}; it must be in [0, 1)")
+        check_number("smoothing", self.smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
 
     @property
     def request(self) -> StatisticsRequest:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -62,17 +64,21 @@ def check_advantages_shape(advantages: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_positive(name: str, value: float, allowed: str = "a finite number > 0") -> None:
-    """Refuse a hyper-parameter that is not a finite number above 0."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
+def check_number(name: str, value: Any, holds: Callable[[Any], bool], allowed: str) -> None:
+    """Refuse a hyper-parameter that is no number (text in a YAML file), or out of range."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and holds(value)):
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a hyper-parameter that is not a finite number above 0."""
+    check_number(name, value, lambda v: 0 < v < math.inf, "a finite number > 0")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Refuse a hyper-parameter that is not a finite number of at least 0."""
-    if value != 0:
-        check_positive(name, value, "a finite number >= 0")
+    check_number(name, value, lambda v: 0 <= v < math.inf, "a finite number >= 0")
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .inputs import check_not_negative, check_number
 from .request import StatisticsRequest, TokenStatistics
 
 if TYPE_CHECKING:
@@ -57,14 +58,10 @@ class UncertainTokens:
     quantile: float = 0.3
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(
-                f"lam is {self.lam!r}; it must be a finite number >= 0 (0 is plain cross-entropy)"
-            )
-        if self.tau != "auto" and (isinstance(self.tau, str) or not 0.0 < self.tau <= 1.0):
-            raise ValueError(f'tau is {self.tau!r}; it must be "auto" or a number in (0, 1]')
-        if not 0.0 < self.quantile < 1.0:
-            raise ValueError(f"quantile is {self.quantile!r}; it must be in (0, 1)")
+        check_not_negative("lam", self.lam)
+        if self.tau != "auto":
+            check_number("tau", self.tau, lambda v: 0 < v <= 1, '"auto" or a number in (0, 1]')
+        check_number("quantile", self.quantile, lambda v: 0 < v < 1, "in (0, 1)")
         StatisticsRequest(top_k=self.top_k)
 
     @property

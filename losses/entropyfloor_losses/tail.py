@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from .inputs import check_number
 from .request import StatisticsRequest, TokenStatistics
 from .sequences import Sequences
 
@@ -42,10 +43,8 @@ class TailLoss:
     zero_advantage_moves_nothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.drop_fraction < 1.0:
-            raise ValueError(
-                f"drop_fraction is {self.drop_fraction!r}; it must be in [0, 1): 0 is cross-entropy"
-            )
+        allowed = "in [0, 1): 0 is cross-entropy"
+        check_number("drop_fraction", self.drop_fraction, lambda v: 0 <= v < 1, allowed)
 
     def token_weights(
         self,

@@ -57,6 +57,12 @@ LABELS = torch.tensor([0, 5, 10])
         (lambda: ProximalLoss(refresh_steps=0), "refresh_steps is 0"),
         (lambda: CoverageLoss(group_size=0), "group_size is 0"),
         (lambda: TailLoss(drop_fraction=1.0), r"drop_fraction is 1\.0.*\[0, 1\)"),
+        # Numbers that a YAML file has as text.
+        (lambda: SelectiveEntropyLoss(lam="1"), r"lam is '1'; it must be a finite number >= 0"),
+        (lambda: SelectiveEntropyLoss(quantile="0.3"), r"quantile is '0\.3'"),
+        (lambda: BoundedProbabilityLoss(tau="0.5"), r"tau is '0\.5'; it must be >= 0"),
+        (lambda: CrossEntropyLoss(smoothing="0.1"), r"smoothing is '0\.1'"),
+        (lambda: TailLoss(drop_fraction="0.5"), r"drop_fraction is '0\.5'"),
         (lambda: StatisticsRequest(top_k=2.0), r"top_k is 2\.0"),
         (lambda: loss_by_name("sde"), "unknown loss 'sde'; choose one of ce, sed"),
         (lambda: loss_by_name("ce", lam=1.0), "'ce' does not take 'lam'; it takes smoothing"),

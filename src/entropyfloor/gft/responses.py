@@ -13,7 +13,6 @@ conversation becomes one assistant message, in training as where groups are buil
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,8 @@ DATASET_SOURCES = ("expert", "teacher", "other")
 SOURCES = (*DATASET_SOURCES, "self")  # "self": the policy's samples, which the trainer draws
 EXPERT_COLUMN = "completion"
 RESPONSES_COLUMN = "responses"
+
+_LARGEST_REWARD = 3.4e38
 
 Completion = str | list[dict[str, Any]]
 
@@ -124,7 +125,8 @@ def _add(groups: list[list[Response]], prompts: PromptSet, others: PromptSet) ->
         if not completions:
             raise ValueError(f"{where} has no completion; remove the row or fill it in")
         for completion in completions:
-            response = _response(row.get("source", "other"), completion, row["prompt"], where)
+            # A table fills a source that is left out with None.
+            response = _response(row.get("source") or "other", completion, row["prompt"], where)
             for prompt_row in prompt_rows:
                 groups[prompt_row].append(response)
 
@@ -171,7 +173,8 @@ def row_responses(row: Mapping[str, Any], where: str) -> list[Response]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # In fp32, as trl's rewards: -1e39 would be an infinity, and 10**400 is no float at all.
+    return isinstance(value, int | float) and abs(value) <= _LARGEST_REWARD
 
 
 def _completions(value: Any, where: str) -> list[Completion]:

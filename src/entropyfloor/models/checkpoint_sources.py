@@ -67,12 +67,17 @@ def _expand(path: str | Path) -> list[str]:
     folder = Path(path)
     if not folder.is_dir():
         return [str(path)]
+    return list(map(str, step_folders(folder))) or [str(folder)]
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """A trainer's ``checkpoint-*``, in the order of their steps; other names are no checkpoints."""
     steps = [
         (int(match[1]), child)
-        for child in folder.iterdir()
+        for child in folder.glob("checkpoint-*")
         if child.is_dir() and (match := _STEP.fullmatch(child.name))
     ]
-    return [str(child) for _, child in sorted(steps)] or [str(folder)]
+    return [child for _, child in sorted(steps)]
 
 
 def check_checkpoint(
@@ -86,22 +91,23 @@ def check_checkpoint(
 
     """
     path, local = str(path_or_id), Path(path_or_id)
+    name = local.name or local.resolve().name  # of "."
     if local.is_file():
         raise ValueError(f"{path} is a file; give the directory that it lies in ({_KINDS})")
     directory = local if local.is_dir() else _from_hub(path, trust_remote_code=trust_remote_code)
     if (directory / "adapter_config.json").is_file():
-        config = _read_json(directory / "adapter_config.json")
+        config = read_json(directory / "adapter_config.json")
         base = _base_of_adapter(path, config, trust_remote_code=trust_remote_code)
         _check_weights(path, directory, "adapter_model")
         virtual_tokens = config.get("num_virtual_tokens") or 0
-        return CheckpointSource(local.name, path, directory, base, virtual_tokens)
+        return CheckpointSource(name, path, directory, base, virtual_tokens)
     if not (directory / "config.json").is_file():
         raise ValueError(
             f"{path} holds neither config.json nor adapter_config.json nor a checkpoint-*; give "
             f"{_KINDS}"
         )
     _check_weights(path, directory, "model")
-    return CheckpointSource(local.name, path, directory)
+    return CheckpointSource(name, path, directory)
 
 
 def _base_of_adapter(
@@ -159,7 +165,7 @@ def weight_files(directory: Path, stem: str) -> list[Path]:
     """The safetensors files of ``stem``'s weights, those of its index if there is one."""
     index = directory / f"{stem}.safetensors.index.json"
     if index.is_file():
-        shards = set(_read_json(index).get("weight_map", {}).values())
+        shards = set(read_json(index).get("weight_map", {}).values())
         return [directory / shard for shard in sorted(shards)]
     file = directory / f"{stem}.safetensors"
     return [file] if file.is_file() else []
@@ -211,7 +217,8 @@ def _from_hub(path: str, *, trust_remote_code: bool) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a checkpoint; ValueError where it is no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -223,7 +230,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _short_names(paths: list[str]) -> list[str]:
     """Cut paths to the fewest last components that tell each from the others."""
-    parts = [Path(path).parts for path in paths]
+    parts = [Path(path).parts or (path,) for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

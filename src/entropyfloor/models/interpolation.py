@@ -131,10 +131,12 @@ def _write_model(
             f"{checkpoint.path} and {base.path} have different weights ({differing[0]}, ...): "
             "they are not the same architecture"
         )
+    mixed = set()  # a tied head stands under two names
     with torch.no_grad():
         for name, value in state.items():
-            if value.is_floating_point():
+            if value.is_floating_point() and value.data_ptr() not in mixed:
                 value.copy_(_mix(value, other[name], share, name))
+                mixed.add(value.data_ptr())
     loaded.model.save_pretrained(target)
     loaded.tokenizer.save_pretrained(target)
 

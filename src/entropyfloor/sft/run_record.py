@@ -6,13 +6,13 @@ force, with a calibrated tau in place of "auto".
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from entropyfloor.io import save_json
+from entropyfloor.models.checkpoint_sources import read_json
 from entropyfloor_losses import loss_by_name, loss_name_and_options
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def read_record(directory: str | Path) -> dict[str, Any] | None:
     path = Path(directory) / FILE_NAME
     if not path.is_file():
         return None
-    record: dict[str, Any] = json.loads(path.read_text())
+    record = read_json(path)
     if record.get("version") != VERSION:
         raise ValueError(
             f"{path} has version {record.get('version')!r} and this release reads {VERSION}; "

@@ -33,7 +33,7 @@ def test_in_order_from_every_place():
     others = PromptSet(
         (
             {"prompt": "3+3=", "completion": "6", "source": "teacher"},
-            {"prompt": "1+1=", "completion": ["10", "b10"]},
+            {"prompt": "1+1=", "completion": ["10", "b10"], "source": None},
         )
     )
     groups = collect_responses(prompts, other_columns=["alternatives"], others=others)
@@ -100,10 +100,13 @@ ROW = {"prompt": "a", "completion": "x"}
         ({"responses": [{"completion": "x"}]}, {}, "row 1, response 0: the source of a response"),
         ({"responses": [{"source": "self", "completion": "x"}]}, {}, "got 'self'"),
         ({"responses": [{"source": "other"}]}, {}, "response 0 has 0 completions"),
-        (
-            {"responses": [{"source": "other", "completion": "x", "reward": float("nan")}]},
-            {},
-            "row 1, response 0 has the reward nan",
+        *(
+            (
+                {"responses": [{"source": "other", "completion": "x", "reward": reward}]},
+                {},
+                f"row 1, response 0 has the reward {reward}".replace("+", r"\+"),
+            )
+            for reward in (float("nan"), 1e39, 10**400)
         ),
     ],
 )

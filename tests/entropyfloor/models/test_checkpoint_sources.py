@@ -36,6 +36,14 @@ def test_names_are_the_shortest_that_differ(save_checkpoint, tmp_path):
     assert [source.name for source in found] == ["ce/checkpoint-3", "sed/checkpoint-3"]
 
 
+def test_the_folder_that_one_is_in_has_a_name(save_checkpoint, monkeypatch):
+    inner = save_checkpoint("outer/inner")
+    save_checkpoint("outer")
+    monkeypatch.chdir(inner.parent)
+    assert check_checkpoint(".").name == "outer"
+    assert [source.name for source in find_checkpoints([".", "inner"])] == [".", "inner"]
+
+
 def test_nothing_given_and_given_twice(save_checkpoint):
     with pytest.raises(ValueError, match="no checkpoints were given"):
         find_checkpoints([])

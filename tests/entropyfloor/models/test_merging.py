@@ -3,7 +3,9 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import load_checkpoint
+from entropyfloor.models.interpolation import write_interpolated
 from entropyfloor.models.merging import merged_directory
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -53,6 +55,24 @@ def test_the_merged_model_computes_what_the_adapter_did(base, tmp_path, targets)
 def test_a_whole_model_is_returned_as_it_is(base, tmp_path):
     assert merged_directory(base, tmp_path / "merged") == base
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_tied_head_is_interpolated_once(base, tmp_path):
+    trained = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        for value in trained.parameters():
+            value.mul_(1.5)
+    trained.save_pretrained(tmp_path / "trained")
+    tiny_tokenizer().save_pretrained(tmp_path / "trained")
+    ends = [check_checkpoint(tmp_path / "trained"), check_checkpoint(base)]
+    write_interpolated(*ends, 0.25, tmp_path / "between")
+    between, *ends = (load_checkpoint(d).model for d in (tmp_path / "between", *ends))
+    assert between.lm_head.weight is between.get_input_embeddings().weight
+    named = zip(
+        *(dict(model.named_parameters()).values() for model in (between, *ends)), strict=True
+    )
+    for value, of_trained, of_base in named:
+        torch.testing.assert_close(value, 0.75 * of_trained + 0.25 * of_base)
 
 
 def test_prompt_learning_is_refused(base, tmp_path):

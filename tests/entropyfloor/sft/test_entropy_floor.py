@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
 from sft_runs import Run, prompt_completion_rows, sed_trainer, text_rows
 
@@ -169,8 +170,12 @@ def test_checkpoints_carry_their_entropy(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert card.count("## Entropy") == 1
     assert f"after step 20: {probes[1].entropy:.3f} nats (floor 3.0, constrain" in card
-    assert last_above(tmp_path, 0.0).name == "checkpoint-20"
+    (tmp_path / "checkpoint-20").rename(tmp_path / "checkpoint-best")  # no step's name
+    assert last_above(tmp_path, 0.0).name == "checkpoint-10"
     assert last_above(tmp_path, 100.0) is None
+    (tmp_path / "checkpoint-10" / "entropyfloor.json").write_text('{"version"')
+    with pytest.raises(ValueError, match=r"entropyfloor\.json is not JSON"):
+        last_above(tmp_path, 0.0)
 
 
 def test_a_sharded_checkpoint_carries_its_record(tmp_path, monkeypatch):
@@ -291,9 +296,12 @@ def test_without_prompts_it_says_that_only_teacher_forced_entropy_is_held(tmp_pa
 
 
 def test_no_more_prompts_are_probed_than_asked_for(tmp_path):
-    given = {"probe_prompts": [f"row {i}: " for i in range(9)]}
-    trainer = floored(tmp_path, trainer=given, floor_probe_prompts=6)
-    assert trainer.floor.probe.prompts.prompts == given["probe_prompts"][:6]
+    texts = [f"row {i}: " for i in range(9)]
+    for given in (texts, Dataset.from_dict({"prompt": texts})):
+        trainer = floored(tmp_path, trainer={"probe_prompts": given}, floor_probe_prompts=6)
+        assert trainer.floor.probe.prompts.prompts == texts[:6]
+    with pytest.raises(ValueError, match="is the text 'row 0: '; give a list"):
+        floored(tmp_path, trainer={"probe_prompts": texts[0]})
 
 
 def test_probe_prompts_come_from_the_evaluation_set_first(tmp_path):

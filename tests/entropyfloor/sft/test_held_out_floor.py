@@ -205,6 +205,9 @@ def test_other_answers_to_a_held_out_prompt_are_held_out_too():
     ]
     left, held = hold_out(Dataset.from_list(turns), 2)
     assert (len(left), len(held)) == (16, 4)
+    answers = [{"messages": [{"role": "assistant", "content": str(i)}]} for i in range(20)]
+    left, held = hold_out(Dataset.from_list(answers), 2)
+    assert (len(left), len(held)) == (18, 2)
     left, held = hold_out(text_rows(24), 64)
     assert (len(left), len(held)) == (20, 4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from entropyfloor.sft.floor.documents import DocumentCollator
+from entropyfloor.sft.floor.documents import DocumentCollator, documents_of
 from entropyfloor.sft.floor.reference_cache import (
     ReferenceCache,
     fingerprint,
@@ -131,6 +131,18 @@ def test_a_row_that_is_not_there_is_named(tmp_path):
     ids = torch.full((1, 6), 4)
     with pytest.raises(ValueError, match=r"not in .* was the data or its preparation changed"):
         cached(ids[:, 1:], input_ids=ids)
+
+
+def test_a_row_begins_a_document_wherever_its_positions_do():
+    ids = torch.arange(3, 9)[None]
+    documents = [
+        list(documents_of(ids[:, 1:], {"input_ids": ids, "position_ids": positions}))
+        for positions in (torch.tensor([[4, 5, 6, 0, 1, 2]]), torch.tensor([[0, 1, 2, 0, 1, 2]]))
+    ]
+    keys, columns = (
+        [[getattr(d, name) for d in each] for each in documents] for name in ("key", "scored")
+    )
+    assert keys[0] == keys[1] and [list(c) for c in columns[0]] == [[0, 1], [3, 4]]
 
 
 def test_a_set_without_scored_tokens_is_complete_and_empty(tmp_path):

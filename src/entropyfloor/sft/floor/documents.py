@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from entropyfloor_losses import IGNORE_INDEX
@@ -52,9 +53,11 @@ def documents_of(targets: Tensor, inputs: dict[str, Any]) -> Iterator[Document]:
     tokens, labels = inputs["input_ids"].cpu(), targets.cpu()
     positions = inputs.get("position_ids")
     for row in range(len(tokens)):
-        starts = [0]
+        begins = torch.zeros(tokens.shape[1], dtype=torch.bool)
         if positions is not None:
-            starts = (positions[row].cpu() == 0).nonzero().squeeze(1).tolist()
+            begins = positions[row].cpu() == 0
+        begins[0] = True  # a row begins a document, wherever its positions do
+        starts = begins.nonzero().squeeze(1).tolist()
         for start, stop in zip(starts, [*starts[1:], tokens.shape[1]], strict=True):
             of_document = labels[row, start : stop - 1]
             scored = (of_document != IGNORE_INDEX).nonzero().squeeze(1)

@@ -75,7 +75,8 @@ class FlooredTrainer:
         super().create_model_card(*args, **kwargs)  # type: ignore[misc]
         if self.floor is not None and self.floor.probes and self.is_world_process_zero():  # type: ignore[attr-defined]
             card = Path(self.args.output_dir) / "README.md"
-            card.write_text(f"{card.read_text()}\n{self.floor.card()}")
+            text = card.read_text(encoding="utf-8")
+            card.write_text(f"{text}\n{self.floor.card()}", encoding="utf-8")
 
     # Checkpoints and final models alike; where FSDP saves a sharded state it calls no `_save`.
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -89,4 +90,4 @@ class FlooredTrainer:
 def default_output_dir(model: Any, method: str) -> str:
     """``MODEL-METHOD``, as trl names the folder where no arguments are given."""
     source = model if isinstance(model, str) else model.config._name_or_path
-    return f"{source.split('/')[-1]}-{method}"
+    return f"{Path(source).name}-{method}"

@@ -153,7 +153,8 @@ def hold_out(dataset: Any, rows: int) -> tuple[Any, Any]:
 
     def prompt(row: Mapping[str, Any]) -> str:
         value = row[columns[0]]
-        return repr(value if columns[0] == "prompt" else value[:-1])
+        answered = columns[0] != "prompt" and len(value) > 1
+        return repr(value[:-1] if answered else value)
 
     if not hasattr(dataset, "__len__"):
         held = Dataset.from_list(list(dataset.take(rows)))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from entropyfloor.models.checkpoint_sources import step_folders
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.evaluation_mode import evaluating
 from entropyfloor.models.ranks import largest, rank_and_processes, summed, wide_dtype
@@ -189,7 +190,10 @@ def probed_prompts(
         count: how many at most.
 
     """
-    passed = (prompts.rows if isinstance(prompts, PromptSet) else prompts or [])[:count]
+    if isinstance(prompts, str):
+        raise ValueError(f"probe_prompts is the text {prompts!r:.40}; give a list of prompts")
+    # Not sliced: a slice of a `datasets.Dataset` is a dict of columns.
+    passed = islice(prompts.rows if isinstance(prompts, PromptSet) else prompts or (), count)
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in passed]
     sets = (prompts_of(dataset, count) for dataset in datasets)
     return PromptSet(tuple(rows), "probe_prompts") if rows else next(filter(None, sets), None)
@@ -225,8 +229,6 @@ def best_above(output_dir: str | Path, floor: float) -> Path | None:
 
 
 def _above(output_dir: str | Path, floor: float) -> list[tuple[Path, ProbeResult]]:
-    checkpoints = sorted(
-        Path(output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])
-    )
-    probes = [(path, probe) for path in checkpoints if (probe := measured(path)) is not None]
+    newest_first = reversed(step_folders(Path(output_dir)))
+    probes = [(path, probe) for path in newest_first if (probe := measured(path)) is not None]
     return [(path, probe) for path, probe in probes if probe.held >= floor]
