@@ -21,20 +21,23 @@ from .gem import GEMLoss
 from .gibbs import GibbsLoss
 from .group import GroupAdvantages, GroupFineTuningLoss, group_advantages
 from .head import linear_loss, linear_token_statistics
-from .inputs import IGNORE_INDEX
+from .inputs import IGNORE_INDEX, ReferenceHead, ReferenceTopK
 from .plain import token_statistics
 from .power import PowerLoss
 from .proximal import ProximalLoss
-from .reduction import reduce_tokens, token_mean
-from .reference import ReferenceHead, ReferenceTopK
 from .registry import (
     LOSS_NAMES,
     loss_by_name,
     loss_name_and_options,
     loss_options,
-    needs_calibration,
 )
-from .request import StatisticsRequest, TokenStatistics
+from .request import (
+    StatisticsRequest,
+    TokenStatistics,
+    needs_calibration,
+    reduce_tokens,
+    token_mean,
+)
 from .selective_entropy import SelectiveEntropyLoss
 from .sequences import SequenceWeights, sequence_weights
 from .tail import TailLoss

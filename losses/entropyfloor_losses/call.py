@@ -17,12 +17,13 @@ from .blocks import LogitTransform
 from .inputs import (
     ADVANTAGES_NOT_FINITE,
     IGNORE_INDEX,
+    ReferenceHead,
+    ReferenceTopK,
     check_advantages_shape,
     outside_labels,
     refuse_labels,
     statistics_dtype,
 )
-from .reference import ReferenceHead, ReferenceTopK
 from .request import StatisticsRequest, TokenStatistics
 from .sequences import Sequences, SequenceWeights
 

@@ -17,10 +17,15 @@ from torch import Tensor
 
 from .blocks import Block
 from .call import Call, Group
-from .inputs import nonfinite_message, statistics_dtype
+from .inputs import (
+    ReferenceHead,
+    ReferenceTopK,
+    finite_bias,
+    nonfinite_message,
+    statistics_dtype,
+)
 from .kernel_block import Kernels, kernels_for
 from .products import add_products, write_logits
-from .reference import ReferenceHead, ReferenceTopK, finite_bias
 from .statistics import STATISTICS
 
 # Element-wise passes run over blocks of rows. On a CPU they stay in the cores' L2 caches: 10 rows x

@@ -21,9 +21,10 @@ dtype, as the model's own forward does.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,17 +32,33 @@ from torch import Tensor
 from .blocks import LogitTransform
 from .call import Call, Group
 from .chunks import Pass
-from .reduction import token_mean
-from .reference import ReferenceHead, ReferenceTopK
-from .request import StatisticsRequest, TokenStatistics
+from .inputs import ReferenceHead, ReferenceTopK
+from .request import StatisticsRequest, TokenStatistics, token_mean
 from .sequences import SequenceWeights
 from .statistics import STATISTICS
-from .untraced import untraced
 
 TokenLoss = Callable[[TokenStatistics], Tensor]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-@untraced
+def _untraced(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """``function``, which a compiled caller calls as it is: chunks follow from the labels.
+
+    `torch.compiler.disable` alone would load torch's compiler, seconds, where nothing is compiled.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            as_it_is: Callable[Arguments, Result] = torch.compiler.disable(function)
+            return as_it_is(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return called
+
+
+@_untraced
 def linear_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -113,7 +130,7 @@ def linear_loss(
     return objective, call.unflatten(values)
 
 
-@untraced
+@_untraced
 def linear_token_statistics(
     hidden: Tensor,
     weight: Tensor,

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import Block, LogitTransform, RowSums
-from .kernel_rows import Sum, Term
+from .blocks import Block, LogitTransform, RowSums, Sum, Term
+from .inputs import ReferenceTopK
 from .products import multiplies_into_fp32
-from .reference import ReferenceTopK
 from .request import StatisticsRequest
 from .statistics import STATISTICS
 

@@ -1,4 +1,4 @@
-"""Losses by name, and what a loss needs before its first step."""
+"""Losses by name."""
 
 from __future__ import annotations
 
@@ -99,12 +99,6 @@ def loss_name_and_options(loss: Any) -> tuple[str, dict[str, Any]]:
         f"{type(loss).__name__} is not one of {', '.join(LOSS_NAMES)}; pass your own losses to "
         "SEDTrainer(loss=...)"
     )
-
-
-def needs_calibration(loss: Any) -> bool:
-    """Whether ``loss`` has a tau="auto" that has to be measured on the initial model first."""
-    waits = hasattr(loss, "calibrated") and getattr(loss, "tau", None) == "auto"
-    return bool(getattr(loss, "needs_calibration", waits))
 
 
 def _entry(name: str) -> _Entry:

@@ -1,4 +1,8 @@
-"""What a loss asks for and what it is given: `StatisticsRequest` and `TokenStatistics`."""
+"""What a loss asks for, what it is given, and how its values become one number.
+
+A batch may be cut into micro-batches and spread over ranks with unequal numbers of scored tokens.
+A mean of means then weights tokens unequally; a sum over the count of the *whole* batch does not.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import ReferenceTopK
+from .inputs import ReferenceTopK
 from .statistics import STATISTICS
 
 
@@ -172,3 +176,35 @@ class TokenStatistics:
     def where_scored(self, values: Tensor) -> Tensor:
         """``values``, exactly 0 (and without gradient) where the label is -100."""
         return torch.where(self.scored, values, torch.zeros_like(values))
+
+
+def needs_calibration(loss: Any) -> bool:
+    """Whether ``loss`` has a tau="auto" that has to be measured on the initial model first."""
+    waits = hasattr(loss, "calibrated") and getattr(loss, "tau", None) == "auto"
+    return bool(getattr(loss, "needs_calibration", waits))
+
+
+def token_mean(total: Tensor, num_items: int | Tensor) -> Tensor:
+    """``total / max(num_items, 1)``: no scored token anywhere gives 0 with a live graph, not NaN.
+
+    Args:
+        total: scalar, a sum over this call's scored tokens.
+        num_items: scored tokens of the global batch; an int or a 0-dim tensor on any device.
+
+    """
+    if isinstance(num_items, Tensor):
+        return total / num_items.to(device=total.device, dtype=total.dtype).clamp(min=1)
+    return total / max(num_items, 1)
+
+
+def reduce_tokens(values: Tensor, scored: Tensor, num_items: int | Tensor | None = None) -> Tensor:
+    """Sum ``values`` at scored positions and divide by the global count.
+
+    Args:
+        values: ``[...]`` per-token loss values.
+        scored: ``[...]`` bool, `TokenStatistics.scored`.
+        num_items: scored tokens of the global batch; default: those in ``scored``.
+
+    """
+    total = torch.where(scored, values, torch.zeros_like(values)).sum()
+    return token_mean(total, scored.sum() if num_items is None else num_items)

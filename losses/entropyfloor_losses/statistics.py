@@ -30,11 +30,7 @@ import torch
 from torch import Tensor
 
 from .blocks import Block, LogitGradient, RowSums
-from .inputs import (
-    check_count,
-    check_positive,
-    check_switch,
-)
+from .inputs import check_count, check_positive, check_switch
 
 
 @dataclass(frozen=True)

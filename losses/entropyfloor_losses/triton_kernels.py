@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernel_rows import Sum
+from .blocks import Sum
 
 LOWEST = tl.constexpr(-1e30)  # inputs.MASKED_LOGIT: finite, so that differences are
 # 4 elements to a thread: 24 to 69 registers on sm_80 and sm_90, and none spills. With 8, those of

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from entropyfloor.gft.groups import Group
 from entropyfloor.gft.responses import SOURCES
-from entropyfloor.models.head_output import LossHeadOutput
+from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.models.ranks import wide_dtype
 
 _SHARES = ("of_one", "degenerate", "all_right", "all_wrong", "outcome_degenerate")

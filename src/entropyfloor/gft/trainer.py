@@ -39,7 +39,7 @@ from entropyfloor.gft.metrics import (
 )
 from entropyfloor.gft.responses import Response
 from entropyfloor.gft.rows import check_rows, without_trainer_columns
-from entropyfloor.models.head_output import LossHeadOutput
+from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.models.ranks import summed, wide_dtype
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction

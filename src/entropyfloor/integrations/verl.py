@@ -152,8 +152,7 @@ class _SFTLoss:
         """Replace the forward of a model that verl has loaded."""
         from verl.models.transformers.dense_common import CausalLMOutputForPPO
 
-        from entropyfloor.models.head_weight import whole_head
-        from entropyfloor.models.logit_transform import head_options
+        from entropyfloor.models.lm_head import head_options, whole_head
 
         @functools.wraps(type(model).forward)
         def forward(

@@ -22,12 +22,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from entropyfloor.models.backbone import of_backbone
-from entropyfloor.models.head_output import LossHeadOutput
-from entropyfloor.models.head_weight import whole_head
-from entropyfloor.models.logit_transform import head_options
-from entropyfloor.models.loss_head import LossHead, needs_reference
-from entropyfloor.models.sequence_weights import weights_of_sequences
+from entropyfloor.models.lm_head import head_options, whole_head
+from entropyfloor.models.loss_head import LossHead, LossHeadOutput, needs_reference
 from entropyfloor_losses import (
     ReferenceHead,
     ReferenceTopK,
@@ -56,7 +52,7 @@ def loss_without_logits(
     """
     model = head.model
     text_config = model.config.get_text_config()
-    kwargs = of_backbone(kwargs)
+    kwargs = _of_backbone(kwargs)
     if getattr(text_config, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
     targets = _targets(labels, shift_labels)
@@ -115,7 +111,7 @@ def _loss_of_states(
             positions = inputs.get("position_ids")
             if positions is not None and shifted:
                 positions = positions[:, :-1]
-            weights = weights_of_sequences(head.loss, hidden, positions, training=model.training)
+            weights = _weights_of_sequences(head.loss, hidden, positions, training=model.training)
         # num_items=1 leaves the sum, which is divided below.
         objective, statistics = linear_loss(
             hidden,
@@ -142,6 +138,33 @@ def _loss_of_states(
         output["loss"] = output.loss + _aux_weight(text_config) * aux_loss
     head._record(output, model.training)
     return output
+
+
+def _weights_of_sequences(
+    loss: Any, hidden: Tensor, position_ids: Tensor | None, *, training: bool
+) -> Tensor | SequenceWeights | None:
+    """What the head is given as advantages where the caller gives none.
+
+    Args:
+        loss: of the head.
+        hidden: ``[batch, length, H]``.
+        position_ids: ``[batch, length]``; None: a row is a sequence.
+        training: whether the model is; evaluations weigh every token by 1.
+
+    Raises:
+        ValueError: a forward cannot form them.
+
+    """
+    if not hasattr(loss, "weights_request"):
+        return None
+    if not training:
+        return torch.ones(hidden.shape[:-1], dtype=hidden.dtype, device=hidden.device)
+    if getattr(loss, "ranks_the_batch", False):
+        raise ValueError(
+            f"{type(loss).__name__} ranks the sequences of a whole optimizer step, which a forward "
+            "does not see: use SEDTrainer, or pass advantages=sequence_weights(...) of the step"
+        )
+    return SequenceWeights(loss, position_ids)
 
 
 @torch.compiler.disable(recursive=False)
@@ -228,3 +251,24 @@ def _output(
 
 def _aux_weight(text_config: Any) -> float:
     return float(getattr(text_config, "router_aux_loss_coef", 0.0))
+
+
+def states_and_head(model: Any, read: Callable[..., None], *args: Any, **kwargs: Any) -> Tensor:
+    """Hand ``read`` the last hidden states, and weight and bias of the whole head; no loss.
+
+    Returns:
+        The hidden states ``[batch, length, H]``.
+
+    """
+    for of_loss in ("labels", "shift_labels", "advantages", "num_items_in_batch"):
+        kwargs.pop(of_loss, None)
+    hidden: Tensor = model.base_model(*args, **_of_backbone(kwargs)).last_hidden_state
+    with whole_head(model.get_output_embeddings()) as (weight, bias):
+        read(hidden, weight, bias)
+    return hidden
+
+
+def _of_backbone(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The backbone's share of a forward's arguments; nothing is cached."""
+    of_logits = ("return_dict", "logits_to_keep", "skip_logits")
+    return {n: value for n, value in kwargs.items() if n not in of_logits} | {"use_cache": False}

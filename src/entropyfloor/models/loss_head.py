@@ -1,4 +1,4 @@
-"""`LossHead`: what a patched model evaluates, and the sums that are logged and that a floor reads.
+"""`LossHead`: what a patched model evaluates and returns, and the sums that a log and a floor read.
 
 ``loss_forward.py`` computes it inside the model's forward, ``patch_model.py`` puts that there. Does
 not know which trainer calls.
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
 
-from entropyfloor.models.evaluation_mode import evaluating
-from entropyfloor.models.head_output import LossHeadOutput
+from entropyfloor.models.model_state import evaluating
 from entropyfloor.models.ranks import gathered, summed, wide_dtype
 from entropyfloor_losses import (
     EntropyTerm,
@@ -31,6 +31,39 @@ from entropyfloor_losses import (
 TokenLoss = Callable[[TokenStatistics], Tensor]
 SUMS = ("tokens", "objective", "ce", "entropy", "top1", "selected", "top_k_mass", "reference_kl")
 HEAD_ATTRIBUTE = "_entropyfloor_head"  # of a patched model
+
+
+@dataclass
+class LossHeadOutput(ModelOutput):
+    """What a patched model returns for ``labels``. ``[batch, length]`` is that of the next tokens.
+
+    Attributes:
+        loss: scalar with the gradient: the objective by its token count, and in a mixture of
+            experts the weighted balancing loss, as in the model's own forward.
+        logits: None, always: training loops that would measure something on them look for it.
+        aux_loss: scalar, the balancing loss, where router logits were asked for.
+        objective: scalar with the gradient: sum of the loss over this call's scored tokens.
+        scored: ``[batch, length]`` bool, False where the label is -100; what follows is 0 there.
+        log_prob: ``[batch, length]`` log-probability of the label, nats, detached.
+        entropy: ``[batch, length]`` of the next-token distribution, nats, detached.
+        is_top1: ``[batch, length]`` bool, whether the label is the most likely token.
+        top_k_mass: ``[batch, length]`` mass of the loss's k most likely tokens, detached.
+        selected: ``[batch, length]`` bool, tokens on which the loss differs from cross-entropy.
+        reference_kl: ``[batch, length]`` KL from the reference model, nats, detached, or None.
+
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    aux_loss: Tensor | None = None
+    objective: Tensor | None = None
+    scored: Tensor | None = None
+    log_prob: Tensor | None = None
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
+    top_k_mass: Tensor | None = None
+    selected: Tensor | None = None
+    reference_kl: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -133,7 +166,7 @@ class LossHead:
         if not needs_calibration(waiting):
             return
         masses: list[float] = []
-        for output in self._evaluated(replace(waiting, tau=1.0), batches, model):
+        for output in self.evaluated(replace(waiting, tau=1.0), batches, model):
             assert output.top_k_mass is not None
             masses.extend(output.top_k_mass[output.scored].tolist())
         self.loss = waiting.calibrated(torch.tensor(gathered(masses), dtype=torch.float64))
@@ -150,7 +183,7 @@ class LossHead:
 
         """
         total = torch.zeros(3, dtype=wide_dtype(self.device), device=self.device)
-        for output in self._evaluated(loss_by_name("ce"), batches, model):
+        for output in self.evaluated(loss_by_name("ce"), batches, model):
             assert output.scored is not None and output.log_prob is not None
             assert output.entropy is not None
             sums = (-output.log_prob.sum(), output.entropy.sum(), output.scored.sum())
@@ -165,7 +198,9 @@ class LossHead:
         """Of the head's weight."""
         return self.model.get_output_embeddings().weight.device
 
-    def _evaluated(self, loss: TokenLoss, batches: Any, model: Any) -> Iterator[LossHeadOutput]:
+    def evaluated(
+        self, loss: TokenLoss, batches: Any, model: Any = None
+    ) -> Iterator[LossHeadOutput]:
         """Another loss's outputs, which leave no trace: no sum, no random number, no mode."""
         network = self.model if model is None else model
         chosen, sums = self.loss, dict(self._sums)

@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
-from entropyfloor.models.backbone import states_and_head
-from entropyfloor.models.head_weight import refuse_adapter
-from entropyfloor.models.loss_forward import loss_without_logits, model_output
+from entropyfloor.models.lm_head import refuse_adapter
+from entropyfloor.models.loss_forward import loss_without_logits, model_output, states_and_head
 from entropyfloor.models.loss_head import HEAD_ATTRIBUTE, LossHead, TokenLoss
 from entropyfloor_losses import loss_by_name, needs_calibration
 

@@ -38,7 +38,7 @@ from transformers.cache_utils import DynamicCache
 from trl import GRPOTrainer
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.models.model_state import evaluating
 from entropyfloor.rollouts.answers import completion_text
 from entropyfloor.rollouts.decoding import (
     RoomyLayer,

@@ -29,7 +29,7 @@ from transformers.trainer_callback import ExportableState
 
 from entropyfloor.io import append_jsonl, write_atomic
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.models.model_state import evaluating
 from entropyfloor.rollouts.prompts import PromptSet, row_with_chat_options
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import (

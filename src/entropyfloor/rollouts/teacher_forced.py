@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.models.logit_transform import final_logits
+from entropyfloor.models.lm_head import final_logits
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.reading import text_messages

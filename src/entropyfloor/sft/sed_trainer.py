@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
 
-from entropyfloor.models.head_output import LossHeadOutput
+from entropyfloor.models.loss_head import LossHeadOutput
 from entropyfloor.models.ranks import wide_dtype
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
@@ -36,7 +36,7 @@ from entropyfloor.sft.sed_config import SEDConfig
 from entropyfloor.sft.step_weights import with_step_weights
 from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
 from entropyfloor.sft.trl_agreement import check_agreement, refuse_what_trl_cannot
-from entropyfloor_losses import TokenStatistics, loss_by_name, token_mean
+from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration, token_mean
 
 Loss = Callable[[TokenStatistics], Tensor]
 
@@ -162,7 +162,8 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         The contract is that of ``transformers.Trainer``: ``num_items_in_batch`` counts the tokens
         of every process and accumulation step, gradients are averaged over processes.
         """
-        self.calibrate(model)
+        if needs_calibration(self.loss):
+            self.calibrate(model)
         if self.model.training and not self._agreed:
             check_agreement(self, model)
             self._agreed = True

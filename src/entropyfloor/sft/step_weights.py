@@ -55,17 +55,10 @@ def _evaluate(trainer: Any, head: LossHead, batch: dict[str, Any]) -> dict[str, 
             "choose another loss"
         )
     inputs = trainer._prepare_inputs(batch)
-    model, loss, sums = trainer.model_wrapped, head.loss, dict(head._sums)
-    try:
-        head.loss = CrossEntropyLoss()
-        model.eval()
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            output = model(**inputs, use_cache=False, entropyfloor_head=True)
-    finally:
-        head.loss, head._sums = loss, sums
-        model.train()
+    with trainer.compute_loss_context_manager():
+        (output,) = head.evaluated(CrossEntropyLoss(), [inputs], trainer.model_wrapped)
     scored = output.scored
-    assert head.weights_reference is not None
+    assert head.weights_reference is not None and scored is not None and output.log_prob is not None
     targets = inputs["labels"][:, 1:]
     of_labels = head.weights_reference(targets, **inputs).label_log_probs
     assert of_labels is not None

@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import SFTTrainer
 from trl import __version__ as trl_version
 
-from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.models.model_state import evaluating
 from entropyfloor.sft.floor.floor import warn
 from entropyfloor.sft.tested_versions import tested, untested
 from entropyfloor_losses import IGNORE_INDEX, CrossEntropyLoss

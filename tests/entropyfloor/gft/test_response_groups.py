@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from entropyfloor.gft.response_counts import count_responses
+from entropyfloor.gft.response_groups import count_responses
 from entropyfloor.gft.responses import Response
 from entropyfloor.rollouts import engines, rollout_blocks
 from entropyfloor.rollouts.prompts import PromptSet

@@ -68,10 +68,8 @@ def test_a_tied_head_is_interpolated_once(base, tmp_path):
     write_interpolated(*ends, 0.25, tmp_path / "between")
     between, *ends = (load_checkpoint(d).model for d in (tmp_path / "between", *ends))
     assert between.lm_head.weight is between.get_input_embeddings().weight
-    named = zip(
-        *(dict(model.named_parameters()).values() for model in (between, *ends)), strict=True
-    )
-    for value, of_trained, of_base in named:
+    parameters = (model.parameters() for model in (between, *ends))
+    for value, of_trained, of_base in zip(*parameters, strict=True):
         torch.testing.assert_close(value, 0.75 * of_trained + 0.25 * of_base)
 
 

@@ -12,7 +12,7 @@ from entropyfloor import SEDConfig, SEDTrainer
 from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import load_checkpoint, vocabulary_size
 from entropyfloor.models.interpolation import check_same_shapes, write_interpolated
-from entropyfloor.models.logit_transform import final_logits
+from entropyfloor.models.lm_head import final_logits
 from entropyfloor.models.merging import merged_directory
 from entropyfloor.rollouts.prompts import PromptSet
 from flat_calls import screen

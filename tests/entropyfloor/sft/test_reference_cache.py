@@ -139,10 +139,9 @@ def test_a_row_begins_a_document_wherever_its_positions_do():
         list(documents_of(ids[:, 1:], {"input_ids": ids, "position_ids": positions}))
         for positions in (torch.tensor([[4, 5, 6, 0, 1, 2]]), torch.tensor([[0, 1, 2, 0, 1, 2]]))
     ]
-    keys, columns = (
-        [[getattr(d, name) for d in each] for each in documents] for name in ("key", "scored")
-    )
-    assert keys[0] == keys[1] and [list(c) for c in columns[0]] == [[0, 1], [3, 4]]
+    ours, plain = documents
+    assert [document.key for document in ours] == [document.key for document in plain]
+    assert [list(document.scored) for document in ours] == [[0, 1], [3, 4]]
 
 
 def test_a_set_without_scored_tokens_is_complete_and_empty(tmp_path):

@@ -9,7 +9,7 @@ from sft_runs import arguments, build, prompt_completion_rows, sed_trainer
 from trl import SFTConfig, SFTTrainer
 
 from entropyfloor import EntropyFloorCallback, SEDConfig, SEDTrainer, patch_model
-from entropyfloor.models.whole_copy import WholeCopy
+from entropyfloor.models.model_state import WholeCopy
 from entropyfloor.sft.loss_reference import LossReference
 from entropyfloor_losses import SelectiveEntropyLoss
 from tiny_models import tiny_model, tiny_tokenizer

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from entropyfloor.models.loss_head import LossHead
-from entropyfloor.models.shards import is_sharded
-from entropyfloor.models.whole_copy import WholeCopy
+from entropyfloor.models.model_state import WholeCopy, is_sharded
 from entropyfloor.rollouts.prompts import Prompt, PromptSet, row_with_chat_options
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
 from entropyfloor.sft.floor.floor import EntropyFloor, warn

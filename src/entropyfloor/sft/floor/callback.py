@@ -37,9 +37,8 @@ from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
 from entropyfloor.sft.calling_trainer import call_before_reporters, find_trainer
 from entropyfloor.sft.floor.building import build_floor, refuse_what_drops_the_loss
-from entropyfloor.sft.floor.floor import EntropyFloor, warn
+from entropyfloor.sft.floor.floor import EntropyFloor, restore_last_above, warn
 from entropyfloor.sft.floor.options import FloorOptions
-from entropyfloor.sft.floor.stop import restore_last_above
 from entropyfloor.sft.loss_reference import LossReference
 from entropyfloor.sft.run_record import recorded_tau, write_run_record
 from entropyfloor_losses import needs_calibration

@@ -21,7 +21,7 @@ from entropyfloor.models.loss_head import LossHead
 from entropyfloor.models.ranks import rank_and_processes
 from entropyfloor.sft.floor.controller import FloorController
 from entropyfloor.sft.floor.held_out import HeldOutSlice
-from entropyfloor.sft.floor.probe import ProbeResult, RolloutProbe
+from entropyfloor.sft.floor.probe import ProbeResult, RolloutProbe, last_above
 from entropyfloor.sft.floor.reference_model import OnsetModel
 from entropyfloor.sft.run_record import read_record
 
@@ -279,3 +279,30 @@ class EntropyFloor:
         self._interval = int(record["state"]["interval"])
         self.probes = [ProbeResult(**probe) for probe in record["probes"]]
         self.head.weight = self.controller.weight if self.constrains else 0.0
+
+
+def restore_last_above(floor: EntropyFloor, trainer: Any, output_dir: str) -> None:
+    """Load the last checkpoint of ``output_dir`` that was measured above a violated floor.
+
+    Args:
+        floor: violated; it goes back to its state there.
+        trainer: that was stopped; None: nothing is loaded.
+        output_dir: of the run.
+
+    """
+    good = last_above(output_dir, floor.controller.floor)
+    if good is None or trainer is None:
+        warn(
+            f"training stopped ({floor.violated}) and no checkpoint of {output_dir} was measured "
+            "above the floor, so the weights stay as they are. Save more often (save_steps)"
+        )
+        return
+    if trainer.is_deepspeed_enabled:
+        from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+        whole = not hasattr(trainer.model, "peft_config")  # frozen weights are not in checkpoints
+        deepspeed_load_checkpoint(trainer.model_wrapped, str(good), load_module_strict=whole)
+    else:
+        trainer._load_from_checkpoint(str(good))
+    floor.restore(good)
+    warn(f"training stopped ({floor.violated}); restored {good.name}")

@@ -18,9 +18,8 @@ import torch
 
 from entropyfloor.models.checkpoint_sources import step_folders
 from entropyfloor.models.checkpoints import LoadedCheckpoint
-from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.models.model_state import WholeCopy, evaluating
 from entropyfloor.models.ranks import largest, rank_and_processes, summed, wide_dtype
-from entropyfloor.models.whole_copy import WholeCopy
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.references import check_references

@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from entropyfloor.io import append_jsonl, read_jsonl, save_json
-from entropyfloor.models.logit_transform import final_logits
+from entropyfloor.models.lm_head import final_logits
 from entropyfloor.sft.floor.documents import Document, documents_of
 from entropyfloor.sft.floor.reference_model import (
     OnsetModel,

@@ -26,12 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from entropyfloor.models.backbone import states_and_head
-from entropyfloor.models.evaluation_mode import evaluating
+from entropyfloor.models.loss_forward import states_and_head
 from entropyfloor.models.loss_head import LossHead, needs_reference
+from entropyfloor.models.model_state import evaluating, holding, is_sharded, trainable_values
 from entropyfloor.models.patch_model import patch_model
 from entropyfloor.models.ranks import rank_and_processes
-from entropyfloor.models.shards import holding, is_sharded, trainable_values
 from entropyfloor.sft.run_record import read_record
 from entropyfloor_losses import ReferenceHead
 

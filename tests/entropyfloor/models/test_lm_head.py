@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, Gemma3Config, PretrainedConfig
 
-from entropyfloor.models.logit_transform import head_options
+from entropyfloor.models.lm_head import head_options
 from tiny_models import FAMILIES, tiny_model
 
 
