@@ -63,8 +63,7 @@ class Measurement:
     """One checkpoint."""
 
     losses: Sequence[float]  # summed loss of each demonstration, nats
-    # Rewards of each prompt's rollouts; prompts that the reward applies to
-    rewards: Sequence[Sequence[float]]
+    rewards: dict[int, list[float]]  # of the prompts that the reward applies to, by index
     rollouts: Sequence[Rollout]  # all rollouts, prompt by prompt
     alignment: GradientAlignment | None  # None without gradients
     notes: tuple[str, ...]  # what else to know
@@ -113,6 +112,12 @@ def measure(
             began, advance = time.perf_counter(), partial(bars.advance, row)
             model = _Model(source, cache(partial(load, source))) if measured else start
             one = _measure_alone(model, plan, advance)
+            if measured and list(one.rewards) != list(measured[0].rewards):
+                raise ValueError(
+                    f"the reward applies to {len(measured[0].rewards)} prompts at "
+                    f"{run.sources[0].name} and to {len(one.rewards)}, or others, at "
+                    f"{source.name}; whether a reward applies must depend on the prompt alone"
+                )
             pair: dict[str, PairSums] = {}
             if measured:
                 later_is_rl = run.order == "sft-rl"
@@ -144,7 +149,7 @@ def _measure_alone(model: _Model, plan: Plan, advance: Callable[[int], None]) ->
     alignment, note = _alignment(model, plan, applies)
     return Measurement(
         kept_losses,
-        [[reward for _, reward in group] for group in applies],
+        {group[0][0].prompt_index: [reward for _, reward in group] for group in applies},
         [rollout for rollout, _ in rows],
         alignment,
         (note,) if note else (),

@@ -46,7 +46,7 @@ def summarise(
     """
     curves = PromptCurves(
         np.asarray(run.steps),
-        np.array([[float(np.mean(group)) for group in one.rewards] for one in measured]),
+        np.array([[float(np.mean(group)) for group in one.rewards.values()] for one in measured]),
         np.array([one.losses for one in measured]),
         np.asarray(tokens, dtype=float),
     )

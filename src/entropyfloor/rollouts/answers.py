@@ -74,7 +74,7 @@ def after_thinking(text: str) -> str:
 
 class _Marked(NamedTuple):
     content: str
-    rest: str | None = None  # all that follows a mark of a line, where an answer may go on
+    rest: str = ""  # all that follows a mark of a line, where an answer may go on
 
 
 def marked_answer(text: str) -> str | None:
@@ -100,7 +100,7 @@ def answer_readings(text: str) -> list[str]:
     """
     text = after_thinking(text)
     marked = _last_mark(text)
-    readings = [text] if marked is None else [marked.content, marked.rest or ""]
+    readings = [text] if marked is None else [marked.content, marked.rest]
     readings.append(_plain_answer(text) or "")
     stripped = [reading.strip() for reading in readings]
     return list(dict.fromkeys(reading for reading in stripped if reading)) or [""]
@@ -124,19 +124,20 @@ def without_emphasis(answer: str) -> str:
 
 
 def _plain_answer(text: str) -> str | None:
-    marked = _last_mark(text) or _last_sentence(text)
-    if marked is None:
-        return None
-    inner = _plain_answer(marked.content)
-    return without_emphasis(marked.content) if inner is None else inner
+    # A loop and no recursion: a model that loops writes one tag inside the other, a thousand deep.
+    answer = None
+    while (marked := _last_mark(text) or _last_sentence(text)) is not None:
+        answer = text = marked.content
+    return None if answer is None else without_emphasis(answer)
 
 
 def _last_mark(text: str) -> _Marked | None:
     last: _Marked | None = None
+    line: int | None = None  # where the last mark of a line ended, if it is the last of all
     box: tuple[int, str] | None = None  # where the last box ended, and what was in it
     position = 0
     while match := _MARK.search(text, position):
-        position = match.end()
+        position, line = match.end(), None
         if match["tag"]:
             end = re.compile(r"</answer\s*>", re.IGNORECASE).search(text, position)
             last = _Marked(text[position : end.start() if end else len(text)].strip())
@@ -147,15 +148,15 @@ def _last_mark(text: str) -> _Marked | None:
                 content = f"{box[1]}, {content}"  # \boxed{1} and \boxed{2} are one answer
             last, box = _Marked(content), (position, content)
         else:
-            last = _Marked(_line_after(text[position:]), text[position:])
-    return last
+            line = position
+    return last if line is None else _Marked(_line_after(text[line:]), text[line:])
 
 
 def _last_sentence(text: str) -> _Marked | None:
-    last = None
-    for match in _SENTENCE.finditer(text):
-        last = _line_after(text[match.end() :])
-    return None if last is None else _Marked(re.split(r"\.\s", last, maxsplit=1)[0])
+    *_, last = (None, *_SENTENCE.finditer(text))
+    if last is None:
+        return None
+    return _Marked(re.split(r"\.\s", _line_after(text[last.end() :]), maxsplit=1)[0])
 
 
 def _line_after(text: str) -> str:
@@ -181,10 +182,9 @@ def _in_box(text: str, start: int) -> tuple[str, int]:
         bare = re.compile(r"[^\s$]*").match(text, start)
         assert bare is not None
         return bare[0], bare.end()
-    depth = 0
-    for position in range(start, len(text)):
-        escaped = text[position - 1] == "\\" and text[position - 2 : position] != "\\\\"
-        depth += 0 if escaped else {"{": 1, "}": -1}.get(text[position], 0)
+    depth, end = 0, text.rfind("}") + 1  # without one in sight nothing is looked through
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start, end):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start + 1 : position].strip(), position + 1
+            return text[start + 1 : brace.start()].strip(), brace.end()
     return text[start + 1 :].strip(), len(text)

@@ -190,7 +190,7 @@ def quiet_loading() -> Iterator[None]:
 def progress_bars(*, enabled: bool) -> Progress:
     """One bar per checkpoint, counting rollouts; those of other processes once they are sent."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a name may hold [ and ]
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("rollouts"),

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from entropyfloor.rollouts.answers import completion_text
+
 EXACT, NORMALISED, NEAR = LEVELS = ("exact", "normalised", "near")
 NGRAM, THRESHOLD = 3, 0.8
 BLOCK = 20_000
@@ -133,8 +135,8 @@ def texts_of(row: Mapping[str, Any]) -> Iterator[str]:
         value = row.get(name)
         messages = value if isinstance(value, list) else [{"content": value}]
         for message in messages:
-            text = message.get("content") if isinstance(message, Mapping) else None
-            if not isinstance(text, str) or not text.strip():
+            text = completion_text([message] if isinstance(message, Mapping) else None)
+            if not text.strip():
                 continue
             yield text
             if len(text) > _LONG:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.rollouts.reading import read_rows, text_messages
+from entropyfloor.rollouts.reading import check_unicode, read_rows, text_messages
 from entropyfloor.rollouts.reasoning_gym_prompts import PREFIX, reasoning_gym_rows
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class PromptSet:
         return [
             prompt
             if isinstance(prompt, str)
-            else "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+            else "\n".join(f"{message['role']}: {_said(message)}" for message in prompt)
             for prompt in self.prompts
         ]
 
@@ -101,8 +101,8 @@ class PromptSet:
         return [
             prompt
             if isinstance(prompt, str)
-            else "\n\n".join(m["content"] for m in prompt if m["role"] == "user")
-            or "\n\n".join(m["content"] for m in prompt)
+            else "\n\n".join(_said(m) for m in prompt if m["role"] == "user")
+            or "\n\n".join(map(_said, prompt))
             for prompt in self.prompts
         ]
 
@@ -159,7 +159,14 @@ class PromptSet:
 
 def _digest(content: Any) -> str:
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, as its escape.
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """A message's text, and the calls of one that has calls in its place."""
+    content = message.get("content")
+    return json.dumps(message["tool_calls"], default=str) if content is None else str(content)
 
 
 def row_with_chat_options(
@@ -319,6 +326,7 @@ def checked_row(row: Any, where: str) -> Mapping[str, Any]:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"{where} has an empty prompt; remove the row or fill it in")
+        check_unicode(prompt, f"{where}, prompt")
         return row
     if not isinstance(prompt, list) or not all(isinstance(message, Mapping) for message in prompt):
         raise ValueError(

@@ -126,6 +126,8 @@ def _parsed(content: bytes, where: str, hint: str) -> Any:
         raise ValueError(f"{where} is not JSON ({error.msg}{place}){hint}") from error
     except RecursionError as error:
         raise ValueError(f"{where} is nested too deeply to be read") from error
+    except ValueError as error:  # Python refuses to read an integer of 4,300 digits
+        raise ValueError(f"{where} cannot be read ({error}); write the number as text") from error
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -159,12 +161,26 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise ValueError(f"{where} has the role {role!r}; a role is text, such as 'user'")
     if isinstance(content, str) or (content is None and calls):
+        check_unicode(content or "", where)
         return dict(fields)
     if isinstance(content, Sequence) and content:
-        return {**fields, "content": "".join(_text_of(part, where) for part in content)}
+        text = "".join(_text_of(part, where) for part in content)
+        check_unicode(text, where)
+        return {**fields, "content": text}
     raise ValueError(
         f"{where} has {_named(content)} as content; content is text or a list of text parts"
     )
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raise ValueError for half a surrogate pair, which JSON can hold and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} holds {text[error.start]!a}, half of a character that was cut in two; "
+            "mend the text or remove the row"
+        ) from error
 
 
 def _text_of(part: Any, where: str) -> str:

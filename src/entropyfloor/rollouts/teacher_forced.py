@@ -26,7 +26,7 @@ from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.lm_head import final_logits
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.reading import text_messages
+from entropyfloor.rollouts.reading import check_unicode, text_messages
 from entropyfloor.rollouts.rendering import encode_messages, template_refusals
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor_losses import token_statistics
@@ -73,7 +73,9 @@ def check_held_out(held_out: PromptSet) -> None:
             )
         if isinstance(completion, list):
             text_messages(completion, f"{where}, {COLUMN}")
-        elif not isinstance(completion, str):
+        elif isinstance(completion, str):
+            check_unicode(completion, f"{where}, {COLUMN}")
+        else:
             raise ValueError(
                 f"{where} has {completion!r:.40} ({type(completion).__name__}) as {COLUMN!r}; a "
                 "completion is text or a list of messages"
@@ -95,7 +97,7 @@ def encode_held_out(
         if isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
         messages = text_messages(completion, f"{where}, {COLUMN}")
-        text = messages[-1]["content"]
+        text = messages[-1].get("content") or ""  # nothing beside tool calls
         if isinstance(row["prompt"], str):
             whole = list(tokenizer(row["prompt"] + text)["input_ids"])
         else:
@@ -103,6 +105,12 @@ def encode_held_out(
                 whole = encode_messages([*row["prompt"], *messages], row, tokenizer)
         if whole[: len(prefix)] == list(prefix) and len(whole) > len(prefix):
             ids = whole[len(prefix) :]
+        elif not text and messages[-1].get("tool_calls"):
+            raise ValueError(
+                f"{where}: the tool calls of {COLUMN!r} cannot be scored: the prompt is plain "
+                "text, or the chat template renders it otherwise once they follow; remove the row, "
+                "or the column"
+            )
         else:
             ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         end = tokenizer.eos_token_id

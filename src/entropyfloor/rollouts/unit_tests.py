@@ -15,6 +15,7 @@ import ast
 import atexit
 import functools
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -216,7 +217,9 @@ def _defines(source: str, name: str) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _tree(source: str) -> ast.Module | None:
     try:
-        return ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a model writes "\\d" is no news to its user
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

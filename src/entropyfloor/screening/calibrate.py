@@ -34,6 +34,15 @@ def read_outcomes(path: str | Path) -> dict[str, dict[str, float]]:
         ValueError: a missing column, a checkpoint twice, or a cell that is no finite number.
 
     """
+    try:
+        return _read_outcomes(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); save it as comma-separated UTF-8"
+        ) from error
+
+
+def _read_outcomes(path: str | Path) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)

@@ -50,7 +50,6 @@ def screen_from_rollouts(folder: str | Path, **told: Any) -> ScreeningReport:
     scored = settings["reward"] is not None
     sampling = Sampling(**{part.name: settings[part.name] for part in fields(Sampling)})
     judging = Judging(**{name: settings[name] for name in _JUDGED if name in settings})
-    check_base(judging, len(context["checkpoints"]))
     settings["ks"] = list(measured_ks(sampling.num_samples, judging, scored=scored))
     judging = replace(judging, ks=settings["ks"])
     screened = []
@@ -74,6 +73,7 @@ def screen_from_rollouts(folder: str | Path, **told: Any) -> ScreeningReport:
         screened.append(with_examples(measured, rollouts, rewards, context["prompt_texts"]))
     if not screened:
         raise ValueError(f"{folder} holds no prompt with all its rollouts; let screen finish first")
+    check_base(judging, len(screened))
     names = [(checkpoint.name, checkpoint.path) for checkpoint in screened]
     if told.get("compare_to") is None and settings.get("compare_to") not in dict(names):
         settings["compare_to"] = None  # its rollouts were not drawn before a kill

@@ -119,8 +119,14 @@ def measure_checkpoint(
     junk = [i for i, kind in kinds.items() if kind in JUNK and i not in passing]
     shares = [len(set(junk).intersection(indices)) / len(indices) for indices in by_prompt.values()]
     metrics["junk_fraction"] = estimate.share("junk_fraction", shares)
+    infinite = []
     for measure, sums in (teacher_forced or {}).items():
-        metrics[measure] = estimate.ratio(measure, sums.sums, sums.tokens)
+        if np.isfinite(sums.sums).all():
+            metrics[measure] = estimate.ratio(measure, sums.sums, sums.tokens)
+        else:
+            infinite.append(
+                f"{measure} is left out: some of its logits are NaN or infinite; try dtype float32"
+            )
     if rewards is not None:
         scored = scored_groups([[rewards[i] for i in indices] for indices in by_prompt.values()])
         metrics.update(scored_metrics(scored, judging, estimate))
@@ -146,7 +152,7 @@ def measure_checkpoint(
         verdict=judged.verdict,
         flagged=judged.flagged,
         reasons=judged.reasons,
-        notes=(*judged.notes, *_unscored_prompts(len(groups), metrics)),
+        notes=(*judged.notes, *_unscored_prompts(len(groups), metrics), *infinite),
         temperature=sampling.temperature,
         token_entropy_histogram=_histogram([r for group in groups for r in group]),
         degenerate_text={

@@ -86,6 +86,7 @@ def rescue(
         "base": checkpoint_digest(origin),
         "prompts": prompts.full_digest,
         "floor": floor,
+        "group_size": options.group_size,
         "reward": None if reward is None else reward_name(reward),
         "reward's source file": source_digest(function),
         "screening": {
@@ -99,7 +100,7 @@ def rescue(
     def look(share: float) -> RescuePoint:
         if share in points:
             return points[share]
-        name = f"share-{share:.4f}"
+        name = f"share-{share}"  # in full: with a small tolerance shares are close to each other
         target = folder / "points" / name
         model: str | Path = checkpoint if share == 0 else base if share == 1 else target
         if model is target and not target.is_dir():
@@ -163,7 +164,7 @@ def _known_points(folder: Path, determines: dict[str, Any]) -> dict[float, Rescu
     path = folder / _RECORD
     if not path.is_file():
         return {}
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     check_settings(folder, record["determines"], determines, holds="holds a rescue")
     return {point["share"]: RescuePoint(**point) for point in record["points"]}
 

@@ -19,7 +19,7 @@ order of checkpoints carries over, the number may not, so it is a parameter. Acr
 entropy was the weaker predictor in our toy (METHODS.md, section 6).
 
 A checkpoint more than half of whose rollouts are degenerate text that does not pass (loops, blanks,
-noise: ``degenerate_text.py``) is *junk* whatever its entropy: that is no exploration. One that is
+noise: ``texts.py``) is *junk* whatever its entropy: that is no exploration. One that is
 collapsed stays so, and the share is said.
 
 "Below" and "above" mean the whole 95 % interval where there is one, else the number itself.

@@ -1,6 +1,7 @@
 """The whole measurement on tiny random checkpoints: a run, an adapter, a folder, and refusals."""
 
 import copy
+import itertools
 import json
 import shutil
 
@@ -238,6 +239,18 @@ def test_refusals_come_before_any_model_is_loaded(run, save_checkpoint, tmp_path
         measure(start, "./nowhere")
     with pytest.raises(ValueError, match=r"exceeds the context"):
         measure(start, folder, max_new_tokens=1000)
+
+
+def test_a_reward_that_applies_to_other_prompts_at_another_checkpoint(run):
+    calls = itertools.count()
+
+    def reward(prompts, **_):  # a call for each checkpoint
+        later = next(calls) > 0
+        return [None if later and prompt == "0+2=" else 1.0 for prompt in prompts]
+
+    start, folder = run
+    with pytest.raises(ValueError, match="to 6 prompts at start and to 5, or others, at check"):
+        measure(start, folder / "checkpoint-2", reward=reward, gradient_rows=0)
 
 
 def test_constant_reward(run):

@@ -23,6 +23,7 @@ from entropyfloor.io import append_jsonl, read_jsonl, save_json, write_pictures
 from entropyfloor.render.figure import Chart, series, threshold
 from entropyfloor.render.text import plain, print_line, visible
 from entropyfloor.rl.monitor_plot import write_monitor_plot
+from entropyfloor.rollouts.draw import progress_bars
 from entropyfloor.screening.figures import pass_at_k_figure, row_figures
 from entropyfloor.screening.page import write_report
 from entropyfloor.screening.report import ScreeningReport
@@ -174,6 +175,13 @@ def test_files(tmp_path, chart):
     assert read_jsonl(tmp_path / "rows.jsonl") == [{"prompt": text} for text in TEXTS.values()]
     for text in TEXTS.values():
         assert visible(text)[:1500] in page.text
+
+
+def test_progress_bars(capsys):
+    with progress_bars(enabled=True) as bars:
+        for name in ("rich", "rich end"):
+            bars.add_task(TEXTS[name], total=1)
+    assert "[red]x[/red]" in capsys.readouterr().err
 
 
 def test_json_is_as_it_was(tmp_path):

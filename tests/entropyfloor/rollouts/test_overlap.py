@@ -58,8 +58,9 @@ def test_the_closest_row_is_named():
 
 def test_every_text_of_a_row_is_compared():
     long = "\n\n".join([OTHER * 3, NEARLY, CODE * 3])
+    parts = [{"type": "text", "text": CODE[:9]}, {"type": "text", "text": CODE[9:]}]
     rows = [
-        {"messages": [{"role": "user", "content": OTHER}, {"role": "assistant", "content": CODE}]},
+        {"messages": [{"role": "user", "content": OTHER}, {"role": "assistant", "content": parts}]},
         {"prompt": [{"role": "user", "content": "hello"}], "completion": long},
     ]
     assert levels(rows, [STORY, OTHER, CODE]) == {0: NEAR, 1: EXACT, 2: EXACT}

@@ -82,6 +82,8 @@ def test_nothing_there(tmp_path):
         ([{"prompt": None}], "row 0: a prompt is a string or a list of messages, got NoneType"),
         ([{"prompt": ["x"]}], "row 0: a prompt is a string or a list of messages"),
         ([{"prompt": [{"role": "user"}]}], "needs 'role' and 'content'"),
+        (['{"prompt": "a\\ud83d"}'], r"row 0, prompt holds '\\ud83d', half of a character"),
+        ([{"prompt": [{"role": "user", "content": "\ud83d"}]}], "message 0 holds .*half of a char"),
     ],
 )
 def test_broken_files(write_jsonl, rows, words):
@@ -102,6 +104,18 @@ def test_chat_options():
     assert chat.prompts == [[{"role": "system", "content": "Be brief."}, *CHAT]] * 2
     assert chat.rows[0]["answer"] == "2"
     assert chat.digest != prompts.digest
+
+
+def test_tool_calls_in_a_prompt_are_what_a_reader_sees():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}
+    prompts = PromptSet(({"prompt": [*CHAT, call, {"role": "tool", "content": "2"}]},))
+    wanted = 'user: 1+1=\nassistant: [{"function": {"name": "add"}}]\ntool: 2'
+    assert prompts.texts == [wanted] and prompts.user_texts == ["1+1="]
+
+
+def test_a_column_may_hold_what_is_no_unicode():
+    one, other = (PromptSet(({"prompt": "a", "answer": text},)) for text in ("\ud83d", "\ud83e"))
+    assert one.full_digest != other.full_digest
 
 
 def test_digest_is_of_the_prompts():

@@ -38,6 +38,10 @@ def test_one_file_in_every_way_it_may_be_written(tmp_path, name, content):
         (b'[\n{"a": 1},\n{"a": ', "a JSON array, is not JSON .* at line 3.*whole"),
         (b'[{"a": 1}, null]', "row 1 is a JSON NoneType"),
         (b"[" * 200_000, "nested too deeply"),
+        (
+            b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}",
+            "line 2 cannot be read .*the number as text",
+        ),
     ],
 )
 def test_the_line_at_fault_is_named(tmp_path, content, words):

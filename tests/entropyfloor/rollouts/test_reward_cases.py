@@ -48,6 +48,11 @@ def test_case(case):
         _score(case["reward"], case["completion"], case["columns"])
 
 
+@pytest.mark.parametrize("mark", ["<answer>", "\\boxed{", "Answer:\n", "the answer is "])
+def test_a_model_that_loops(mark):
+    assert marked_answer(2000 * mark + "7") == "7"
+
+
 def _documented_formats():
     table = (ROOT / "docs/rewards.md").read_text("utf-8").partition("## Answer formats")[2]
     for line in table.partition("\n## ")[0].splitlines():

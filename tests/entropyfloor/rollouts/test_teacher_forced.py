@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -93,6 +95,21 @@ def test_completions_end_as_in_training():
     for completion in completions_of(tiny_checkpoint(), chat):
         assert tokenizer.decode(completion.prompt_ids) == "<|user|>1+2=<|end|><|assistant|>"
         assert tokenizer.decode(completion.ids) == "3<|end|>"
+
+
+def test_tool_calls_are_completions_where_a_template_renders_them():
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}
+    row = {"prompt": [{"role": "user", "content": "1+2="}], "completion": [call]}
+    checkpoint = LoadedCheckpoint("m", "m", tiny_checkpoint().model, tokenizer)
+    with pytest.raises(ValueError, match="rows, row 0: the tool calls of 'completion' cannot be"):
+        completions_of(checkpoint, PromptSet(({**row, "prompt": "1+2="},)))
+    said = "{{ message['tool_calls'] | tojson if message['tool_calls'] else message['content'] }}"
+    plain = "{{ message['content'] }}"
+    assert plain in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(plain, said)
+    (completion,) = completions_of(checkpoint, PromptSet((row,)))
+    assert tokenizer.decode(completion.ids) == '[{"function": {"name": "add"}}]<|end|>'
 
 
 def _must_not_load(*_, **__):

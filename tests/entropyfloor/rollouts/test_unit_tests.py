@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import pytest
 
@@ -45,6 +46,17 @@ def _chat(text):
 def test_the_code_in_a_completion(text, code):
     found = program_of(text, "Write f.", "assert f", "f").code
     assert found == code if code is not None else "wrong" not in found
+
+
+def test_what_python_thinks_of_a_models_strings_is_not_said():
+    text = "```python\ndef f(): return '\\d'\n```\n```python\nf()\n```"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # by which this would be no Python
+        assert program_of(text, "Write f.", "assert f()", None).code.startswith("def f()")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        program_of(text.replace("f()", "g()"), "Write g.", "assert g()", None)
+    assert not said
 
 
 def test_human_evals_form():

@@ -17,7 +17,7 @@ PAPER = """checkpoint,score,entropy_nats,pass_at_1
 def write(tmp_path):
     def write(text):
         path = tmp_path / "outcomes.csv"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="latin-1" if "ä" in text else "utf-8")
         return path
 
     return write
@@ -87,6 +87,8 @@ def test_joined_with_a_screening_by_name(write):
         ("checkpoint,score\na,\n", "a score is needed"),
         ("checkpoint,score\na,nan\n", "finite"),
         ("checkpoint,score\n,1\n", "no checkpoint's name"),
+        ("checkpoint,score\nä,1\n", "outcomes.csv cannot be read .*comma-separated UTF-8"),
+        (f"checkpoint,score\n{'a' * 200_000},1\n", "outcomes.csv cannot be read .*field larger"),
     ],
 )
 def test_broken_files(write, text, words):

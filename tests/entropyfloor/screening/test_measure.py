@@ -171,6 +171,13 @@ def test_teacher_forced_sums_become_means_with_intervals():
     assert result.intervals["kl_to_base"].low < 0.2 < result.intervals["kl_to_base"].high
 
 
+def test_a_measure_that_is_not_finite_is_left_out_and_said():
+    sums = {"kl_to_base": TokenSums((1.0, float("inf")), (10.0, 10.0))}
+    result = measured(rewards=None, teacher_forced=sums)
+    assert result.kl_to_base is None and "kl_to_base" not in result.intervals
+    assert "kl_to_base is left out" in result.notes[-1]
+
+
 def test_verdict_is_part_of_the_record():
     assert measured().verdict == "undecided"
     flagged = measured([rollout(0, 0, [0.1]), rollout(1, 0, [0.0])], None)

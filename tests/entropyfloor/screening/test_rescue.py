@@ -67,6 +67,9 @@ def test_smallest_share_that_clears_the_floor(tmp_path, base, collapsed):
     assert not any(by_share[share].clears for share in below)
     assert found.share - max(below) <= 1 / 16
     assert len(lines) == len(found.points)
+    # In full: two shares that are close to each other are not one folder.
+    folders = {folder.name for folder in (tmp_path / "screening").iterdir()}
+    assert folders == {f"share-{share}" for share in by_share}
     record = json.loads((tmp_path / "rescue.json").read_text())
     assert record["share"] == found.share
     state = load_checkpoint(found.path).model.state_dict()
@@ -99,6 +102,8 @@ def test_a_rerun_screens_nothing_again(tmp_path, base, collapsed, monkeypatch):
         ValueError, match=r"rescue with other settings \(floor: 1.0 then, 2.0 now\)"
     ):
         rescue(collapsed, **{**arguments, "floor": 2.0}, reward=reward(), **screening)
+    with pytest.raises(ValueError, match=r"group_size: 4 then, 2 now"):
+        rescue(collapsed, **arguments, reward=reward(), **{**screening, "group_size": 2})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
