@@ -16,11 +16,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from .inputs import check_not_negative
-from .request import StatisticsRequest, TokenStatistics
+from .request import EveryToken, StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
-class AnchoredLoss:
+class AnchoredLoss(EveryToken):
     """DFT plus a KL to the base model.
 
     Args:
@@ -40,7 +40,3 @@ class AnchoredLoss:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         weight = statistics.log_prob.detach().exp()
         return -weight * statistics.log_prob + self.lam * statistics.reference_kl
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from cross-entropy: every scored one."""
-        return statistics.scored

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .inputs import check_count
-from .request import StatisticsRequest, TokenStatistics
+from .request import EveryToken, StatisticsRequest, TokenStatistics
 from .sequences import Sequences
 
 
@@ -37,7 +37,7 @@ def coverage_weight(log_prob: Tensor, group_size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CoverageLoss:
+class CoverageLoss(EveryToken):
     """Cross-entropy weighted by what a sequence still lacks to be found in N samples.
 
     Args:
@@ -66,7 +66,3 @@ class CoverageLoss:
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         return -statistics.advantage * statistics.log_prob
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from cross-entropy: every scored one."""
-        return statistics.scored

@@ -15,11 +15,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from .power import deformed_log_loss
-from .request import StatisticsRequest, TokenStatistics
+from .request import EveryToken, StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
-class DynamicEntropyLoss:
+class DynamicEntropyLoss(EveryToken):
     """The deformed logarithm with the collision probability as its exponent."""
 
     name: ClassVar[str] = "deft"
@@ -30,7 +30,3 @@ class DynamicEntropyLoss:
         # Ignored tokens have a = 0.
         exponent = statistics.collision_prob.detach().masked_fill(~statistics.scored, 1.0)
         return deformed_log_loss(statistics.log_prob, exponent)
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from cross-entropy: every scored one."""
-        return statistics.scored

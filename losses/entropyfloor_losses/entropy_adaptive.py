@@ -18,11 +18,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from .inputs import check_not_negative, check_positive
-from .request import StatisticsRequest, TokenStatistics
+from .request import EveryToken, StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
-class EntropyAdaptiveLoss:
+class EntropyAdaptiveLoss(EveryToken):
     """Cross-entropy weighted by the model's own entropy, a constant.
 
     Args:
@@ -53,7 +53,3 @@ class EntropyAdaptiveLoss:
         normaliser = math.log(self.top_k) if self.normaliser is None else self.normaliser
         weight = (statistics.top_k_entropy.detach().clamp(min=0.0) / normaliser) ** self.alpha
         return -weight * statistics.log_prob
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from cross-entropy: every scored one."""
-        return statistics.scored

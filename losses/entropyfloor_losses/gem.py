@@ -14,11 +14,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from .inputs import check_positive
-from .request import StatisticsRequest, TokenStatistics
+from .request import EveryToken, StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
-class GEMLoss:
+class GEMLoss(EveryToken):
     """GEM, game-theoretic entropy maximisation, linear h.
 
     Args:
@@ -40,7 +40,3 @@ class GEMLoss:
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
         return statistics.tempered_log_prob - statistics.log_prob
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from cross-entropy: every scored one."""
-        return statistics.scored

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from .inputs import check_not_negative
-from .request import StatisticsRequest, TokenStatistics
+from .request import EveryToken, StatisticsRequest, TokenStatistics
 
 
 @dataclass(frozen=True)
-class GibbsLoss:
+class GibbsLoss(EveryToken):
     """KL from the base model, tilted towards the label, to the model.
 
     Args:
@@ -53,7 +53,3 @@ class GibbsLoss:
         of_label = (target - (log_b - log_z).exp()) * (log_b - log_p)
         value = statistics.reference_kl * (-log_z).exp() + of_label + self.beta * target - log_z
         return statistics.where_scored(value)
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from cross-entropy: every scored one."""
-        return statistics.scored

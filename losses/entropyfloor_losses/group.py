@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .bounded_probability import BoundedProbabilityLoss
-from .request import StatisticsRequest, TokenStatistics
+from .request import TokenStatistics
 
 
 class GroupAdvantages(NamedTuple):
@@ -97,7 +97,7 @@ def group_advantages(
 
 
 @dataclass(frozen=True)
-class GroupFineTuningLoss:
+class GroupFineTuningLoss(BoundedProbabilityLoss):
     """GFT's loss: ``-A C log p_y`` with the advantages given to the engine.
 
     Pass ``advantages`` to `linear_loss`, `linear_token_statistics` or `token_statistics`: at each
@@ -108,21 +108,8 @@ class GroupFineTuningLoss:
 
     """
 
-    tau: float = 0.7
     name: ClassVar[str] = "gft"
-
-    def __post_init__(self) -> None:
-        BoundedProbabilityLoss(tau=self.tau)
-
-    @property
-    def request(self) -> StatisticsRequest:
-        """Nothing beyond what is always there."""
-        return StatisticsRequest()
 
     def __call__(self, statistics: TokenStatistics) -> Tensor:
         """Per-token loss in nats, in the statistics' shape; 0 where ignored. Differentiable."""
-        return statistics.advantage * BoundedProbabilityLoss(tau=self.tau)(statistics)
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens whose weight is rectified: p_y below tau."""
-        return BoundedProbabilityLoss(tau=self.tau).selected(statistics)
+        return statistics.advantage * super().__call__(statistics)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .inputs import check_not_negative
-from .request import StatisticsRequest, TokenStatistics
+from .request import EveryToken, StatisticsRequest, TokenStatistics
 
 
 def deformed_log_loss(log_prob: Tensor, alpha: Tensor | float) -> Tensor:
@@ -24,7 +24,7 @@ def deformed_log_loss(log_prob: Tensor, alpha: Tensor | float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PowerLoss:
+class PowerLoss(EveryToken):
     """A power of the label's probability.
 
     Args:
@@ -44,7 +44,3 @@ class PowerLoss:
         if self.alpha == 0:
             return -statistics.log_prob
         return deformed_log_loss(statistics.log_prob, self.alpha)
-
-    def selected(self, statistics: TokenStatistics) -> Tensor:
-        """Tokens on which this loss differs from cross-entropy: every scored one."""
-        return statistics.scored

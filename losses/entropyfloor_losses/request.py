@@ -178,6 +178,14 @@ class TokenStatistics:
         return torch.where(self.scored, values, torch.zeros_like(values))
 
 
+class EveryToken:
+    """A loss that differs from cross-entropy on every scored token."""
+
+    def selected(self, statistics: TokenStatistics) -> Tensor:
+        """Tokens on which this loss differs from cross-entropy."""
+        return statistics.scored
+
+
 def needs_calibration(loss: Any) -> bool:
     """Whether ``loss`` has a tau="auto" that has to be measured on the initial model first."""
     waits = hasattr(loss, "calibrated") and getattr(loss, "tau", None) == "auto"

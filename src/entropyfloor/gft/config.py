@@ -29,40 +29,27 @@ _COUNTED = (
     "generation_batch_size",
 )
 _NO_RATIO = "the loss has neither a probability ratio nor clipping: each group is used once"
-_NO_REFERENCE = "the loss has no reference model"
-_FLOOR = "entropy is kept up by the entropy floor"
-# Options of GRPOConfig that change a loss which is not computed here.
+# Options of GRPOConfig that change a loss which is not computed here, by the reason.
 _REFUSED = {
-    "num_iterations": _NO_RATIO,
-    "epsilon": _NO_RATIO,
-    "epsilon_high": _NO_RATIO,
-    "delta": _NO_RATIO,
-    "importance_sampling_level": _NO_RATIO,
-    "off_policy_mask_threshold": _NO_RATIO,
-    "vllm_importance_sampling_correction": _NO_RATIO,
-    "vllm_importance_sampling_mode": _NO_RATIO,
-    "vllm_importance_sampling_clip_max": _NO_RATIO,
-    "vllm_importance_sampling_clip_min": _NO_RATIO,
-    "sapo_temperature_neg": _NO_RATIO,
-    "sapo_temperature_pos": _NO_RATIO,
-    "vespo_k_pos": _NO_RATIO,
-    "vespo_lambda_pos": _NO_RATIO,
-    "vespo_k_neg": _NO_RATIO,
-    "vespo_lambda_neg": _NO_RATIO,
-    "beta": _NO_REFERENCE,
-    "sync_ref_model": _NO_REFERENCE,
-    "use_bias_correction_kl": _NO_REFERENCE,
-    "loss_type": "the loss is GFT's; choose tau, rectification and advantages",
-    "multi_objective_aggregation": "reward functions are summed, then normalised in the group",
-    "top_entropy_quantile": "every token of a response is trained on",
-    "entropy_coef": _FLOOR,
-    "use_adaptive_entropy": _FLOOR,
-    "cast_lm_head_to_fp32": "the fused head accumulates in fp32 already",
-    "use_liger_kernel": "it replaces the forward that the loss is computed in",
-    "label_smoothing_factor": "it belongs to a loss that is not computed",
-    "max_tool_calling_iterations": "responses are single turns",
-    "train_sampling_strategy": "prompts are drawn in a random order, or with shuffle_dataset=False "
-    "in that of the dataset",
+    _NO_RATIO: (
+        *("num_iterations", "epsilon", "epsilon_high", "delta", "importance_sampling_level"),
+        *("off_policy_mask_threshold", "sapo_temperature_neg", "sapo_temperature_pos"),
+        *("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"),
+        *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
+        *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+    ),
+    "the loss has no reference model": ("beta", "sync_ref_model", "use_bias_correction_kl"),
+    "the loss is GFT's; choose tau, rectification and advantages": ("loss_type",),
+    "reward functions are summed, then normalised in the group": ("multi_objective_aggregation",),
+    "every token of a response is trained on": ("top_entropy_quantile",),
+    "entropy is kept up by the entropy floor": ("entropy_coef", "use_adaptive_entropy"),
+    "the fused head accumulates in fp32 already": ("cast_lm_head_to_fp32",),
+    "it replaces the forward that the loss is computed in": ("use_liger_kernel",),
+    "it belongs to a loss that is not computed": ("label_smoothing_factor",),
+    "responses are single turns": ("max_tool_calling_iterations",),
+    "prompts are drawn in a random order, or with shuffle_dataset=False in that of the dataset": (
+        "train_sampling_strategy",
+    ),
 }
 
 
@@ -209,7 +196,7 @@ class GFTConfig(FloorOptions, GRPOConfig):
 
     def _refuse(self) -> None:
         default = {f.name: f.default for f in fields(self)}
-        for name, why in _REFUSED.items():
+        for name, why in ((name, why) for why, names in _REFUSED.items() for name in names):
             value = getattr(self, name)
             if value != default[name]:
                 raise ValueError(

@@ -61,7 +61,6 @@ def token_sums(output: LossHeadOutput, sources: Tensor, tau: float) -> Tensor:
 
     """
     mask = output.scored
-    assert mask is not None and output.entropy is not None and output.log_prob is not None
     # Not output.selected: with an entropy term that is every scored token.
     rectified = mask & (output.log_prob.exp() < tau)
     wide = wide_dtype(mask.device)

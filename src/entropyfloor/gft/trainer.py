@@ -267,7 +267,6 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
             entropyfloor_head=True,
             **routed,
         )
-        assert output.objective is not None
         # Gradients are averaged over processes, and this is a sum over them.
         loss = output.objective * self.accelerator.num_processes / max(inputs["num_items"], 1.0)
         if self.aux_loss_enabled:

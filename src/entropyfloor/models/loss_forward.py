@@ -133,7 +133,7 @@ def _loss_of_states(
             text_config.num_experts_per_tok,
             inputs.get("attention_mask"),
         )
-        assert isinstance(aux_loss, Tensor) and output.loss is not None
+        assert isinstance(aux_loss, Tensor)
         output["aux_loss"] = aux_loss
         output["loss"] = output.loss + _aux_weight(text_config) * aux_loss
     head._record(output, model.training)

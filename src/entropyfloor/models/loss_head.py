@@ -53,16 +53,17 @@ class LossHeadOutput(ModelOutput):
 
     """
 
-    loss: Tensor | None = None
+    # What is always there has a default too, as transformers' outputs must have.
+    loss: Tensor = None  # type: ignore[assignment]
     logits: Tensor | None = None
     aux_loss: Tensor | None = None
-    objective: Tensor | None = None
-    scored: Tensor | None = None
-    log_prob: Tensor | None = None
-    entropy: Tensor | None = None
-    is_top1: Tensor | None = None
-    top_k_mass: Tensor | None = None
-    selected: Tensor | None = None
+    objective: Tensor = None  # type: ignore[assignment]
+    scored: Tensor = None  # type: ignore[assignment]
+    log_prob: Tensor = None  # type: ignore[assignment]
+    entropy: Tensor = None  # type: ignore[assignment]
+    is_top1: Tensor = None  # type: ignore[assignment]
+    top_k_mass: Tensor = None  # type: ignore[assignment]
+    selected: Tensor = None  # type: ignore[assignment]
     reference_kl: Tensor | None = None
 
 
@@ -167,7 +168,6 @@ class LossHead:
             return
         masses: list[float] = []
         for output in self.evaluated(replace(waiting, tau=1.0), batches, model):
-            assert output.top_k_mass is not None
             masses.extend(output.top_k_mass[output.scored].tolist())
         self.loss = waiting.calibrated(torch.tensor(gathered(masses), dtype=torch.float64))
 
@@ -184,8 +184,6 @@ class LossHead:
         """
         total = torch.zeros(3, dtype=wide_dtype(self.device), device=self.device)
         for output in self.evaluated(loss_by_name("ce"), batches, model):
-            assert output.scored is not None and output.log_prob is not None
-            assert output.entropy is not None
             sums = (-output.log_prob.sum(), output.entropy.sum(), output.scored.sum())
             total += torch.stack([value.to(total) for value in sums])
         loss, entropy, tokens = summed(total).tolist()
@@ -215,10 +213,6 @@ class LossHead:
 
     def _record(self, output: LossHeadOutput, training: bool) -> None:
         self.calls += training
-        assert output.scored is not None and output.objective is not None
-        assert output.log_prob is not None and output.entropy is not None
-        assert output.is_top1 is not None and output.selected is not None
-        assert output.top_k_mass is not None
         tokens = output.scored.sum()
         kl = torch.zeros_like(tokens) if output.reference_kl is None else output.reference_kl.sum()
         values = (

@@ -56,7 +56,7 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
             matrix, or a loss that asks for more likely tokens than the vocabulary has.
 
     """
-    chosen = _choose(loss, options)
+    chosen = choose_loss(loss, options)
     base = _base_of(model)
     _check_head(base, chosen)
     old = base.__dict__.get(HEAD_ATTRIBUTE, lambda: None)()
@@ -104,8 +104,13 @@ def patch_model(model: Any, loss: str | TokenLoss = "sed", **options: Any) -> Lo
     return head
 
 
-def _choose(loss: str | TokenLoss, options: dict[str, Any]) -> TokenLoss:
-    """The loss object of a name and its options, or of what was passed."""
+def choose_loss(loss: str | TokenLoss, options: dict[str, Any]) -> TokenLoss:
+    """The loss object of a name and its options, or what was passed, if it is one.
+
+    Raises:
+        ValueError: neither a name nor a callable, or options beside an object.
+
+    """
     if isinstance(loss, str):
         named: TokenLoss = loss_by_name(loss, **options)
         return named

@@ -11,6 +11,7 @@ with SFTTrainer's before the first step.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
 
 from entropyfloor.models.loss_head import LossHeadOutput
+from entropyfloor.models.patch_model import choose_loss
 from entropyfloor.models.ranks import wide_dtype
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
@@ -36,7 +38,7 @@ from entropyfloor.sft.sed_config import SEDConfig
 from entropyfloor.sft.step_weights import with_step_weights
 from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
 from entropyfloor.sft.trl_agreement import check_agreement, refuse_what_trl_cannot
-from entropyfloor_losses import TokenStatistics, loss_by_name, needs_calibration, token_mean
+from entropyfloor_losses import TokenStatistics, needs_calibration, token_mean
 
 Loss = Callable[[TokenStatistics], Tensor]
 
@@ -86,32 +88,29 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         elif not isinstance(args, SEDConfig):
             args = SEDConfig.from_arguments(args)
         args.refuse_what_replaces_the_loss()  # fields may have been assigned since it was built
-        chosen = _choose_loss(args, loss)
-        # compute_loss_func is SFTTrainer's seventh positional argument: model, args and four more.
-        if sft_kwargs.get("compute_loss_func") or (len(sft_args) > 4 and sft_args[4] is not None):
+        chosen = args.build_loss() if loss is None else choose_loss(loss, args.loss_options())
+        # By name, whichever way they were passed.
+        signature = inspect.signature(SFTTrainer.__init__)
+        arguments = signature.bind(self, model, args, *sft_args, **sft_kwargs).arguments
+        del arguments["self"]
+        if arguments.get("compute_loss_func"):
             raise ValueError(
                 "compute_loss_func would replace the chosen loss. Pass your own per-token loss as "
                 "SEDTrainer(loss=...), a callable on TokenStatistics, or use trl's SFTTrainer"
             )
         self._eval_prefix = "eval"
         self._agreed = False
-        # SFTTrainer replaces the datasets by tokenised ones. They are its positional arguments
-        # after the collator.
-        train_data, eval_data = ([*sft_args[1:3], None, None][:2]) if sft_args else (None, None)
-        train_data = sft_kwargs.get("train_dataset", train_data)
-        eval_data = sft_kwargs.get("eval_dataset", eval_data)
+        # As given: SFTTrainer replaces them by tokenised ones.
+        train_data, eval_data = arguments.get("train_dataset"), arguments.get("eval_dataset")
         check_metric_for_best_model(args, eval_data)
         if args.reads_data and eval_data is None and train_data is not None:
             train_data, eval_data = hold_out(train_data, args.floor_held_out_rows)
-            parts = {"train_dataset": train_data, "eval_dataset": eval_data}
-            by_place = dict(zip(parts, sft_args[1:3], strict=False))
-            sft_args = (*sft_args[:1], *(parts[name] for name in by_place), *sft_args[3:])
-            sft_kwargs |= {name: part for name, part in parts.items() if name not in by_place}
+            arguments |= {"train_dataset": train_data, "eval_dataset": eval_data}
             warn(
                 f"entropy_floor='auto': {len(eval_data)} rows of the training set are held out, as "
                 "there is no evaluation set; they are the trainer's eval_dataset"
             )
-        super().__init__(model, args, *sft_args, **sft_kwargs)
+        super().__init__(**arguments)
         refuse_what_drops_the_loss(self)
         check_rows_left(train_data, self.train_dataset, args, "train_dataset")
         check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
@@ -171,7 +170,6 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         if self.aux_loss_enabled:  # multimodal wrappers heed it as an argument only
             inputs["output_router_logits"] = True
         outputs: LossHeadOutput = model(**inputs, entropyfloor_head=True)
-        assert outputs.scored is not None and outputs.objective is not None
         counted = outputs.scored.sum() if num_items_in_batch is None else num_items_in_batch
         loss = token_mean(outputs.objective, counted)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -192,8 +190,6 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         """Entropy, accuracy and token count as SFTTrainer names and averages them."""
         mode = "train" if self.model.training else "eval"
         metrics, everywhere = self._metrics[mode], self.accelerator.gather_for_metrics
-        assert outputs.scored is not None and outputs.entropy is not None
-        assert outputs.is_top1 is not None
         valid = everywhere(outputs.scored.sum()).sum()
         sums = {"entropy": outputs.entropy.sum(), "mean_token_accuracy": outputs.is_top1.sum()}
         numbers = [valid, *(everywhere(value).sum() / valid for value in sums.values())]
@@ -251,20 +247,3 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 list, {f"{name[1:]}_{key}": values for key, values in averaged.items()}
             )
         super().log(logs, start_time)
-
-
-def _choose_loss(args: SEDConfig, loss: str | Loss | None) -> Loss:
-    if loss is None:
-        return args.build_loss()
-    if isinstance(loss, str):
-        return loss_by_name(loss, **args.loss_options())
-    if not callable(loss):
-        raise ValueError(
-            f"loss is {loss!r}; pass a name, a loss object or a callable on TokenStatistics"
-        )
-    if args.loss_options():
-        raise ValueError(
-            f"loss is an object and SEDConfig sets {', '.join(args.loss_options())} beside it, "
-            "which would have no effect; put every option into the object"
-        )
-    return loss

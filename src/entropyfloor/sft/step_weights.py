@@ -58,7 +58,7 @@ def _evaluate(trainer: Any, head: LossHead, batch: dict[str, Any]) -> dict[str, 
     with trainer.compute_loss_context_manager():
         (output,) = head.evaluated(CrossEntropyLoss(), [inputs], trainer.model_wrapped)
     scored = output.scored
-    assert head.weights_reference is not None and scored is not None and output.log_prob is not None
+    assert head.weights_reference is not None
     targets = inputs["labels"][:, 1:]
     of_labels = head.weights_reference(targets, **inputs).label_log_probs
     assert of_labels is not None

@@ -24,10 +24,9 @@ def test_the_docs_show_the_table_of_tested_versions():
 
 
 @canary
-def test_positional_arguments_of_the_trainer():
-    names = list(inspect.signature(SFTTrainer.__init__).parameters)[1:]
-    assert names[:5] == ["model", "args", "data_collator", "train_dataset", "eval_dataset"]
-    assert names.index("compute_loss_func") == 6
+def test_arguments_of_the_trainer_that_are_read():
+    names = inspect.signature(SFTTrainer.__init__).parameters
+    assert {"model", "args", "train_dataset", "eval_dataset", "compute_loss_func"} <= set(names)
 
 
 @canary

@@ -355,6 +355,10 @@ def test_the_interval_is_chosen_by_cost(tmp_path):
         ({"floor_probe_steps": 0}, "floor_probe_steps is 0"),
         ({"floor_probe_prompts": -1}, "floor_probe_prompts is -1"),
         ({"floor_margin": -0.5}, "margin is -0.5"),
+        ({"entropy_floor": "much"}, "entropy_floor is 'much'; give nats, or 'auto'"),
+        ({"entropy_floor": "auto", "floor_factor": 0.0}, "floor_factor is 0.0"),
+        ({"entropy_floor": 0.2, "floor_factor": 2.0}, "multiply the number instead"),
+        ({"entropy_floor": "auto", "floor_held_out_rows": 0}, "floor_held_out_rows is 0"),
     ],
 )
 def test_bad_settings(tmp_path, config, message):

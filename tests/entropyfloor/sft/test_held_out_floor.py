@@ -267,20 +267,6 @@ def test_stop_restores_the_last_checkpoint_that_was_not_too_sure(tmp_path, caplo
     assert "held-out entropy" in caplog.text and "restored checkpoint-" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"entropy_floor": "much"}, "entropy_floor is 'much'; give nats, or 'auto'"),
-        ({"entropy_floor": "auto", "floor_factor": 0.0}, "floor_factor is 0.0"),
-        ({"entropy_floor": 0.2, "floor_factor": 2.0}, "multiply the number instead"),
-        ({"entropy_floor": "auto", "floor_held_out_rows": 0}, "floor_held_out_rows is 0"),
-    ],
-)
-def test_bad_options(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, SEDConfig, **options)
-
-
 def test_a_number_may_be_text_as_a_command_line_has_it(tmp_path):
     assert arguments(tmp_path, SEDConfig, entropy_floor="0.25").entropy_floor == 0.25
 

@@ -74,18 +74,12 @@ def test_an_object_is_its_name_and_options(tmp_path, loss):
     [
         ({"loss": "sedd"}, "unknown loss 'sedd'; choose one of ce, sed"),
         ({"lam": -1.0}, "lam is -1.0; it must be a finite number >= 0"),
-        ({"lam": float("nan")}, "lam is nan"),
         ({"tau": 0.0}, 'tau is 0.0; it must be "auto" or a number in'),
-        ({"tau": 1.5}, "tau is 1.5"),
         ({"tau": "often"}, "tau is 'often'; it must be \"auto\" or a number"),
         ({"top_k": 0}, "top_k is 0; it must be an integer >= 1"),
-        ({"quantile": 1.0}, r"quantile is 1.0; it must be in \(0, 1\)"),
-        ({"loss": "gem", "beta": 0.0}, "beta is 0.0"),
-        ({"loss": "ce", "smoothing": 1.0}, "smoothing is 1.0"),
         ({"loss": "dcr", "tau": "auto"}, "tau is 'auto'; it must be >= 0"),
         ({"loss": "ce", "lam": 1.0}, "loss 'ce' does not take 'lam'; it takes smoothing"),
         ({"loss": "dft", "tau": 0.5}, "loss 'dft' does not take 'tau'; it takes no options"),
-        ({"loss": "entropy_bonus", "tau": 0.5}, "does not take 'tau'; it takes lam"),
         ({"loss": GEMLoss(), "beta": 0.5}, "loss is an object and beta set beside it"),
         ({"loss": lambda s: -s.log_prob}, r"pass your own losses to SEDTrainer\(loss=...\)"),
         ({"calibration_rows": 0}, "calibration_rows is 0; it must be >= 1"),
@@ -138,32 +132,22 @@ CUSTOM = {
 }
 
 
-def test_sft_config_keeps_every_field(tmp_path):
-    original = arguments(tmp_path, SFTConfig, **CUSTOM)
+@pytest.mark.parametrize(
+    "original",
+    [
+        lambda folder: arguments(folder, SFTConfig, **CUSTOM),
+        lambda folder: SFTConfig(use_cpu=True),
+        lambda folder: TrainingArguments(str(folder), use_cpu=True, hub_token="hf", report_to=[]),
+        lambda folder: config(folder, **CUSTOM, loss="dcr", tau=0.2),
+    ],
+    ids=["SFTConfig", "defaults", "TrainingArguments", "SEDConfig"],
+)
+def test_a_converted_config_keeps_every_field(tmp_path, original):
+    original = original(tmp_path)
     converted = SEDConfig.from_arguments(original)
     assert differences(converted, original) == {}
     assert converted.accelerator_config.to_dict() == original.accelerator_config.to_dict()
-    assert converted.loss == "sed"
-
-
-def test_default_sft_config_keeps_every_field():
-    original = SFTConfig(use_cpu=True)
-    assert differences(SEDConfig.from_arguments(original), original) == {}
-
-
-def test_training_arguments_keep_every_field(tmp_path):
-    original = TrainingArguments(
-        str(tmp_path), use_cpu=True, hub_token="hf_not_a_token", learning_rate=3e-4, report_to=[]
-    )
-    converted = SEDConfig.from_arguments(original)
-    assert differences(converted, original) == {}
-    assert converted.hub_token == "hf_not_a_token"
-
-
-def test_a_config_is_converted_twice_without_change(tmp_path):
-    once = config(tmp_path, **CUSTOM, loss="dcr", tau=0.2)
-    twice = SEDConfig.from_arguments(once)
-    assert differences(twice, once) == {}
+    assert converted.loss == getattr(original, "loss", "sed")
 
 
 def test_own_subclass_of_sft_config_says_what_to_do(tmp_path):

@@ -15,7 +15,7 @@ of rollouts, and the target moves so that *those* end above the floor.
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 # A floor that no weight can hold: the weight at its maximum and entropy below the floor for this
@@ -160,4 +160,4 @@ class FloorController:
 
     def settings(self) -> dict[str, Any]:
         """Settings without state."""
-        return {f.name: asdict(self)[f.name] for f in fields(self) if f.name not in _STATE}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _STATE}
