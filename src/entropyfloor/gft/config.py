@@ -6,7 +6,6 @@ of responses, are one micro-batch. trl counts rollouts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +16,7 @@ from entropyfloor.rollouts.options import flag
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.stats.groups import check_success_threshold
 from entropyfloor_losses import GroupFineTuningLoss
+from entropyfloor_losses.inputs import check_count, check_not_negative
 
 GROUP_OF_ONE = ("error", "imitate", "skip")
 UNSCORED = ("error", "leave_out")
@@ -164,8 +164,7 @@ class GFTConfig(FloorOptions, GRPOConfig):
     def _check_group(self) -> None:
         counts = self.response_counts() | {"self": self.num_self}
         for source, count in counts.items():
-            if count < 0:
-                raise ValueError(f"num_{source} is {count}; it must be >= 0")
+            check_count(f"num_{source}", count, least=0)
         if not any(counts.values()):
             raise ValueError(
                 "num_expert, num_teacher, num_other and num_self are all 0: there is nothing to "
@@ -177,8 +176,7 @@ class GFTConfig(FloorOptions, GRPOConfig):
                 "the same thing here: set num_self alone"
             )
         for source, weight in self.source_weights().items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{source}_weight is {weight!r}; it must be finite and >= 0")
+            check_not_negative(f"{source}_weight", weight)
         for name, allowed in (("group_of_one", GROUP_OF_ONE), ("on_unscored", UNSCORED)):
             if getattr(self, name) not in allowed:
                 raise ValueError(

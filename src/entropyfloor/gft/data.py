@@ -41,6 +41,7 @@ class GroupRowsTrainer(PromptRows, GRPOTrainer):
 
     _reward_file: RewardFile | None = None
     _resumed = False  # whether the run goes on from a checkpoint
+    _has_rewards = True  # whether there are reward functions
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -64,14 +65,21 @@ class GroupRowsTrainer(PromptRows, GRPOTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Trainer's, on scored rows."""
+        if eval_dataset is None and self.eval_dataset is None:
+            raise ValueError("there is no eval_dataset: give the trainer one, or evaluate(rows)")
         if isinstance(eval_dataset, str):
             rows = self._scored(self.eval_dataset[eval_dataset], f"eval_dataset {eval_dataset!r}")
             self.eval_dataset[eval_dataset] = rows
         elif eval_dataset is None or eval_dataset is self.eval_dataset:
             rows = self.eval_dataset = self._scored(self.eval_dataset, "eval_dataset")
         else:
-            num_self = self.num_generations_eval
-            check_rows(eval_dataset, self.args, num_self=num_self, name="eval_dataset")
+            check_rows(
+                eval_dataset,
+                self.args,
+                num_self=self.num_generations_eval,
+                name="eval_dataset",
+                has_rewards=self._has_rewards,
+            )
             rows = self._scored(eval_dataset, "eval_dataset")
         return super(GRPOTrainer, self).get_eval_dataloader(rows)
 

@@ -113,10 +113,9 @@ class GFTTrainer(FlooredTrainer, GroupRowsTrainer):
             ]
         elif eval_dataset is not None:
             datasets.append(("eval_dataset", eval_dataset, num_self_eval))
+        self._has_rewards = reward_funcs is not None
         for name, rows, num_self in datasets:
-            check_rows(
-                rows, args, num_self=num_self, name=name, has_rewards=reward_funcs is not None
-            )
+            check_rows(rows, args, num_self=num_self, name=name, has_rewards=self._has_rewards)
         per_step = args.steps_per_generation
         try:
             # trl derives vLLM's batch from this and prompts per micro-batch: it counts rollouts.

@@ -21,7 +21,7 @@ from entropyfloor.models.checkpoints import load_checkpoint, vocabulary_size
 
 _SCALED = (".lora_B.", ".lora_embedding_B")
 # Beside a changed module peft stores the base's own, also where only its size was changed.
-_UNCHANGED = (".lora_A.", ".lora_embedding_A", ".base_layer.", ".original_module.")
+_UNCHANGED = (".lora_A.", ".lora_embedding_A", ".base_layer.weight", ".original_module.")
 _OTHER = (".lora_magnitude_vector", ".token_adapter.")  # DoRA, trainable tokens
 _ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -110,7 +110,9 @@ def _base_weights(base: CheckpointSource, names: dict[str, torch.Tensor]) -> dic
     state = load_checkpoint(base, device="cpu").model.state_dict()
     weights = {}
     for name in names:
-        plain = name.removeprefix("base_model.model.").replace(".modules_to_save.", ".")
+        plain = name.removeprefix("base_model.model.")
+        for wrapper in (".modules_to_save.", ".base_layer."):  # of the latter biases alone
+            plain = plain.replace(wrapper, ".")
         if plain not in state:
             raise ValueError(
                 f"{name} of the adapter is neither a LoRA factor nor a weight of {base.path}; "

@@ -16,6 +16,7 @@ from entropyfloor.rollouts.options import flag
 from entropyfloor.sft.floor.options import FloorOptions
 from entropyfloor.sft.loss_reference import check_reference
 from entropyfloor_losses import LOSS_NAMES, loss_by_name, loss_name_and_options, loss_options
+from entropyfloor_losses.inputs import check_count
 
 LOSS_OPTIONS = tuple(sorted({option for name in LOSS_NAMES for option in loss_options(name)}))
 
@@ -103,8 +104,8 @@ class SEDConfig(FloorOptions, SFTConfig):
                 self.tau = float(self.tau)  # type: ignore[assignment]
             except ValueError:
                 raise ValueError(f'tau is {self.tau!r}; it must be "auto" or a number') from None
-        if self.calibration_rows < 1:
-            raise ValueError(f"calibration_rows is {self.calibration_rows}; it must be >= 1")
+        check_count("calibration_rows", self.calibration_rows, least=1)
+        check_count("reference_top_k", self.reference_top_k, least=1)
         loss = self.build_loss()
         self.check_floor()
         check_reference(loss, self)
@@ -117,12 +118,6 @@ class SEDConfig(FloorOptions, SFTConfig):
     def build_loss(self) -> Any:
         """The loss object these settings describe."""
         return loss_by_name(self.loss, **self.loss_options())
-
-    def check_floor(self) -> None:
-        """Raise ValueError for a floor or a reference that cannot be."""
-        super().check_floor()
-        if self.reference_top_k < 1:
-            raise ValueError(f"reference_top_k is {self.reference_top_k}; it must be >= 1")
 
     @classmethod
     def from_arguments(cls, args: TrainingArguments) -> SEDConfig:

@@ -53,6 +53,7 @@ def test_loss(options, tau):
     ("options", "message"),
     [
         ({"num_teacher": -1}, "num_teacher is -1"),
+        ({"num_teacher": "3"}, "num_teacher is '3'; it must be an integer"),
         ({"num_expert": 0, "num_teacher": 0, "num_self": 0}, "are all 0"),
         ({"num_generations": 8}, "num_generations is 8 and num_self 4"),
         ({"self_weight": -0.5}, "self_weight is -0.5"),

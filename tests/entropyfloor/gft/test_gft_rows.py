@@ -156,6 +156,10 @@ def test_without_reward_functions_everything_must_be_cached(tmp_path):
     offline = trainer(cached, num_self=0)
     offline.train()
     assert logged(offline)[0]["expert/advantage"] == pytest.approx(1.0, rel=1e-3)
+    with pytest.raises(ValueError, match="there is no eval_dataset"):
+        offline.evaluate()
+    with pytest.raises(ValueError, match="eval_dataset, row 0, response 0 carries no reward"):
+        offline.evaluate(Dataset.from_list([GOOD]))
     with pytest.raises(ValueError, match="policy samples cannot be scored"):
         trainer(cached)
     with pytest.raises(ValueError, match="row 1, response 0 carries no reward"):

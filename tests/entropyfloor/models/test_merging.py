@@ -7,7 +7,7 @@ from entropyfloor.models.checkpoint_sources import check_checkpoint
 from entropyfloor.models.checkpoints import load_checkpoint
 from entropyfloor.models.interpolation import write_interpolated
 from entropyfloor.models.merging import merged_directory
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import save_tiny, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[3, 7, 11, 5, 9]])
 
@@ -71,6 +71,31 @@ def test_a_tied_head_is_interpolated_once(base, tmp_path):
     parameters = (model.parameters() for model in (between, *ends))
     for value, of_trained, of_base in zip(*parameters, strict=True):
         torch.testing.assert_close(value, 0.75 * of_trained + 0.25 * of_base)
+
+
+def test_trained_biases_are_interpolated_with_the_bases_own(tmp_path):
+    """``bias="all"`` trains biases beside the factors, in LoRA's layers and in others."""
+    base = save_tiny(tmp_path / "base", "qwen2")
+    config = LoraConfig(r=2, target_modules=["q_proj"], bias="all", task_type="CAUSAL_LM")
+    model = get_peft_model(load_checkpoint(base).model, config)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(torch.randn_like(value), alpha=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    write_interpolated(
+        check_checkpoint(tmp_path / "adapter"), check_checkpoint(base), 0.25, tmp_path / "between"
+    )
+    between, trained = (
+        load_checkpoint(tmp_path / name).model.merge_and_unload().state_dict()
+        for name in ("between", "adapter")
+    )
+    for name, value in load_checkpoint(base).model.state_dict().items():
+        torch.testing.assert_close(between[name], torch.lerp(trained[name], value, 0.25))
+    assert not between["model.layers.0.self_attn.q_proj.bias"].equal(
+        trained["model.layers.0.self_attn.q_proj.bias"]
+    )
 
 
 def test_prompt_learning_is_refused(base, tmp_path):

@@ -356,6 +356,10 @@ def test_the_interval_is_chosen_by_cost(tmp_path):
         ({"floor_probe_prompts": -1}, "floor_probe_prompts is -1"),
         ({"floor_margin": -0.5}, "margin is -0.5"),
         ({"entropy_floor": "much"}, "entropy_floor is 'much'; give nats, or 'auto'"),
+        ({"entropy_floor": True}, "entropy_floor is True; give nats"),  # as a YAML file may have it
+        ({"entropy_floor": [0.2]}, r"entropy_floor is \[0\.2\]; give nats"),
+        ({"floor_margin": "0.5"}, r"margin is '0\.5'; it must be a finite number"),
+        ({"floor_probe_tokens": "64"}, "floor_probe_tokens is '64'; it must be an integer"),
         ({"entropy_floor": "auto", "floor_factor": 0.0}, "floor_factor is 0.0"),
         ({"entropy_floor": 0.2, "floor_factor": 2.0}, "multiply the number instead"),
         ({"entropy_floor": "auto", "floor_held_out_rows": 0}, "floor_held_out_rows is 0"),

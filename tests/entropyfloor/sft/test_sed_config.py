@@ -82,7 +82,7 @@ def test_an_object_is_its_name_and_options(tmp_path, loss):
         ({"loss": "dft", "tau": 0.5}, "loss 'dft' does not take 'tau'; it takes no options"),
         ({"loss": GEMLoss(), "beta": 0.5}, "loss is an object and beta set beside it"),
         ({"loss": lambda s: -s.log_prob}, r"pass your own losses to SEDTrainer\(loss=...\)"),
-        ({"calibration_rows": 0}, "calibration_rows is 0; it must be >= 1"),
+        ({"calibration_rows": 0}, "calibration_rows is 0; it must be an integer >= 1"),
         ({"label_smoothing_factor": 0.1}, r'SEDConfig\(loss="ce", smoothing=0.1\)'),
         ({"loss_type": "dft"}, r"SEDConfig\(loss='dft'\)"),
     ],

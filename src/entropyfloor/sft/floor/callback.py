@@ -278,7 +278,7 @@ class EntropyFloorCallback(TrainerCallback):
             self.restore(args.resume_from_checkpoint or Path(args.output_dir or ".") / last)
         assert self.reference is not None
         self.reference.ready(self._restored)
-        self._restored = None
+        self._restored = self._saved = None
         if trainer is not None:
             rows = getattr(args, "calibration_rows", _CALIBRATION_ROWS)
             calibrate(trainer, self.head, rows=rows, model=trainer.model_wrapped)

@@ -18,6 +18,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from entropyfloor_losses.inputs import check_not_negative, check_number, check_positive
+
 # A floor that no weight can hold: the weight at its maximum and entropy below the floor for this
 # many steps on end.
 SATURATED_STEPS = 20
@@ -65,15 +67,10 @@ class FloorController:
 
     def __post_init__(self) -> None:
         for name in ("floor", "gain", "time", "max_weight", "initial_weight"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value!r}; it must be a finite number > 0")
-        if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(f"margin is {self.margin!r}; it must be a finite number >= 0")
-        if not (math.isfinite(self.lead) and self.lead >= 0):
-            raise ValueError(f"lead is {self.lead!r}; it must be a finite number of steps >= 0")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing is {self.smoothing!r}; it must be in [0, 1)")
+            check_positive(name, getattr(self, name))
+        for name in ("margin", "lead"):
+            check_not_negative(name, getattr(self, name))
+        check_number("smoothing", self.smoothing, lambda v: 0 <= v < 1, "in [0, 1)")
         if self.max_weight <= _SMALLEST_WEIGHT:
             raise ValueError(
                 f"max_weight is {self.max_weight!r}; it must be above {_SMALLEST_WEIGHT}, the "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from entropyfloor.rollouts.options import flag
 from entropyfloor.sft.floor.controller import FloorController
 from entropyfloor_losses import EntropyTerm
+from entropyfloor_losses.inputs import check_count, check_positive
 
 PLACES = ("onset_anchor", "anchor", "uniform")
 VIOLATIONS = ("constrain", "stop", "warn")
@@ -80,13 +80,14 @@ class FloorOptions:
             )
         if not self.reads_data:
             try:
-                self.entropy_floor = float(self.entropy_floor)  # type: ignore[assignment]
-            except ValueError:
-                raise ValueError(
-                    f"entropy_floor is {self.entropy_floor!r}; give nats, or 'auto'"
-                ) from None
-        if not (math.isfinite(self.floor_factor) and self.floor_factor > 0):
-            raise ValueError(f"floor_factor is {self.floor_factor}; it must be a finite number > 0")
+                # YAML's `true` is no number of nats, although Python's is 1.
+                number = None if isinstance(self.entropy_floor, bool) else float(self.entropy_floor)
+            except (TypeError, ValueError):
+                number = None
+            if number is None:
+                raise ValueError(f"entropy_floor is {self.entropy_floor!r}; give nats, or 'auto'")
+            self.entropy_floor = number  # type: ignore[assignment]
+        check_positive("floor_factor", self.floor_factor)
         if not self.reads_data and self.floor_factor != 1:
             raise ValueError(
                 f"floor_factor is {self.floor_factor} and entropy_floor {self.entropy_floor}: it "
@@ -94,12 +95,11 @@ class FloorOptions:
             )
         self.build_controller()
         self.build_term()
-        if self.floor_probe_prompts < 0:
-            raise ValueError(f"floor_probe_prompts is {self.floor_probe_prompts}; it must be >= 0")
-        for name in ("floor_probe_steps", "floor_probe_tokens", "floor_held_out_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be >= 1")
+        check_count("floor_probe_prompts", self.floor_probe_prompts, least=0)
+        for name in ("floor_probe_tokens", "floor_held_out_rows"):
+            check_count(name, getattr(self, name), least=1)
+        if self.floor_probe_steps is not None:
+            check_count("floor_probe_steps", self.floor_probe_steps, least=1)
 
     def build_controller(self) -> FloorController:
         """The controller these settings describe; ``entropy_floor`` must be set."""
