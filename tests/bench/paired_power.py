@@ -26,8 +26,8 @@ from entropyfloor.stats.intervals import (
     bootstrap_interval,
     expanded_tail,
     resampled_ratios,
+    share_difference_interval,
 )
-from entropyfloor.stats.paired import share_difference_interval
 
 SAMPLES = 8
 SIZES = (12, 24, 48, 96, 192, 384)
@@ -36,8 +36,8 @@ SIZES = (12, 24, 48, 96, 192, 384)
 def unpaired_interval(first, second, seed):
     """As if the two had been screened on different prompts."""
     ones = np.ones(len(first))
-    draws = resampled_ratios(second, ones, seed=seed) - resampled_ratios(first, ones, seed=seed + 1)
-    tail = expanded_tail(len(first), 0.95)
+    draws = resampled_ratios(second, ones, seed) - resampled_ratios(first, ones, seed + 1)
+    tail = expanded_tail(len(first))
     return np.quantile(draws, [tail, 1 - tail])
 
 

@@ -17,6 +17,7 @@ from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name, reward_name
 from entropyfloor.rollouts.rollout_store import source_digest
+from entropyfloor.stats.intervals import CONFIDENCE
 
 
 def measure_coupling(
@@ -105,7 +106,7 @@ def measure_coupling(
             "gradient_rows": coupling.gradient_rows,
             "rank": coupling.rank,
             "temperature": 1.0,
-            "confidence": 0.95,
+            "confidence": CONFIDENCE,
             "demonstrations": _rows(demonstrations),
             "prompts": _rows(prompts),
             "versions": versions(),

@@ -14,6 +14,7 @@ one and judges that one: with few checkpoints that error is the one to believe.
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -121,35 +122,30 @@ def calibrate(
     good = [] if cut is None else [score >= cut for score in scores]
     if not short and len(set(good)) < 2:
         short = f"every score lies on the same side of {cut:g}"
-    if short:
-        words.insert(0, f"too little data to fit tau_H: {short}")
-        return Calibration(len(used), tuple(correlations), None, cut, None, None, "; ".join(words))
+    found = Calibration(len(used), tuple(correlations), None, cut, None, None, "; ".join(words))
     entropies = [numbers["entropy_nats"] for numbers in used]
-    tau_h = fit_threshold(entropies, good)
-    if not 0.0 < tau_h < math.inf:
+    if short:
+        short = f"too little data to fit tau_H: {short}"
+    elif not 0.0 < (tau_h := fit_threshold(entropies, good)) < math.inf:
         short = "no entropy separates good from bad better than calling all the same"
-        return Calibration(
-            len(used), tuple(correlations), None, cut, None, None, "; ".join([short, *words])
-        )
+    if short:
+        return replace(found, message="; ".join([short, *words]))
     errors = sum((h >= tau_h) != g for h, g in zip(entropies, good, strict=True))
     left_out = 0
     for index in range(len(used)):
         others = [i for i in range(len(used)) if i != index]
         fitted = fit_threshold([entropies[i] for i in others], [good[i] for i in others])
         left_out += (entropies[index] >= fitted) != good[index]
-    words.insert(
-        0,
+    fit = (
         f"tau_H = {tau_h:.3f} nats separates scores at {cut:.3f} with {errors} of {len(used)} on "
-        f"the wrong side ({left_out} of {len(used)} when each is left out of the fit)",
+        f"the wrong side ({left_out} of {len(used)} when each is left out of the fit)"
     )
-    return Calibration(
-        num_checkpoints=len(used),
-        correlations=tuple(correlations),
+    return replace(
+        found,
         tau_h=tau_h,
-        outcome_cut=cut,
         training_error=errors / len(used),
         leave_one_out_error=left_out / len(used),
-        message="; ".join(words),
+        message="; ".join([fit, *words]),
     )
 
 

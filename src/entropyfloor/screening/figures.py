@@ -12,12 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    MaxNLocator,
-    NullLocator,
-)
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from entropyfloor.render.figure import Chart, entropy_axis, name_rows, series, threshold
 from entropyfloor.render.palette import LIGHT
@@ -98,8 +93,7 @@ def pass_rate_figure(checkpoint: CheckpointScreening, report: ScreeningReport) -
         f"rates, {counts[-1]} in the highest"
     )
     chart, axes = _histogram(edges, counts, "pass rate of a prompt", "prompts", said)
-    axes.xaxis.set_major_locator(FixedLocator([0.0, 0.25, 0.5, 0.75, 1.0]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     if size is not None:
         threshold(axes, p_star(size), f"p*({size}) = {p_star(size):.3f}")
@@ -119,7 +113,7 @@ def token_entropy_figure(checkpoint: CheckpointScreening) -> Chart | None:
     )
     chart, axes = _histogram(histogram.edges, shares, "entropy of a token (nats)", "tokens", said)
     axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
     threshold(axes, mean, f"mean {mean:.3f}")
     return chart
 
@@ -250,19 +244,19 @@ def _draw_curves(chart: Chart, axes: Axes, report: ScreeningReport) -> str:
     if others:
         words = "one other" if len(others) == 1 else f"{len(others)} others"
         keys.append((Line2D([], [], **grey), words))
-    axes.set(xscale="log", ylim=(0.0, 1.03), xlabel="k (logarithmic)")
-    axes.xaxis.set_major_locator(FixedLocator(apart(ks)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set(ylim=(0.0, 1.03))
+    k_axis(axes, ks)
     axes.grid(axis="y")
     chart.legend(keys)
     return "; ".join(said)
 
 
-def apart(ks: Sequence[int], most: int = 9) -> list[int]:
-    """At most so many of them, the last among them: their labels would run into each other."""
-    step = -(-len(ks) // most)
-    return list(ks[::-1][::step])
+def k_axis(axes: Axes, ks: Sequence[int]) -> None:
+    """A logarithmic axis of k; of more than nine labels, which would run together, only some."""
+    shown = ks[::-1][:: -(-len(ks) // 9)]
+    axes.set(xscale="log", xlabel="k (logarithmic)")
+    axes.set_xticks(shown, [f"{k}" for k in shown])
+    axes.set_xticks([], minor=True)
 
 
 def _name_rows(axes: Axes, report: ScreeningReport, below: str) -> None:

@@ -14,7 +14,7 @@ from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rollout_store import RolloutStore, read_folder
 from entropyfloor.screening.conclude import check_base, conclude, measured_ks, name_of
-from entropyfloor.screening.measure import measure_checkpoint, with_examples
+from entropyfloor.screening.measure import measure_checkpoint
 from entropyfloor.screening.options import Judging
 from entropyfloor.screening.report import ScreeningReport
 from entropyfloor.stats.group_sequential import SequentialRecord
@@ -58,19 +58,18 @@ def screen_from_rollouts(folder: str | Path, **told: Any) -> ScreeningReport:
         sequential, chosen = _choose(store, sampling, settings, context["prompt_texts"])
         if not chosen:
             continue
-        rollouts = [store.rollouts[index] for index in chosen]
-        rewards = [store.rewards[index] for index in chosen] if scored else None
-        measured = measure_checkpoint(
-            rollouts,
-            rewards,
-            sampling,
-            judging,
-            name=name,
-            path=path,
-            teacher_forced=store.read_sums(),
-            sequential=sequential,
+        screened.append(
+            measure_checkpoint(
+                [store.rollouts[index] for index in chosen],
+                [store.rewards[index] for index in chosen] if scored else None,
+                sampling,
+                judging,
+                source=(name, path),
+                prompt_texts=context["prompt_texts"],
+                teacher_forced=store.read_sums(),
+                sequential=sequential,
+            )
         )
-        screened.append(with_examples(measured, rollouts, rewards, context["prompt_texts"]))
     if not screened:
         raise ValueError(f"{folder} holds no prompt with all its rollouts; let screen finish first")
     check_base(judging, len(screened))

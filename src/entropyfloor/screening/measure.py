@@ -1,7 +1,7 @@
 """Rollouts and rewards of one checkpoint -> its measures, each with an interval over prompts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,12 +82,12 @@ def measure_checkpoint(
     sampling: Sampling,
     judging: Judging,
     *,
-    name: str,
-    path: str,
+    source: tuple[str, str],
+    prompt_texts: Sequence[str],
     teacher_forced: dict[str, TokenSums] | None = None,
     sequential: SequentialRecord | None = None,
 ) -> CheckpointScreening:
-    """All measures of one checkpoint and its verdict.
+    """All measures of one checkpoint, its verdict, and rollouts to look at.
 
     Args:
         rollouts: at least one per prompt, in any order; greedy ones count for greedy pass@1 only.
@@ -95,8 +95,8 @@ def measure_checkpoint(
             left out of what needs a reward.
         sampling: how they were drawn; its seed is that of the bootstrap.
         judging: thresholds and group size, and pass@k at its ``ks``.
-        name: of the checkpoint.
-        path: of the checkpoint.
+        source: name and path of the checkpoint.
+        prompt_texts: of the whole prompt set.
         teacher_forced: ``held_out_loss``, ``kl_to_base`` or ``held_out_kl_to_base`` -> its sums.
         sequential: what ``until_decided`` did.
 
@@ -105,7 +105,9 @@ def measure_checkpoint(
 
     """
     # In request order, so that sums do not depend on how rollouts were batched.
-    order = _request_order(rollouts)
+    order = sorted(
+        range(len(rollouts)), key=lambda i: (rollouts[i].prompt_index, rollouts[i].sample_index)
+    )
     sampled = [index for index in order if not rollouts[index].greedy]
     by_prompt: dict[int, list[int]] = {}
     for index in sampled:
@@ -114,10 +116,10 @@ def measure_checkpoint(
 
     estimate = Estimates(sampling.seed)
     metrics = _unscored_metrics(groups, estimate)
-    kinds = {index: kind for index in sampled if (kind := _kind(rollouts[index])) is not None}
+    kinds = {index: kind for index in sampled if (kind := kind_of(rollouts[index])) is not None}
     passing = {i for i in kinds if (rewards and (rewards[i] or 0.0) >= judging.success_threshold)}
-    junk = [i for i, kind in kinds.items() if kind in JUNK and i not in passing]
-    shares = [len(set(junk).intersection(indices)) / len(indices) for indices in by_prompt.values()]
+    junk = {i for i, kind in kinds.items() if kind in JUNK and i not in passing}
+    shares = [len(junk.intersection(indices)) / len(indices) for indices in by_prompt.values()]
     metrics["junk_fraction"] = estimate.share("junk_fraction", shares)
     infinite = []
     for measure, sums in (teacher_forced or {}).items():
@@ -143,9 +145,9 @@ def measure_checkpoint(
         temperature=sampling.temperature,
         sequential=sequential,
     )
+    example = partial(_example, rollouts, rewards, prompt_texts)
     return CheckpointScreening(
-        name=name,
-        path=path,
+        *source,
         num_prompts=len(groups),
         num_rollouts=len(sampled),
         intervals=estimate.intervals,
@@ -160,7 +162,28 @@ def measure_checkpoint(
             for kind in KINDS
             if (share := sum(k == kind for k in kinds.values()) / len(sampled))
         },
-        prompt_results=_prompt_results(by_prompt, rollouts, rewards, judging.success_threshold),
+        # The first samples of the first prompts, which are the same for every checkpoint.
+        examples=tuple(
+            example(index)
+            for indices in list(by_prompt.values())[:_EXAMPLE_PROMPTS]
+            for index in indices
+            if rollouts[index].sample_index < _EXAMPLE_SAMPLES
+        ),
+        degenerate_examples=tuple(
+            DegenerateExample(kind, example(index))
+            for kind in KINDS
+            for index in [i for i, k in kinds.items() if k == kind][:_EXAMPLES_OF_KIND]
+        ),
+        prompt_results=PromptResults(
+            prompt_indices=tuple(by_prompt),
+            num_samples=tuple(map(len, groups)),
+            num_tokens=tuple(sum(len(r.token_ids) for r in group) for group in groups),
+            entropy_sums=tuple(map(_entropy_sum, groups)),
+            num_passed=tuple(
+                None if rewards is None else _num_passed([rewards[i] for i in indices], judging)
+                for indices in by_prompt.values()
+            ),
+        ),
         sequential=sequential,
         samples_saved=(
             0 if sequential is None else sequential.samples_planned - sequential.samples_drawn
@@ -169,31 +192,20 @@ def measure_checkpoint(
     )
 
 
-def _kind(rollout: Rollout) -> str | None:
+def kind_of(rollout: Rollout) -> str | None:
+    """The kind of degenerate text that a rollout is, if any."""
     mean = float(rollout.entropies_nats.mean(dtype=float))
     return kind_of_degenerate(rollout.text, rollout.token_ids, mean)
 
 
-def _prompt_results(
-    by_prompt: Mapping[int, Sequence[int]],
-    rollouts: Sequence[Rollout],
-    rewards: Sequence[float | None] | None,
-    threshold: float,
-) -> PromptResults:
-    passed: list[int | None] = []
-    for indices in by_prompt.values():
-        scores = [] if rewards is None else [r for i in indices if (r := rewards[i]) is not None]
-        passed.append(sum(score >= threshold for score in scores) if scores else None)
-    groups = [[rollouts[i] for i in indices] for indices in by_prompt.values()]
-    return PromptResults(
-        prompt_indices=tuple(by_prompt),
-        num_samples=tuple(map(len, groups)),
-        num_tokens=tuple(sum(len(r.token_ids) for r in group) for group in groups),
-        entropy_sums=tuple(
-            float(sum(r.entropies_nats.sum(dtype=float) for r in group)) for group in groups
-        ),
-        num_passed=tuple(passed),
-    )
+def _num_passed(rewards: Sequence[float | None], judging: Judging) -> int | None:
+    """How many rollouts of a prompt passed; None where the reward does not apply."""
+    scores = [reward for reward in rewards if reward is not None]
+    return sum(score >= judging.success_threshold for score in scores) if scores else None
+
+
+def _entropy_sum(group: Sequence[Rollout]) -> float:
+    return float(sum(rollout.entropies_nats.sum(dtype=float) for rollout in group))
 
 
 def _unscored_prompts(prompts: int, metrics: Mapping[str, Any]) -> list[str]:
@@ -213,7 +225,7 @@ def _unscored_metrics(groups: Sequence[Sequence[Rollout]], estimate: Estimates) 
     return {
         "entropy_nats": estimate.ratio(
             "entropy_nats",
-            [float(sum(r.entropies_nats.sum(dtype=float) for r in group)) for group in groups],
+            list(map(_entropy_sum, groups)),
             tokens,
         ),
         "entropy_sequence_mean": estimate.ratio(
@@ -243,57 +255,22 @@ def _histogram(rollouts: Sequence[Rollout]) -> Histogram:
     return Histogram(_HISTOGRAM_EDGES, tuple(int(count) for count in counts))
 
 
-def _request_order(rollouts: Sequence[Rollout]) -> list[int]:
-    return sorted(
-        range(len(rollouts)), key=lambda i: (rollouts[i].prompt_index, rollouts[i].sample_index)
-    )
-
-
-def with_examples(
-    measured: CheckpointScreening,
+def _example(
     rollouts: Sequence[Rollout],
     rewards: Sequence[float | None] | None,
     prompt_texts: Sequence[str],
-) -> CheckpointScreening:
-    """The record with rollouts to look at, and the texts of all prompts of the set.
-
-    These are the first samples of the first prompts, the same for every checkpoint, and the first
-    ones of each kind of degenerate text.
-    """
-
-    def example(index: int) -> ExampleRollout:
-        rollout = rollouts[index]
-        return ExampleRollout(
-            prompt_index=rollout.prompt_index,
-            sample_index=rollout.sample_index,
-            prompt=prompt_texts[rollout.prompt_index],
-            text=rollout.text,
-            num_tokens=len(rollout.token_ids),
-            entropy_nats=float(rollout.entropies_nats.mean(dtype=float)),
-            reward=None if rewards is None else rewards[index],
-            truncated=rollout.truncated,
-        )
-
-    sampled = [index for index in _request_order(rollouts) if not rollouts[index].greedy]
-    shown = sorted({rollouts[index].prompt_index for index in sampled})[:_EXAMPLE_PROMPTS]
-    degenerate: dict[str, list[int]] = {kind: [] for kind in measured.degenerate_text}
-    for index in sampled if degenerate else ():
-        kind = _kind(rollouts[index])
-        if kind is not None and len(degenerate[kind]) < _EXAMPLES_OF_KIND:
-            degenerate[kind].append(index)
-    return replace(
-        measured,
-        examples=tuple(
-            example(index)
-            for index in sampled
-            if rollouts[index].prompt_index in shown
-            and rollouts[index].sample_index < _EXAMPLE_SAMPLES
-        ),
-        degenerate_examples=tuple(
-            DegenerateExample(kind, example(index))
-            for kind, indices in degenerate.items()
-            for index in indices
-        ),
+    index: int,
+) -> ExampleRollout:
+    rollout = rollouts[index]
+    return ExampleRollout(
+        prompt_index=rollout.prompt_index,
+        sample_index=rollout.sample_index,
+        prompt=prompt_texts[rollout.prompt_index],
+        text=rollout.text,
+        num_tokens=len(rollout.token_ids),
+        entropy_nats=float(rollout.entropies_nats.mean(dtype=float)),
+        reward=None if rewards is None else rewards[index],
+        truncated=rollout.truncated,
     )
 
 

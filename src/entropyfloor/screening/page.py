@@ -30,6 +30,7 @@ from entropyfloor.screening.report import (
     ScreeningReport,
 )
 from entropyfloor.screening.table import (
+    caption,
     further_table,
     gates_table,
     screening_markdown,
@@ -115,7 +116,7 @@ def screening_html(report: ScreeningReport) -> str:
         counts=_counts(rows),
         scored=report.has_reward,
         p_star=None if size is None else p_star(size),
-        lead=_lead(settings),
+        lead=caption(report),
         table=screening_table(report).to_html(),
         further=further_table(report).to_html(),
         gates=gates_table(report).to_html() if report.gates else None,
@@ -153,16 +154,6 @@ def _correlations(calibration: Calibration | None) -> Markup | None:
     )
     columns = tuple(Column(h, "left" if h == "predictor" else "right") for h in headers)
     return Table("Rank correlations", columns, tuple(rows)).to_html()
-
-
-def _lead(settings: dict[str, Any]) -> str:
-    reward = settings.get("reward")
-    return (
-        f"{settings.get('prompts', {}).get('count', '?')} prompts × "
-        f"{settings.get('num_samples', '?')} rollouts of at most "
-        f"{settings.get('max_new_tokens', '?')} tokens at temperature "
-        f"{settings.get('temperature', 1.0):g}, {f'reward {reward}' if reward else 'no reward'}"
-    )
 
 
 def _sentence(words: str) -> str:

@@ -1,7 +1,7 @@
 """Two checkpoints on the same prompts: what they differ by, which prompts one of them lost.
 
     difference   second - first, with an interval that resamples the prompts of both together
-    band         of pass@k for every k up to the samples of both, at once (``stats/paired.py``)
+    band         of pass@k for every k up to the samples of both, at once (``stats/intervals.py``)
     coverage     of the prompts that the first solves in n samples, the share that the second still
                  solves; and of those that the second solves, the share that the first did not
 
@@ -20,15 +20,14 @@ import numpy as np
 from scipy import stats
 
 from entropyfloor.stats.groups import estimate_degenerate_fraction, pass_at_k
-from entropyfloor.stats.intervals import Interval
-from entropyfloor.stats.paired import (
+from entropyfloor.stats.intervals import (
+    CONFIDENCE,
+    Interval,
     Ratio,
     difference_interval,
     share_difference_interval,
     simultaneous_band,
 )
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def _pass_at_every_k(counts: Sequence[Sequence[tuple[int, int]]], most: int) -> 
 
 def _band(curves: np.ndarray, seed: int) -> tuple[BandPoint, ...]:
     first, second = curves
-    band = simultaneous_band(second - first, confidence=CONFIDENCE, seed=seed)
+    band = simultaneous_band(second - first, seed=seed)
     means = zip(first.mean(axis=0).tolist(), second.mean(axis=0).tolist(), strict=True)
     return tuple(
         BandPoint(k, before, after, after - before, None if band is None else band[k - 1])

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from entropyfloor.io import write_atomic
 from entropyfloor.render.figure import Chart
 from entropyfloor.render.page import render_page
 from entropyfloor.render.palette import LIGHT
-from entropyfloor.screening.figures import apart
+from entropyfloor.screening.figures import k_axis
 from entropyfloor.screening.paired import PairedComparison
 from entropyfloor.screening.paired_table import lost_and_gained, paired_table, solved_table
 
@@ -34,7 +33,7 @@ def band_figure(pair: PairedComparison) -> Chart | None:
     )
     title = f"pass@k, {pair.second} minus {pair.first}"
     chart = Chart(_WIDTH, _HEIGHT, title, said, margins=(52, 14, 14, 44))
-    axes = chart.axes(below="k (logarithmic)")
+    axes = chart.axes()
     ks = [p.k for p in points]
     low, high = ([p.band[end] for p in points if p.band is not None] for end in (0, 1))
     axes.fill_between(ks, low, high, color=LIGHT["fill"], alpha=0.3, linewidth=0)
@@ -45,12 +44,8 @@ def band_figure(pair: PairedComparison) -> Chart | None:
         if p.k in pair.first_ahead + pair.second_ahead:
             (mark,) = axes.plot([p.k], [p.difference], marker="o", color=colour, markersize=5)
             chart.tip(mark, said.split("; ")[index])
-    axes.set(xscale="log")
-    powers = [k for k in ks if k & (k - 1) == 0 or k == ks[-1]]
-    axes.xaxis.set_major_locator(FixedLocator(apart(powers)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.2g}"))
+    k_axis(axes, [k for k in ks if k & (k - 1) == 0 or k == ks[-1]])
+    axes.yaxis.set_major_formatter("{x:+.2g}")
     return chart
 
 

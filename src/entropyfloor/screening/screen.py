@@ -45,9 +45,10 @@ from entropyfloor.rollouts.teacher_forced import (
     rollout_completions,
 )
 from entropyfloor.screening.conclude import check_base, conclude, measured_ks, name_of
-from entropyfloor.screening.measure import measure_checkpoint, with_examples
+from entropyfloor.screening.measure import measure_checkpoint
 from entropyfloor.screening.options import Judging
 from entropyfloor.screening.report import CheckpointScreening, ScreeningReport
+from entropyfloor.stats.intervals import CONFIDENCE
 
 
 def screen(
@@ -122,7 +123,7 @@ def screen(
         "entropy_temperature": 1.0,
         "reward": None if reward is None else reward_name(reward),
         "success_threshold": judging.success_threshold,
-        "confidence": 0.95,
+        "confidence": CONFIDENCE,
         "until_decided": ERROR_RATE if judging.until_decided else None,
         "compare_to": compare_to,
         "trained_on": None
@@ -196,17 +197,12 @@ def screen(
                 rewards,
                 sampling,
                 judging,
-                name=task.source.name,
-                path=task.source.path,
+                source=(task.source.name, task.source.path),
+                prompt_texts=texts,
                 teacher_forced=sums,
                 sequential=sequential,
             )
-            screened.append(
-                replace(
-                    with_examples(measured, rollouts, rewards, texts),
-                    runtime_s=time.perf_counter() - started,
-                )
-            )
+            screened.append(replace(measured, runtime_s=time.perf_counter() - started))
 
     report: ScreeningReport | None = None
     if processes.main:

@@ -86,42 +86,31 @@ def judge(
         sequential: what ``until_decided`` found; its decision is taken for the entropy's.
 
     """
-    verdict = _judge(
-        metrics,
-        intervals,
-        tau_h=tau_h,
-        group_size=group_size,
-        temperature=temperature,
-        sequential=sequential,
-    )
+    check_tau_h(tau_h)
+    verdict = _whatever_the_text(metrics, intervals, tau_h, group_size, temperature, sequential)
     junk = metrics.get("junk_fraction") or 0.0
     words = f"{junk:.0%} of rollouts are degenerate text and do not pass"
     most = junk > 0.0 and _side(junk, intervals.get("junk_fraction"), MAJORITY) > 0
     if most and verdict.verdict != COLLAPSED:
         entropy = metrics["entropy_nats"]
         reason = f"{words}: their entropy, {entropy:.3f} nats with all others, is no exploration"
-        return Verdict(JUNK, (reason, *_against(verdict)), verdict.notes)
+        # What speaks against a checkpoint besides; nothing that speaks for it.
+        against = verdict.reasons if verdict.flagged else ()
+        return Verdict(JUNK, (reason, *against), verdict.notes)
     if junk > JUNK_SHARE:
         return replace(verdict, notes=(*verdict.notes, f"{words}: read some of them"))
     return verdict
 
 
-def _against(verdict: Verdict) -> tuple[str, ...]:
-    """What speaks against a checkpoint besides; nothing that speaks for it."""
-    return verdict.reasons if verdict.flagged else ()
-
-
-def _judge(
+def _whatever_the_text(
     metrics: Mapping[str, Any],
     intervals: Mapping[str, Interval],
-    *,
     tau_h: float,
     group_size: int | None,
     temperature: float,
     sequential: SequentialRecord | None,
 ) -> Verdict:
-    """Judge by reward and entropy, whatever the text is."""
-    check_tau_h(tau_h)
+    """Judge by reward and entropy alone."""
     entropy = metrics["entropy_nats"]
     side = _side(entropy, intervals.get("entropy_nats"), tau_h)
     if sequential is not None:

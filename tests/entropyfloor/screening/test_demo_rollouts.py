@@ -12,7 +12,7 @@ import pytest
 
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
-from entropyfloor.screening.measure import Estimates, _kind, measure_checkpoint, scored_metrics
+from entropyfloor.screening.measure import Estimates, kind_of, measure_checkpoint, scored_metrics
 from entropyfloor.screening.options import Judging
 from entropyfloor.screening.texts import JUNK
 from entropyfloor.screening.verdict import judge
@@ -46,7 +46,12 @@ def rollouts_of(model):
 def test_verdicts(model, verdict, kinds, scored):
     rollouts, rewards = rollouts_of(model)
     found = measure_checkpoint(
-        rollouts, rewards if scored else None, Sampling(), JUDGING, name="n", path="p"
+        rollouts,
+        rewards if scored else None,
+        Sampling(),
+        JUDGING,
+        source=("n", "p"),
+        prompt_texts=["a problem"] * (1 + max(r.prompt_index for r in rollouts)),
     )
     assert found.verdict == verdict and found.flagged == (verdict == "junk")
     assert {kind for kind, share in found.degenerate_text.items() if share > 0.1} == kinds
@@ -59,7 +64,7 @@ def test_a_good_checkpoint_is_not_flagged_by_chance():
     by_prompt = np.array([r.prompt_index for r in rollouts])
     tokens = np.array([len(r.token_ids) for r in rollouts], float)
     nats = np.array([float(r.entropies_nats.sum(dtype=float)) for r in rollouts])
-    junk = np.array([_kind(r) in JUNK for r in rollouts], float)
+    junk = np.array([kind_of(r) in JUNK for r in rollouts], float)
     rewards = np.array(rewards)
     places = [np.flatnonzero(by_prompt == p) for p in sorted(set(by_prompt))]
     rng = np.random.default_rng(0)

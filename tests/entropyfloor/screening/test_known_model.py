@@ -44,13 +44,16 @@ def test_entropy_equals_enumeration_and_the_batch_does_not_matter(net, enumerate
     assert worst < 1e-5
 
 
+NAMED = {"source": ("n", "n"), "prompt_texts": [""] * len(PROMPTS)}
+
+
 def test_measures_approach_their_exact_values(net, enumerated):
     """All 216 prompts, 40 rollouts each, drawn by the screen's own sampler."""
     requests = [(p, s) for p in range(len(PROMPTS)) for s in range(40)]
     settings = Sampling(max_new_tokens=LENGTH, batch_size=2160)
     rollouts = [r for b in generate_rollouts(net, PROMPTS, requests, settings) for r in b]
     rewards = [passes(r.token_ids) for r in rollouts]
-    found = measure_checkpoint(rollouts, rewards, settings, JUDGING, name="n", path="n")
+    found = measure_checkpoint(rollouts, rewards, settings, JUDGING, **NAMED)
     truth = exact_values(enumerated)
     assert found.entropy_nats == pytest.approx(truth["entropy_nats"], rel=0.02)
     assert found.pass_at_1 == pytest.approx(truth["pass_at_1"], abs=0.02)

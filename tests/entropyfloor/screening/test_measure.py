@@ -7,7 +7,7 @@ import pytest
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.rollouts import Rollout
 from entropyfloor.rollouts.teacher_forced import TokenSums
-from entropyfloor.screening.measure import measure_checkpoint, with_examples
+from entropyfloor.screening.measure import measure_checkpoint
 from entropyfloor.screening.options import Judging
 from entropyfloor.stats.groups import p_star
 
@@ -31,7 +31,8 @@ REWARDS = [1.0, 0.0, 2.0, 0.5, 0.0, 0.0]  # prompt 0: two of three pass; prompt 
 
 
 def measured(rollouts=ROLLOUTS, rewards=REWARDS, judging=JUDGING, **more):
-    return measure_checkpoint(rollouts, rewards, Sampling(), judging, name="n", path="p", **more)
+    more = {"source": ("n", "p"), "prompt_texts": ["what?", "why?"], **more}
+    return measure_checkpoint(rollouts, rewards, Sampling(), judging, **more)
 
 
 def test_by_hand():
@@ -153,9 +154,7 @@ def test_greedy_rollouts_count_for_greedy_pass_at_1_only():
 
 
 def test_examples_show_the_first_prompts():
-    texts = ["what?", "why?"]
-    examples = with_examples(measured(), ROLLOUTS, REWARDS, texts).examples
-    shown = [(e.prompt_index, e.sample_index, e.prompt, e.reward) for e in examples]
+    shown = [(e.prompt_index, e.sample_index, e.prompt, e.reward) for e in measured().examples]
     assert shown == [
         (0, 0, "what?", 1.0),
         (0, 1, "what?", 0.0),

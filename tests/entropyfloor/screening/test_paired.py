@@ -11,8 +11,8 @@ from entropyfloor.screening.conclude import compare_screenings, conclude, name_o
 from entropyfloor.screening.paired import PromptResults, compare_paired, ranges
 from entropyfloor.screening.paired_page import band_figure, write_paired_page, write_paired_plot
 from entropyfloor.screening.paired_table import paired_markdown
-from entropyfloor.stats.intervals import Interval
-from entropyfloor.stats.paired import (
+from entropyfloor.stats.intervals import (
+    RESAMPLES,
     Ratio,
     difference_interval,
     share_difference_interval,
@@ -88,15 +88,15 @@ def test_coverage_intervals_are_wilsons():
     assert none.kept is None and none.new == 1.0
 
 
-def reference_band(values, resamples, seed, confidence=0.95):
+def reference_band(values, seed):
     """sup-t from its definition, prompt by prompt in fp64."""
     rng = np.random.default_rng(seed)
     n = len(values)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     draws = np.array([np.average(values, axis=0, weights=w) for w in weights])
     mean, spread = values.mean(axis=0), draws.std(axis=0)
     largest = np.abs((draws - mean) / spread).max(axis=1)
-    t = stats.t.ppf((1 + confidence) / 2, n - 1)
+    t = stats.t.ppf(0.975, n - 1)
     level = 1 - 2 * stats.norm.cdf(-np.sqrt(n / (n - 1)) * t)
     c = np.quantile(largest, level)
     return mean - c * spread, mean + c * spread
@@ -105,19 +105,19 @@ def reference_band(values, resamples, seed, confidence=0.95):
 def test_the_band_is_sup_t():
     rng = np.random.default_rng(3)
     values = np.clip(rng.normal(0.1, 0.2, (30, 5)) + rng.normal(0, 0.1, (30, 1)), -1, 1)
-    band = simultaneous_band(values, num_resamples=500, seed=7)
-    low, high = reference_band(values, 500, 7)
+    band = simultaneous_band(values, seed=7)
+    low, high = reference_band(values, 7)
     assert [b.low for b in band] == pytest.approx(low)
     assert [b.high for b in band] == pytest.approx(high)
-    alone = simultaneous_band(values[:, :1], num_resamples=500, seed=7)
+    alone = simultaneous_band(values[:, :1], seed=7)
     assert alone[0].high < band[0].high  # all at once costs width
 
 
 def test_the_difference_of_ratios_resamples_both_together():
     rng = np.random.default_rng(1)
     a, b = rng.gamma(2, 1, (2, 20)), rng.integers(5, 50, (2, 20)).astype(float)
-    found = difference_interval(Ratio(a[0], b[0]), Ratio(a[1], b[1]), num_resamples=400, seed=5)
-    weights = np.random.default_rng(5).multinomial(20, np.full(20, 1 / 20), size=400)
+    found = difference_interval(Ratio(a[0], b[0]), Ratio(a[1], b[1]), seed=5)
+    weights = np.random.default_rng(5).multinomial(20, np.full(20, 1 / 20), size=RESAMPLES)
     draws = [(w @ a[1]) / (w @ b[1]) - (w @ a[0]) / (w @ b[0]) for w in weights]
     t = stats.t.ppf(0.975, 19)
     tail = stats.norm.cdf(-np.sqrt(20 / 19) * t)
@@ -212,7 +212,3 @@ def test_files(tmp_path):
         write_paired_plot(report(2, scored=False).comparisons[0], tmp_path / "y.png")
     assert band_figure(compared(results([1]), results([2]))) is None
     assert compared(results([1]), results([2])).differences[1].interval is None
-
-
-def test_interval_type():
-    assert isinstance(share_difference_interval([0.1, 0.2, 0.4]), Interval)

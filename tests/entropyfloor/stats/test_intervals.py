@@ -6,7 +6,7 @@ from entropyfloor.stats.intervals import Interval, bootstrap_interval, quantile_
 
 def test_interval_agrees_with_the_t_interval_of_a_mean():
     values = np.random.default_rng(1).normal(3.0, 2.0, size=200)
-    interval = bootstrap_interval(values, num_resamples=20_000)
+    interval = bootstrap_interval(values)
     half = 1.972 * values.std(ddof=1) / np.sqrt(200)
     assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
@@ -17,7 +17,7 @@ def test_few_prompts_are_covered():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(600):
-        interval = bootstrap_interval(rng.normal(size=10), num_resamples=400, seed=trial)
+        interval = bootstrap_interval(rng.normal(size=10), seed=trial)
         covered += interval.low <= 0.0 <= interval.high
     assert 0.92 <= covered / 600 <= 0.97
 
@@ -51,10 +51,6 @@ def test_bad_input():
         bootstrap_interval([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="not finite"):
         bootstrap_interval([1.0, float("nan")])
-    with pytest.raises(ValueError, match="confidence"):
-        bootstrap_interval([1.0, 2.0], confidence=95)
-    with pytest.raises(ValueError, match="at least 100"):
-        bootstrap_interval([1.0, 2.0], num_resamples=10)
 
 
 def test_low_quantiles_are_covered():
