@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from entropyfloor.render.figure import Chart, entropy_axis, name_rows, series, threshold
 from entropyfloor.render.palette import LIGHT
@@ -113,7 +113,7 @@ def token_entropy_figure(checkpoint: CheckpointScreening) -> Chart | None:
     )
     chart, axes = _histogram(histogram.edges, shares, "entropy of a token (nats)", "tokens", said)
     axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     threshold(axes, mean, f"mean {mean:.3f}")
     return chart
 
