@@ -122,8 +122,8 @@ def _content(recipe_path: str, flags: _Flags) -> dict[str, Any]:
         _set(content, words)
     if flags.seeds is not None:
         content["seeds"] = flags.seeds
-    if flags.losses is not None:
-        losses = content.get("losses") or {}
+    losses = content.get("losses")
+    if flags.losses is not None and isinstance(losses, dict):
         unknown = [name for name in flags.losses if name not in losses]
         if unknown:
             raise ValueError(
@@ -138,14 +138,11 @@ def _content(recipe_path: str, flags: _Flags) -> dict[str, Any]:
 
 def _set(content: dict[str, Any], words: str) -> None:
     """Apply ``KEY.KEY=YAML`` to a recipe."""
-    import yaml
+    from entropyfloor.echelon.recipe import read_yaml
 
     path, equals, text = words.partition("=")
     *parents, last = path.split(".")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {words}: {text!r} is not YAML: {error}") from error
+    value = read_yaml(text, f"--set {words}: {text!r}")
     if not equals or not all([*parents, last]):
         raise ValueError(f"--set {words}: write KEY=VALUE, such as data.test=50 or depths=[1,2]")
     for key in parents:

@@ -239,9 +239,13 @@ class EchelonFolder:
         return {base, Stage("rung", stage.seed, teacher.loss, teacher.depth)}
 
     def unfinished_rungs(self, loss: str, seed: int) -> list[RungKey]:
-        """Those whose cell is not complete, or whose groups a GFT loss waits for."""
+        """Of one loss and seed, shallowest first."""
         rungs = (RungKey(loss, seed, depth) for depth in self.recipe.depths)
-        return [rung for rung in rungs if self.cell(rung) is None or self.pupils(rung)]
+        return [rung for rung in rungs if not self.is_finished(rung)]
+
+    def is_finished(self, rung: RungKey) -> bool:
+        """Whether its cell is complete and no GFT loss waits for its groups."""
+        return self.cell(rung) is not None and not self.pupils(rung)
 
     def pupils(self, rung: RungKey) -> list[str]:
         """GFT losses that still have to be trained, on groups of this rung that are not there."""

@@ -21,14 +21,19 @@ Everything in it but ``name`` determines numbers; nothing else does, beside vers
 """
 
 import json
+import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from entropyfloor.echelon.recipe_checks import (
     GFT_KEYS,
     TEACHER_SAMPLES,
+    check_kinds,
     check_recipe,
     config_fields,
     fast_bf16,
@@ -138,6 +143,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("screening", "evaluation"):
             check_known(getattr(self, name), SCREENING, name)
+            check_kinds(getattr(self, name), SCREENING, name, max_new_tokens=int, prompts=int)
+        if self.grpo is not None:
+            check_kinds(self.grpo, asdict(GRPOTraining()), "grpo", monitor=str)
+        check_kinds(vars(self), {"threads": 1, "tau_h": TAU_H}, "the recipe", outcome_k=int)
         check_recipe(self)
 
     def screening_options(self, *, after_rl: bool) -> dict[str, Any]:
@@ -186,6 +195,25 @@ class Recipe:
             further["bf16"] = fast_bf16()
         return GRPOTraining(**{k: v for k, v in self.grpo.items() if k in names}), further
 
+    def grpo_config(self, *, on_gpu: bool) -> dict[str, Any]:
+        """Arguments of ``dapo_config`` that the recipe determines, beside the length limit."""
+        training, further = self.grpo_options()
+        return {
+            "max_steps": training.steps,
+            "save_steps": training.save_every,
+            "num_generations": training.group_size,
+            "per_device_train_batch_size": training.group_size * training.prompts_per_step,
+            "learning_rate": training.learning_rate,
+            "lr_scheduler_type": "constant",
+            "gradient_checkpointing": False,
+            "use_cpu": not on_gpu,
+            "bf16": on_gpu,
+            "logging_steps": 1,
+            "report_to": "none",
+            "shuffle_dataset": False,  # the rows are in their order already
+            **further,
+        }
+
     def lora_config(self) -> Any:
         """The ``peft.LoraConfig`` of ``peft``, or None."""
         if self.peft is None:
@@ -230,7 +258,8 @@ def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Rec
 
     """
     content = dict(source) if isinstance(source, Mapping) else read_recipe(source)
-    content |= overrides
+    # A key without a value, as `sft:` in YAML is, leaves the default.
+    content = {key: value for key, value in (content | overrides).items() if value is not None}
     check_known(content, {f.name for f in fields(Recipe)}, "the recipe")
     for key in ("model", "data", "losses"):
         if key not in content:
@@ -239,22 +268,24 @@ def load_recipe(source: str | Path | Mapping[str, Any], **overrides: Any) -> Rec
         if isinstance(content[key], str):
             content[key] = {inner: content[key]}
     for key in ("model", "data", "losses", "sft", "screening", "evaluation", "peft", "grpo"):
-        if content.get(key, {}) is not None and not isinstance(content.get(key, {}), Mapping):
+        if not isinstance(content.get(key, {}), Mapping):
             raise ValueError(f"{key} must be a mapping of settings; got {content[key]!r}")
     for name, options in content["losses"].items():
         if not isinstance(options, Mapping):
             raise ValueError(
                 f"losses: {name} must be a mapping such as {{loss: ce}}; got {options!r}"
             )
-    for key, kind in (("depths", float), ("seeds", int)):
+    convert: dict[str, Any] = {"depths": float, "seeds": operator.index}
+    for key, kind in convert.items():
         value = content.get(key, ())
         try:
             if not isinstance(value, Sequence) or isinstance(value, str):
                 raise TypeError
             content |= {key: tuple(map(kind, value))} if key in content else {}
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{key} must be a list of numbers; got {value!r}") from error
-    content.setdefault("name", "echelon")
+            whole = "" if key == "depths" else "whole "
+            raise ValueError(f"{key} must be a list of {whole}numbers; got {value!r}") from error
+    content["name"] = str(content.get("name") or "echelon")  # YAML reads 2026-01-31 as a date
     return Recipe(**content)
 
 
@@ -266,15 +297,29 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
         ValueError: not YAML.
 
     """
-    import yaml
-
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a mapping of settings; see docs/echelon.md")
-    return {"name": path.stem, **content}
+    return content | {"name": content.get("name") or path.stem}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1.1, which PyYAML reads, takes ``1e-5``, without a point, for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """What YAML text says; ValueError, which begins with ``where``, if it is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {error}") from error

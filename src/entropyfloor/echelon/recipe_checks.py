@@ -2,12 +2,12 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from entropyfloor.rollouts.options import check_known
-from entropyfloor.screening.verdict import check_tau_h
+from entropyfloor.screening.options import check_tau_h, screening_arguments
 
 Recipe = Any  # that of `recipe`, which imports this file
 # What the echelon itself decides; a recipe that set it would be ignored, or break resuming.
@@ -38,19 +38,50 @@ _CONSTANT = ("constant", "constant_with_warmup")
 TEACHER_SAMPLES = 3  # per prompt, in the GFT paper's groups of eight
 
 
+_KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "text"),
+}
+
+
+def check_kinds(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str, **optional: type
+) -> None:
+    """Raise ValueError for a value of another kind than the default's.
+
+    Args:
+        settings: name -> value.
+        defaults: name -> default; names that are not in it are not checked.
+        where: for the message.
+        **optional: kinds of what is None by default, and may be.
+
+    """
+    kinds = {name: type(default) for name, default in defaults.items()} | optional
+    for name, value in settings.items():
+        kind = kinds.get(name)
+        if kind not in _KINDS or (value is None and name in optional):
+            continue
+        types, words = _KINDS[kind]
+        if not isinstance(value, types) or isinstance(value, bool) != (kind is bool):
+            raise ValueError(f"{where}: {name} must be {words}; got {value!r}")
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Raise ValueError for whatever would fail or be ignored later."""
     _check_depths(recipe.depths)
     if not recipe.losses:
         raise ValueError("losses is empty; name at least one, such as `ce: {loss: ce}`")
     for name in recipe.losses:
-        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        letters = str(name).replace("-", "").replace("_", "").replace(".", "")
+        if not isinstance(name, str) or not letters.isalnum():
             raise ValueError(
                 f"losses: {name!r} becomes part of file names; use letters, digits, - _ ."
             )
     seeds = recipe.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds are different numbers from 0 on; got {list(seeds)}")
+    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:
+        raise ValueError(f"seeds are different numbers from 0 to 2**32 - 1; got {list(seeds)}")
     if recipe.threads < 1:
         raise ValueError(f"threads must be at least 1; got {recipe.threads}")
     check_tau_h(recipe.tau_h)
@@ -65,16 +96,27 @@ def check_recipe(recipe: Recipe) -> None:
 def _check_samples(recipe: Recipe) -> None:
     for after_rl in (False, True):
         options = recipe.screening_options(after_rl=after_rl)
+        where, ks = "evaluation" if after_rl else "screening", options["ks"]
         if options["num_samples"] < options["group_size"]:
             raise ValueError(
                 f"num_samples {options['num_samples']} is below group_size "
                 f"{options['group_size']}: degenerate groups need a whole group of rollouts"
             )
-        if options["ks"] is not None and max(options["ks"]) > options["num_samples"]:
-            raise ValueError(
-                f"ks {options['ks']} need at least as many num_samples; got "
-                f"{options['num_samples']}"
-            )
+        if ks is not None:
+            if not isinstance(ks, list | tuple) or {type(k) for k in ks} != {int} or min(ks) < 1:
+                raise ValueError(f"{where}: ks must be whole numbers from 1 on, [1, 8]; got {ks!r}")
+            if max(ks) > options["num_samples"]:
+                raise ValueError(
+                    f"ks {ks} need at least as many num_samples; got {options['num_samples']}"
+                )
+        prompts = options.pop("prompts")
+        if prompts is not None and prompts < 1:
+            raise ValueError(f"{where}: prompts must be at least 1; got {prompts}")
+        del options["kl_to_base"]
+        try:
+            screening_arguments(**{k: v for k, v in options.items() if v is not None})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
     if recipe.k not in recipe.ks:
         raise ValueError(f"outcome_k {recipe.k} is not among the ks that are measured: {recipe.ks}")
 
@@ -103,14 +145,18 @@ def _check_loss(recipe: Recipe, name: str) -> None:
             "are comparable with a constant learning rate only; choose "
             f"{' or '.join(_CONSTANT)}"
         )
+    options = {"output_dir": "unused", "use_cpu": True, "bf16": False, **options}
+    _check_config(f"loss {name}", lambda: config_class(gft=trainer == "gft")(**options))
+
+
+def _check_config(where: str, build: Callable[[], Any]) -> None:
+    """Raise ValueError, which begins with ``where``, for what a trainer's configuration refuses."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are the run's to give
-            config_class(gft=trainer == "gft")(
-                output_dir="unused", **{"use_cpu": True, "bf16": False, **options}
-            )
+            build()
     except (ValueError, TypeError) as error:
-        raise ValueError(f"loss {name}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_teacher(recipe: Recipe, name: str, teacher: Any) -> None:
@@ -147,6 +193,8 @@ def _check_teacher(recipe: Recipe, name: str, teacher: Any) -> None:
 def _check_grpo(recipe: Recipe, grpo: Mapping[str, Any]) -> None:
     from trl import GRPOConfig
 
+    from entropyfloor.rl.dapo import dapo_config
+
     for key, instead in _DECIDED_GRPO.items():
         if key in grpo:
             raise ValueError(f"grpo: {key} is set by {instead}; leave it out")
@@ -160,6 +208,7 @@ def _check_grpo(recipe: Recipe, grpo: Mapping[str, Any]) -> None:
             f"grpo: a step has group_size × prompts_per_step = {rollouts} rollouts; "
             "per_device_train_batch_size × gradient_accumulation_steps must be as many"
         )
+    _check_config("grpo", lambda: dapo_config("unused", **recipe.grpo_config(on_gpu=False)))
 
 
 def _check_depths(depths: Sequence[float]) -> None:

@@ -11,6 +11,7 @@ cells.json echelon.json .md .html .png  the result, written again whenever a cel
 import gzip
 import json
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,9 +98,8 @@ def run_echelon(
                 schedule = Schedule(stages, runner, retries=retries, on_event=shown.event)
                 shown.begin(schedule)
                 failures = schedule.run()
-            for rung in stages.rungs:
-                if stages.cell(rung) is not None:
-                    stages.tidy(rung)
+            for rung in filter(stages.is_finished, stages.rungs):
+                stages.tidy(rung)
             comparison = write_results(stages)
     finally:
         runner.close()
@@ -154,7 +154,10 @@ def _read_cells(file: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     raw = path.read_bytes()
-    content = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    try:
+        content = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error):  # no JSON, or cut short
+        content = None
     if not (isinstance(content, dict) and {"recipe", "base", "cells"} <= content.keys()):
         raise ValueError(f"{file} is not the cells.json of an echelon: it has no recipe and cells")
     return content

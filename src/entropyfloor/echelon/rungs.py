@@ -248,8 +248,11 @@ def _outcomes(after: Mapping[int, Metrics], plan: Plan) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     for name in plan.outcomes if plan.grpo_steps else ():
         metric = name.split("_", 1)[1]
+        k = metric.removeprefix("pass_at_")
         steps = plan.grpo_steps if name.startswith("peak") else plan.grpo_steps[-1:]
-        values = {step: after[step]["pass_at_k"][metric.removeprefix("pass_at_")] for step in steps}
+        # pass@1 is always measured, also where it is not among the recipe's ks.
+        rates = {s: {"1": after[s].get("pass_at_1"), **after[s]["pass_at_k"]} for s in steps}
+        values = {step: rates[step][k] for step in steps}
         best = max(steps, key=values.__getitem__)  # the first of equals
         outcomes[name] = Outcome(values[best], best, interval(after[best], metric))
     return outcomes

@@ -33,6 +33,7 @@ from entropyfloor.echelon.gsm_symbolic import gsm_symbolic_rows
 from entropyfloor.echelon.modular_sums import MAX_NEW_TOKENS as SMALL_TOKENS
 from entropyfloor.echelon.modular_sums import modular_sums
 from entropyfloor.echelon.recipe import Recipe
+from entropyfloor.echelon.recipe_checks import check_kinds
 from entropyfloor.echelon.worked_sums import draw_problems, worked_rows
 from entropyfloor.io import write_atomic
 from entropyfloor.models.checkpoint_sources import check_checkpoint
@@ -139,7 +140,8 @@ class Sources:
 def digest(content: Any) -> str:
     """12 hex digits of plain data."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    # Half a surrogate pair, which a row may hold, is no UTF-8.
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
 
 
 def checkpoint_fingerprint(name: str) -> dict[str, Any]:
@@ -163,9 +165,11 @@ def sources(recipe: Recipe, seed: int) -> Sources:
     """
     options = dict(recipe.data)
     task = options.pop("task", None)
-    if task not in _TASKS:
+    if not isinstance(task, str) or task not in _TASKS:
         raise ValueError(f"data: task is {task!r}; choose one of {', '.join(_TASKS)}")
     check_known(options, _TASKS[task], f"data: {task}")
+    files = dict.fromkeys(_TASKS["files"], str)
+    check_kinds(options, _TASKS[task], f"data: {task}", ways=int, **files)
     _check_model(recipe.model, task)
     read = {
         "small_sums": _small_sums,
@@ -222,13 +226,16 @@ def _check_readable(data: Sources, model: str) -> None:
 
 
 def _check_model(model: Mapping[str, Any], task: str) -> None:
-    name = model.get("name")
+    name = str(model.get("name") or "")
     if not name:
         raise ValueError(
             "model: name is missing: small, small_chat, smollm2, a directory or a hub id"
         )
-    options = {"pretraining_steps"} if name in _BUILT else set()
+    options = {"pretraining_steps": 1} if name in _BUILT else {}
     check_known(model, {"name", *options}, f"model {name!r}")
+    check_kinds(model, {"name": "small", **options}, "model")
+    if model.get("pretraining_steps", 1) < 1:
+        raise ValueError(f"model: pretraining_steps must be at least 1; got {model}")
     if name in _BUILT and task != _BUILT[name][0]:
         raise ValueError(
             f"model {name!r} is built for data {_BUILT[name][0]!r}, and only that; got {task!r}"

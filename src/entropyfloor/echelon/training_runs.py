@@ -299,24 +299,9 @@ def _trainer(
     from entropyfloor.rl.dapo import dapo_config
     from entropyfloor.rl.prompt_rows import PromptRowsTrainer
 
-    training, further = data.recipe.grpo_options()
-    on_gpu = torch.cuda.is_available()
-    settings: dict[str, Any] = {
-        "max_steps": training.steps,
-        "save_steps": training.save_every,
-        "num_generations": training.group_size,
-        "per_device_train_batch_size": training.group_size * training.prompts_per_step,
-        "max_completion_length": data.tokens(after_rl=False),
-        "learning_rate": training.learning_rate,
-        "lr_scheduler_type": "constant",
-        "gradient_checkpointing": False,
-        "use_cpu": not on_gpu,
-        "bf16": on_gpu,
-        "logging_steps": 1,
-        "report_to": "none",
-        "seed": data.seed,
-        "shuffle_dataset": False,  # see _in_order
-    }
+    training, _ = data.recipe.grpo_options()
+    settings = data.recipe.grpo_config(on_gpu=torch.cuda.is_available())
+    settings |= {"max_completion_length": data.tokens(after_rl=False), "seed": data.seed}
     # GRPO starts an adapter of its own on a whole model, as the rank-inversion paper does.
     start = merged_directory(weights, folder / "start")
     monitors = [] if training.monitor is None else [CollapseMonitor(training.monitor)]
@@ -324,7 +309,7 @@ def _trainer(
     return PromptRowsTrainer(
         model=AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32),
         reward_funcs=reward_by_name(data.reward),
-        args=dapo_config(folder, **{**settings, **further}),
+        args=dapo_config(folder, **settings),
         train_dataset=_in_order(rows, training.steps * training.prompts_per_step, data.seed),
         processing_class=AutoTokenizer.from_pretrained(start),
         callbacks=[*monitors, *callbacks],

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from entropyfloor.echelon import stages as stages_module
-from entropyfloor.echelon.folder import Stage
+from entropyfloor.echelon.folder import RungKey, Stage
 from entropyfloor.echelon.recipe import load_recipe
 from entropyfloor.echelon.run import run_echelon
 from entropyfloor.echelon.stages import Stages
@@ -98,6 +98,22 @@ def test_a_failed_teacher_leaves_its_pupils_out(tiny_recipe, tmp_path, monkeypat
     assert [failure.stage for failure in result.failures] == ["rung-ce-seed-0-depth-0.5"]
     text = "\n".join(said)
     assert "left out sft-gft-seed-0" in text and "left out rung-gft-seed-0-depth-0.5" in text
+
+
+def test_a_teacher_keeps_its_weights_while_a_pupil_waits(tiny_recipe, tmp_path, monkeypatch):
+    """What failed after hours of GRPO is asked of the same weights again."""
+
+    def broken(*_, **__):
+        raise RuntimeError("no groups today")
+
+    monkeypatch.setattr(stages_module, "build_response_groups", broken)
+    grpo = {**tiny_recipe()["grpo"], "steps": 1}
+    losses = {"gft": GFT, "ce": {"loss": "ce"}}
+    recipe = load_recipe(tiny_recipe(losses=losses, depths=[0.5], grpo=grpo))
+    (failure,) = quiet(recipe, tmp_path, retries=0).failures
+    assert failure.stage == "rung-ce-seed-0-depth-0.5"
+    stages = Stages(recipe, tmp_path)
+    assert stages.grpo_is_complete(RungKey("ce", 0, 0.5))
 
 
 def test_a_checkpoint_can_teach(tiny_recipe, folder, tmp_path):

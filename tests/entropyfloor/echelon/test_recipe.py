@@ -12,10 +12,22 @@ def test_yaml_and_mapping_give_the_same_recipe(tiny_recipe, tmp_path):
     assert load_recipe(load_recipe(file).to_dict()) == load_recipe(file)
 
 
-def test_depths_are_the_papers_unless_given(tiny_recipe):
-    recipe = tiny_recipe()
-    del recipe["depths"]
-    assert load_recipe(recipe).depths == (1.0, 1.9, 2.9, 3.8, 5.8)
+def test_a_key_without_a_value_leaves_the_default(tiny_recipe):
+    recipe = load_recipe(tiny_recipe(depths=None, sft=None, screening=None))
+    assert recipe.depths == (1.0, 1.9, 2.9, 3.8, 5.8)  # the paper's
+    assert recipe.sft == {} and recipe.screening_options(after_rl=False)["num_samples"] == 8
+
+
+def test_numbers_are_those_of_yaml_1_2_and_a_name_is_text(tiny_recipe, tmp_path):
+    file = tmp_path / "dated.yaml"
+    rest = yaml.safe_dump({**tiny_recipe(), "name": None, "sft": None})
+    for text, rate, name in [
+        ("sft: {learning_rate: 1e-4}\nname: 2026-01-31", 1e-4, "2026-01-31"),
+        ("sft: {learning_rate: 2.E-3}", 2e-3, "dated"),
+    ]:
+        file.write_text(f"{rest}{text}\n")
+        recipe = load_recipe(file)
+        assert recipe.sft_options("ce")["learning_rate"] == rate and recipe.name == name
 
 
 def test_a_loss_has_the_common_settings_behind_its_own(tiny_recipe):
@@ -112,6 +124,18 @@ def test_a_recipe_of_the_demo_is_valid(file):
         (gft(teacher="x", lam=1.0), "no setting 'lam'"),
         (gft(teacher="x", beta=0.1), "loss gft: .*beta"),
         ({"grpo": {"monitor": "restore"}}, "choose warn or stop"),
+        ({"losses": None}, "lacks 'losses'"),
+        ({"losses": {1: {"loss": "ce"}}}, "losses: 1 becomes part of file names"),
+        ({"seeds": [0.5]}, "seeds must be a list of whole numbers"),
+        ({"seeds": [2**32]}, "from 0 to 2"),
+        ({"threads": "2"}, "threads must be a whole number; got '2'"),
+        ({"tau_h": True}, "tau_h must be a number; got True"),
+        ({"grpo": {"learning_rate": "fast"}}, "grpo: learning_rate must be a number"),
+        ({"grpo": {"epsilon": 0.3}}, "grpo: epsilon_high 0.28 is below epsilon 0.3"),
+        ({"screening": {"kl_to_base": "no"}}, "screening: kl_to_base must be true or false"),
+        ({"screening": {"num_samples": 8, "ks": 4}}, "ks must be whole numbers from 1 on"),
+        ({"screening": {"prompts": 0}}, "screening: prompts must be at least 1; got 0"),
+        ({"evaluation": {"temperature": -1.0}}, "evaluation: temperature must be positive"),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
@@ -137,6 +161,9 @@ def test_a_bad_recipe_is_refused_by_name(tiny_recipe, changes, message):
         ({"model": {"pretraining_steps": 3}}, "name is missing"),
         ({"model": "some/model", "data": {"task": "files"}}, "files needs train"),
         ({"data": {"task": "small_sums", "rl_prompts": 2}}, "a GRPO step takes 4 prompts"),
+        ({"data": {"task": "small_sums", "test": "12"}}, "small_sums: test must be a whole number"),
+        ({"data": {"task": ["small_sums"]}}, "choose one of small_sums"),
+        ({"model": {"name": "small", "pretraining_steps": 0}}, "steps must be at least 1"),
     ],
 )
 def test_bad_data_is_refused_before_compute(tiny_recipe, changes, message):

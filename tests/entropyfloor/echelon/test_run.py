@@ -306,6 +306,7 @@ def test_the_command_runs_part_of_a_recipe_and_says_how_far_it_is(tiny_recipe, t
         (["--set", "depths"], "write KEY=VALUE"),
         (["--set", "name.first=x"], "no settings inside it"),
         (["--set", "depths=[1"], "is not YAML"),
+        (["--set", "losses=[ce]", "--losses", "ce"], "losses must be a mapping"),
     ]:
         assert main(["echelon", str(file), "--output-dir", out, *words]) == 2
         assert message in capsys.readouterr().err
@@ -340,6 +341,9 @@ def test_a_report_is_drawn_anew_from_its_cells(undisturbed, tmp_path, capsys):
     assert (tmp_path / "echelon.png").stat().st_size > 10_000
     assert "Before RL" in capsys.readouterr().out
     (tmp_path / "other.json").write_text("[1]")
-    for file, words in (("other.json", "is not the cells.json"), ("none.json", "there is no file")):
+    (tmp_path / "cut.json").write_text("{")
+    (tmp_path / "cut.json.gz").write_bytes(packed.read_bytes()[:99])
+    for file in ("other.json", "cut.json", "cut.json.gz", "none.json"):
         assert main(["echelon", "report", str(tmp_path / file)]) == 2
+        words = "there is no file" if file == "none.json" else "is not the cells.json"
         assert words in capsys.readouterr().err

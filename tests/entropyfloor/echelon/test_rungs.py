@@ -36,6 +36,15 @@ def test_the_outcome_may_be_pass_at_1():
     assert set(rung.outcomes) == {"peak_pass_at_1", "last_pass_at_1"}
 
 
+def test_pass_at_1_is_known_where_it_is_not_among_the_ks():
+    without = cell(loss="sed")
+    for step in without["after"].values():
+        del step["pass_at_k"]["1"]
+    both, _ = rungs_of([cell(), without])
+    one, other = (rung.outcomes for rung in both)
+    assert one == other and one["last_pass_at_1"].value == 0.1
+
+
 def test_a_rung_without_its_last_step_has_no_outcome():
     cells = [cell(), cell(depth=2.0, after=(0.5, 0.6))]
     (whole, part), (missing,) = rungs_of(cells)
