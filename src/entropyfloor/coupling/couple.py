@@ -5,7 +5,6 @@ rollouts with rewards, held-out loss, gradients; and with the start of the run a
 KL divergences. What follows from the curves is computed at the end, from numbers alone.
 """
 
-from entropyfloor.coupling.durations import check_weight
 from entropyfloor.coupling.measure import Plan, claim, measure
 from entropyfloor.coupling.options import CouplingOptions, RunOptions
 from entropyfloor.coupling.preparation import find_run, same_tokens
@@ -52,7 +51,6 @@ def measure_coupling(
         FileNotFoundError: a checkpoint that does not exist.
 
     """
-    check_weight(coupling.weight)
     if sampling.num_samples < 2:
         raise ValueError(f"num_samples must be at least 2; got {sampling.num_samples}")
     for name in ("temperature", "top_p", "top_k", "engine"):

@@ -122,18 +122,15 @@ def best_index(rewards: np.ndarray, rises: np.ndarray, weight: float) -> np.ndar
     return np.argmax(rewards - weight * rises, axis=-1)
 
 
-def measured_duration(
-    curves: PromptCurves, weight: float, *, num_resamples: int = RESAMPLES, seed: int = 0
-) -> Duration:
+def measured_duration(curves: PromptCurves, weight: float, *, seed: int = 0) -> Duration:
     """Find the best step among those measured; ``weight`` 1 gives the threshold.
 
     The last step is an answer of a kind: up to there the reward was worth it, so that the true
     best may lie beyond. ``words`` says so.
     """
-    check_weight(weight)
     index = int(best_index(*curves.means(), weight))
     last = len(curves.steps) - 1
-    resampled = best_index(*curves.resampled(num_resamples, seed), weight)
+    resampled = best_index(*curves.resampled(RESAMPLES, seed), weight)
     return Duration(
         float(curves.steps[index]),
         _step_interval(curves.steps[resampled]),
@@ -207,7 +204,6 @@ def modelled_duration(
     curves: PromptCurves, weight: float, *, num_resamples: int = RESAMPLES, seed: int = 0
 ) -> Duration:
     """``t*`` of the model fitted to the curves; the interval refits it to every resample."""
-    check_weight(weight)
     if len(curves.steps) < FEWEST_STEPS:
         return Duration(
             None,
@@ -252,7 +248,6 @@ def pl_duration(rate: float, mu_loss: float, mu_reward: float, weight: float) ->
         weight: reward per nat.
 
     """
-    check_weight(weight)
     for name, value in (("rate", rate), ("mu_loss", mu_loss), ("mu_reward", mu_reward)):
         if not value > 0.0:
             raise ValueError(f"{name} must be positive; got {value!r}")
@@ -292,14 +287,6 @@ def estimate_pl(losses: Sequence[float], squared_norms: Sequence[float | None]) 
         return PLEstimate(None, None, 0)
     mu, index = min(ratios)
     return PLEstimate(mu, index, len(ratios))
-
-
-def check_weight(weight: float) -> None:
-    """Raise ValueError for a weight that is negative or not finite."""
-    if not 0.0 <= weight < float("inf"):
-        raise ValueError(
-            f"weight must be 0 or positive, in units of reward per nat of SFT loss; got {weight!r}"
-        )
 
 
 def _step_interval(steps: Sequence[float] | np.ndarray) -> Interval:

@@ -55,5 +55,10 @@ class CouplingOptions:
         for name, least in (("sft_samples", 1), ("gradient_rows", 0), ("rank", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if not 0.0 <= self.weight < float("inf"):
+            raise ValueError(
+                "weight must be 0 or positive, in units of reward per nat of SFT loss; got "
+                f"{self.weight!r}"
+            )
         if not 0.0 < self.gradient_memory < float("inf"):
             raise ValueError(f"gradient_memory must be positive; got {self.gradient_memory}")

@@ -36,6 +36,7 @@ from entropyfloor.gft.responses import (
 from entropyfloor.io import save_json
 from entropyfloor.models.checkpoints import load_tokenizer
 from entropyfloor.rollouts.answers import completion_text
+from entropyfloor.rollouts.draw import RolloutBlock, RolloutBlocks
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import Prompt, PromptSet, load_prompts
@@ -45,7 +46,6 @@ from entropyfloor.rollouts.rewards import (
     reward_by_name,
     score_completions,
 )
-from entropyfloor.rollouts.rollout_blocks import RolloutBlock, RolloutBlocks
 from entropyfloor.stats.groups import Sums
 
 NUM_SAMPLES = 3  # of a teacher, in the paper's groups of eight

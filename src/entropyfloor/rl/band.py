@@ -19,11 +19,11 @@ from typing import Any
 
 from entropyfloor.io import save_json, write_atomic
 from entropyfloor.rl.options import BandOptions
+from entropyfloor.rollouts.draw import RolloutBlocks
 from entropyfloor.rollouts.options import Loading, Output, Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction, reward_by_name
-from entropyfloor.rollouts.rollout_blocks import RolloutBlocks
 
 NUM_SAMPLES = 16
 _PAPER = (1, 14)  # passes of 16

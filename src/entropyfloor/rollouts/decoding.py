@@ -317,7 +317,7 @@ def _prefill(
 ) -> tuple[torch.Tensor, torch.Tensor, DynamicCache]:
     """Logits ``[prompts, V]`` after each prompt, the mask ``[prompts, width]``, the cache."""
     device = checkpoint.inner_model.device
-    input_ids, mask = left_padded(prompts, checkpoint.pad_token_id)
+    input_ids, mask = padded(prompts, checkpoint.pad_token_id, left=True)
     cache = room_for(checkpoint.inner_model, input_ids.shape[1] + steps)
     assert cache is not None
     mask = mask.to(device)
@@ -332,14 +332,15 @@ def _prefill(
     return logits, mask, cache
 
 
-def left_padded(
-    prompts: Sequence[Sequence[int]], pad_token_id: int
+def padded(
+    rows: Sequence[Sequence[int]], pad_token_id: int, *, left: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, ``[prompts, width]`` int64, the mask 0 on padding."""
-    width = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), width), pad_token_id)
+    """Token ids and mask, ``[rows, width]`` int64; the mask is 0 on padding, left or right."""
+    width = max(map(len, rows))
+    input_ids = torch.full((len(rows), width), pad_token_id)
     mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), None) if left else slice(len(row))
+        input_ids[number, place] = torch.tensor(row)
+        mask[number, place] = 1
     return input_ids, mask

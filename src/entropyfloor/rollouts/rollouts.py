@@ -19,7 +19,7 @@ from entropyfloor.rollouts.decoding import (
     SamplingProcessor,
     TokenSampler,
     decode,
-    left_padded,
+    padded,
     reads_keys_and_values,
     rollout_uniforms,
 )
@@ -130,8 +130,8 @@ def _generate_batch(
         drawn, entropies = decode(checkpoint, prompts, uniforms, sampler)
     else:
         device = checkpoint.inner_model.device
-        padded = left_padded(prompts, checkpoint.pad_token_id)
-        input_ids, attention_mask = (rows.to(device) for rows in padded)
+        rows = padded(prompts, checkpoint.pad_token_id, left=True)
+        input_ids, attention_mask = (part.to(device) for part in rows)
         width = input_ids.shape[1]
         processor = SamplingProcessor(sampler, width, uniforms.to(device, wide_dtype(device)))
         drawn = checkpoint.model.generate(

@@ -24,6 +24,7 @@ import torch
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.lm_head import final_logits
+from entropyfloor.rollouts.decoding import padded
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
 from entropyfloor.rollouts.reading import check_unicode, text_messages
@@ -268,14 +269,8 @@ def right_padded(
     rows: Sequence[Completion], pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids of prompts and completions and their mask, ``[rows, width]`` int64."""
-    width = max(len(row.prompt_ids) + len(row.ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id)
-    mask = torch.zeros_like(input_ids)
-    for number, row in enumerate(rows):
-        ids = [*row.prompt_ids, *row.ids]
-        input_ids[number, : len(ids)] = torch.tensor(ids)
-        mask[number, : len(ids)] = 1
-    return input_ids, mask
+    ids = [[*row.prompt_ids, *row.ids] for row in rows]
+    return padded(ids, pad_token_id, left=False)
 
 
 def completion_hidden(checkpoint: LoadedCheckpoint, rows: Sequence[Completion]) -> torch.Tensor:

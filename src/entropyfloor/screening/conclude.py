@@ -23,6 +23,7 @@ Where the base solves nothing there is nothing to lose, and that gate passes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from entropyfloor.screening.options import Gate, Judging
@@ -70,44 +71,44 @@ def recommend(checkpoints: Sequence[CheckpointScreening]) -> Recommendation:
         for name in shared
         if len({value[name] for value in values}) > 1
     }
-    by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
     highest = predictors.get("pass_at_1")
     if highest is None and all(c.has_reward for c in checkpoints):
         highest = checkpoints[0].name
     chosen, reason = _choose(checkpoints)
     if chosen is None:
         return Recommendation(None, reason, highest, predictors=predictors)
-    disagreements = tuple(
-        f"{name} would choose {other}" for name, other in predictors.items() if other != chosen.name
+    advice = Recommendation(
+        chosen.name,
+        reason,
+        highest,
+        predictors=predictors,
+        disagreements=tuple(
+            f"{predictor} would choose {name}"
+            for predictor, name in predictors.items()
+            if name != chosen.name
+        ),
     )
     if highest is None or highest == chosen.name:
-        return Recommendation(
-            chosen.name, reason, highest, predictors=predictors, disagreements=disagreements
-        )
-    other = by_name[highest]
-    more_degenerate = _difference(other.degenerate_fraction, chosen.degenerate_fraction)
-    shared_ks = sorted(set(other.pass_at_k) & set(chosen.pass_at_k))
-    k = shared_ks[-1] if shared_ks and shared_ks[-1] > 1 else None
-    less_pass = None if k is None else chosen.pass_at_k[k] - other.pass_at_k[k]
-    costs = [f"entropy {other.entropy_nats:.3f} instead of {chosen.entropy_nats:.3f} nats"]
-    if k is not None:
-        costs.insert(0, f"pass@{k} {other.pass_at_k[k]:.2f} instead of {chosen.pass_at_k[k]:.2f}")
-    if more_degenerate is not None:
-        costs.insert(
-            0,
+        return advice
+    (other,) = (checkpoint for checkpoint in checkpoints if checkpoint.name == highest)
+    costs, more_degenerate, less_pass = [], None, None
+    if other.degenerate_fraction is not None and chosen.degenerate_fraction is not None:
+        more_degenerate = other.degenerate_fraction - chosen.degenerate_fraction
+        costs.append(
             f"{other.degenerate_fraction:.0%} instead of {chosen.degenerate_fraction:.0%} "
-            "degenerate groups",
+            "degenerate groups"
         )
-    return Recommendation(
-        name=chosen.name,
-        reason=reason,
-        highest_pass_at_1=highest,
+    k = max((k for k in other.pass_at_k if k > 1 and k in chosen.pass_at_k), default=None)
+    if k is not None:
+        less_pass = chosen.pass_at_k[k] - other.pass_at_k[k]
+        costs.append(f"pass@{k} {other.pass_at_k[k]:.2f} instead of {chosen.pass_at_k[k]:.2f}")
+    costs.append(f"entropy {other.entropy_nats:.3f} instead of {chosen.entropy_nats:.3f} nats")
+    return replace(
+        advice,
         cost=f"it is {other.verdict}, with {', '.join(costs)}",
         cost_degenerate_fraction=more_degenerate,
         cost_pass_at_k=less_pass,
         k=k,
-        predictors=predictors,
-        disagreements=disagreements,
     )
 
 
@@ -148,10 +149,6 @@ def _least_bad(checkpoints: Sequence[CheckpointScreening]) -> str:
 
 def _minus(value: float | None) -> float | None:
     return None if value is None else -value
-
-
-def _difference(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first - second
 
 
 # What rollouts are drawn by; where two screenings differ in it, a difference is not the models'.

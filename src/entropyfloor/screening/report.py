@@ -260,15 +260,15 @@ def _peak(run: str, k: int, steps: Sequence[tuple[int, CheckpointScreening]]) ->
     step, best = max(steps, key=lambda pair: (pair[1].pass_at_k[k], -pair[0]))
     last_step, last = steps[-1]
     measure = f"pass_at_{k}"
-    interval = best.intervals.get(measure)
+    low, high = best.intervals.get(measure, (None, None))
     return Peak(
         run=run,
         measure=measure,
         value=best.pass_at_k[k],
         step=step,
         checkpoint=best.name,
-        low=None if interval is None else interval.low,
-        high=None if interval is None else interval.high,
+        low=low,
+        high=high,
         last_value=last.pass_at_k[k],
         last_step=last_step,
         num_checkpoints=len(steps),

@@ -30,27 +30,25 @@ class _Metric:
     value: Callable[[CheckpointScreening], str]
     interval: str = ""
     importance: int = 3
+    style: Callable[[CheckpointScreening], Style] = lambda _: ""
 
     def present(self, report: ScreeningReport) -> bool:
         return any(set(self.value(c)) - set("– /") for c in report.checkpoints)
 
     def cell(self, checkpoint: CheckpointScreening) -> Cell:
         interval = checkpoint.intervals.get(self.interval)
-        return Cell(self.value(checkpoint), interval_words(interval))
+        return Cell(self.value(checkpoint), interval_words(interval), self.style(checkpoint))
 
 
 def screening_table(report: ScreeningReport) -> Table:
     """Name, verdict and the measures that decide, a row per checkpoint."""
-    verdict = Column("verdict", "left")
-    verdicts = [Cell(verdict_word(c), style=verdict_style(c)) for c in report.checkpoints]
-    return _table(
-        "Screening before RL", report, _metrics(report), [(verdict, verdicts)], caption(report)
-    )
+    verdict = _Metric("verdict", verdict_word, importance=0, style=verdict_style)
+    return _table("Screening before RL", report, [verdict, *_metrics(report)], caption(report))
 
 
 def further_table(report: ScreeningReport) -> Table:
     """Competing predictors, diversity, and what was drawn."""
-    return _table("Further measures", report, _further(report), [], "")
+    return _table("Further measures", report, _further(report), "")
 
 
 def gates_table(report: ScreeningReport) -> Table:
@@ -178,21 +176,16 @@ def interval_words(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.low:.3f}–{interval.high:.3f}"
 
 
-def _table(
-    title: str,
-    report: ScreeningReport,
-    metrics: Sequence[_Metric],
-    before: Sequence[tuple[Column, Sequence[Cell]]],
-    note: str,
-) -> Table:
+def _table(title: str, report: ScreeningReport, metrics: Sequence[_Metric], note: str) -> Table:
     shown = [measure for measure in metrics if measure.present(report)]
-    columns = [Column(m.header, "right", importance=m.importance) for m in shown]
-    rows: list[tuple[Cell | str, ...]] = [
-        (c.name, *(cells[i] for _, cells in before), *(measure.cell(c) for measure in shown))
-        for i, c in enumerate(report.checkpoints)
+    columns = [
+        Column(m.header, "left" if m.header == "verdict" else "right", importance=m.importance)
+        for m in shown
     ]
-    first = Column("checkpoint", "left")
-    return Table(title, (first, *(column for column, _ in before), *columns), tuple(rows), note)
+    rows: tuple[tuple[Cell | str, ...], ...] = tuple(
+        (c.name, *(measure.cell(c) for measure in shown)) for c in report.checkpoints
+    )
+    return Table(title, (Column("checkpoint", "left"), *columns), rows, note)
 
 
 def _metrics(report: ScreeningReport) -> list[_Metric]:

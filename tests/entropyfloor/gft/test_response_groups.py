@@ -8,7 +8,7 @@ import pytest
 
 from entropyfloor.gft.response_groups import count_responses
 from entropyfloor.gft.responses import Response
-from entropyfloor.rollouts import engines, rollout_blocks
+from entropyfloor.rollouts import draw, engines
 from entropyfloor.rollouts.prompts import PromptSet
 from flat_calls import build_response_groups
 from killed_runs import kill_while_drawing
@@ -169,7 +169,7 @@ def test_groups_made_before_are_extended_and_scored_anew(build, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_and_resumed(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(rollout_blocks, "BLOCK", 2)
+    monkeypatch.setattr(draw, "BLOCK", 2)
     build.keywords["batch_size"] = 5
     expected = build(output_dir=tmp_path / "undisturbed")
     folder = build.keywords["output_dir"]

@@ -6,7 +6,7 @@ import pytest
 
 from entropyfloor.cli.main import main
 from entropyfloor.rl.band import band_edges
-from entropyfloor.rollouts import engines, rollout_blocks
+from entropyfloor.rollouts import draw, engines
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from flat_calls import calibration_band
 
@@ -68,14 +68,14 @@ def test_passes_and_rows(arguments):
 
 def test_blocks_change_nothing(arguments, tmp_path, monkeypatch):
     whole = calibration_band(**arguments)
-    monkeypatch.setattr(rollout_blocks, "BLOCK", 2)
+    monkeypatch.setattr(draw, "BLOCK", 2)
     parts = calibration_band(**{**arguments, "output_dir": tmp_path / "parts"})
     assert parts.passes == whole.passes
     assert len(list(parts.folder.glob("rollouts-*.jsonl"))) == 3
 
 
 def test_resumes_and_extends(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(rollout_blocks, "BLOCK", 2)
+    monkeypatch.setattr(draw, "BLOCK", 2)
     expected = calibration_band(**{**arguments, "output_dir": tmp_path / "once"})
     calls = []
 
