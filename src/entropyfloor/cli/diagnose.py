@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from entropyfloor.cli.options import JSONFile, parse
+from entropyfloor.cli.options import JSONFile, check_target, parse
 from entropyfloor.io import save_json
 from entropyfloor.render.text import console_for_tables, print_line
 from entropyfloor.rl.options import DiagnoseOptions
@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.rl.diagnose import diagnose
     from entropyfloor.rl.run_logs import read_run
 
+    check_target(flags.json)
     diagnosis = diagnose(read_run(source, format=options.format, step=options.step), options)
     console = console_for_tables()
     read = ", ".join(f"{what} from {name}" for what, name in diagnosis.columns.items() if name)

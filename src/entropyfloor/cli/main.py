@@ -6,6 +6,7 @@ every other exception is a fault of ours and keeps its traceback. Which is which
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -79,7 +80,7 @@ def describe(error: BaseException) -> str | None:
     """What to tell the user, or None if this is not about data, files or usage."""
     if isinstance(error, ModuleNotFoundError):
         return how_to_install(error)
-    if isinstance(error, UnicodeError):
+    if isinstance(error, UnicodeDecodeError):
         return f"a file is not UTF-8 text ({error}); save it as UTF-8"
     for module, name, meaning in _OF_LIBRARIES:
         kind = getattr(sys.modules.get(module), name, None)
@@ -94,6 +95,9 @@ def describe(error: BaseException) -> str | None:
 
 def exit_code(verb: str, run: Callable[[], int]) -> int:
     """Run a command; 2 and a message on standard error where :func:`describe` has words."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A pipe's encoding may lack a table's rules or a prompt's letters.
+        sys.stdout.reconfigure(errors="replace")
     try:
         return run()
     except Exception as error:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from entropyfloor.cli.options import parse
+from entropyfloor.cli.options import check_target, parse
 from entropyfloor.io import save_json, write_atomic
 from entropyfloor.render.table import Column, Table
 from entropyfloor.render.text import console_for_tables, print_line
@@ -56,7 +56,11 @@ def main(argv: Sequence[str]) -> int:
     from entropyfloor.rollouts.overlap import LEVELS, find_overlap
     from entropyfloor.rollouts.prompts import load_prompts, stream_rows
 
+    for target in (flags.json, flags.clean):
+        check_target(target)
     rows, prompts = words[0], load_prompts(words[1])
+    if flags.clean is not None:
+        prompts.check_json()
     overlap = find_overlap(
         lambda: stream_rows(rows),
         prompts.user_texts,
@@ -82,7 +86,6 @@ def main(argv: Sequence[str]) -> int:
     if flags.json is not None:
         save_json(Path(flags.json), {"rows": rows, "prompts": words[1], **overlap.to_dict()})
     if flags.clean is not None:
-        prompts.check_json()
         dirty = {match.prompt_index for match in overlap.matches}
         kept = [dict(row) for i, row in enumerate(prompts.rows) if i not in dirty]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)

@@ -99,7 +99,7 @@ def diagnose(log: RunLog, options: DiagnoseOptions) -> Diagnosis:
     assert options.temperature is not None
     columns = {what: _column(log, what, getattr(options, what)) for what in _KNOWN}
     last = max(log.steps)
-    max_steps = options.max_steps or log.max_steps or last
+    max_steps = (log.max_steps or last) if options.max_steps is None else options.max_steps
     notes = []
     if options.max_steps is None and log.max_steps is None:
         notes.append(

@@ -78,7 +78,8 @@ def read_run(path: str | Path, *, format: str | None = None, step: str | None = 
     elif kind == "trl":
         state = _json_of(source)
         max_steps = int(state.get("max_steps") or 0) or None
-        records = [(record.get("step"), record) for record in state["log_history"]]
+        logged = (record for record in state["log_history"] if isinstance(record, dict))
+        records = [(record.get("step"), record) for record in logged]
     elif kind == "csv":
         records = _csv(source, step)
     else:
@@ -119,7 +120,7 @@ def _format_of(file: Path) -> str:
 
 def _json_of(file: Path) -> dict[str, Any]:
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error})") from error
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
@@ -132,7 +133,12 @@ def _json_of(file: Path) -> dict[str, Any]:
 def _csv(file: Path, step: str | None) -> Iterable[tuple[Any, Mapping[str, Any]]]:
     with file.open(newline="", encoding="utf-8-sig") as opened:
         reader = csv.DictReader(opened, skipinitialspace=True)
-        header = list(reader.fieldnames or ())
+        try:
+            header, rows = list(reader.fieldnames or ()), list(reader)
+        except csv.Error as error:
+            raise ValueError(
+                f"{file}, after line {reader.line_num}, is not CSV: {error}"
+            ) from error
         names = _STEP_COLUMNS if step is None else (step,)
         column = next((name for name in names if name in header), None)
         if column is None:
@@ -140,12 +146,12 @@ def _csv(file: Path, step: str | None) -> Iterable[tuple[Any, Mapping[str, Any]]
                 f"{file} has no column {' or '.join(names)} of the optimizer step; it has "
                 f"{', '.join(header) or 'no header'}: name it with --step"
             )
-        return [(row.get(column), row) for row in reader]
+        return [(row.get(column), row) for row in rows]
 
 
 def _verl(file: Path) -> Iterable[tuple[Any, Mapping[str, Any]]]:
     """JSON Lines or console log, line by line; other lines of a console log are passed over."""
-    with file.open(encoding="utf-8", errors="replace") as opened:
+    with file.open(encoding="utf-8-sig", errors="replace") as opened:
         for line in opened:
             text = line.strip()
             if text.startswith("{"):
@@ -154,7 +160,8 @@ def _verl(file: Path) -> Iterable[tuple[Any, Mapping[str, Any]]]:
                 except json.JSONDecodeError:
                     continue  # a kill cut it short, or a console printed a dictionary
                 data = record.get("data", record)
-                yield record.get("step", data.get("training/global_step")), data
+                if isinstance(data, dict):
+                    yield record.get("step", data.get("training/global_step")), data
             elif match := _CONSOLE_STEP.search(text):
                 pairs = (part.rpartition(":") for part in match[2].split(" - "))
                 numbers = {name.strip(): _CONSOLE_NUMBER.match(v.strip()) for name, _, v in pairs}

@@ -27,9 +27,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from entropyfloor.io import append_jsonl, write_atomic
+from entropyfloor.io import write_atomic
 from entropyfloor.models.checkpoints import LoadedCheckpoint
 from entropyfloor.models.model_state import evaluating
+from entropyfloor.rl.monitor_memory import append_log, number
 from entropyfloor.rollouts.prompts import PromptSet, row_with_chat_options
 from entropyfloor.rollouts.rendering import encode_prompts
 from entropyfloor.rollouts.teacher_forced import (
@@ -100,8 +101,8 @@ class SFTLossProbe(TrainerCallback, ExportableState):
 
     @property
     def best_step(self) -> int | None:
-        """Step of the best balance so far."""
-        known = [probe for probe in self.probes if probe["balance"] is not None]
+        """Step of the best balance so far; of a loss or reward that is NaN nothing is the best."""
+        known = [probe for probe in self.probes if number(probe["balance"]) is not None]
         return None if not known else int(max(known, key=lambda p: p["balance"])["step"])
 
     def state(self) -> dict[str, Any]:
@@ -147,7 +148,9 @@ class SFTLossProbe(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             self._log_file = Path(args.output_dir) / FILE_NAME
             write_atomic(self._log_file, "")
-            append_jsonl(self._log_file, [p for p in self.probes if p["balance"] is not None])
+            for probe in self.probes:
+                if probe["balance"] is not None:
+                    append_log(self._log_file, probe)
         if not self.probes:
             self._probe(state, **others)
 
@@ -181,7 +184,7 @@ class SFTLossProbe(TrainerCallback, ExportableState):
             rise = probe["sft_loss"] - self.probes[0]["sft_loss"]
             probe["balance"] = mean - self.weight * rise
             if self._log_file is not None:
-                append_jsonl(self._log_file, [probe])
+                append_log(self._log_file, probe)
         self._decide(state, control)
 
     def _probe(self, state: TrainerState, **others: Any) -> None:

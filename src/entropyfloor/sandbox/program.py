@@ -67,8 +67,8 @@ class Limits:
     def __post_init__(self) -> None:
         """Refuse what no program could run under."""
         for name in ("wall_seconds", "cpu_seconds", "disk", "output", "processes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
         if self.memory < 128 * MIB:
             raise ValueError(f"memory={self.memory} is less than an interpreter needs: 128 MiB")
         if self.open_files < 16:

@@ -113,3 +113,9 @@ def test_a_list_default_is_nobody_elses():
 def test_a_rescue_needs_base_floor_and_tolerance(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         RescueOptions(**{"base": "b", **change})
+
+
+@pytest.mark.parametrize("flag", ["--json", "--clean"])
+def test_overlap_refuses_a_folder_as_its_file_before_it_reads(flag, tmp_path, capsys):
+    assert main(["overlap", "rows.jsonl", "prompts.jsonl", flag, str(tmp_path)]) == 2
+    assert "is a directory; name the file" in capsys.readouterr().err

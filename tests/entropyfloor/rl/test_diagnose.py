@@ -200,6 +200,9 @@ def test_a_step_that_was_run_twice_counts_with_its_last_numbers(tmp_path):
         ("x.json", "{", {}, "is not JSON"),
         ("x.json", "[]", {}, "has no log_history"),
         ("x.log", "nothing\n", {}, "is it a log of format verl, and has the run logged"),
+        ("x.log", '{"step": 1, "data": [0.5]}\n', {}, "is it a log of format verl"),
+        ("x.json", '{"log_history": [1]}', {}, "is it a log of format trl"),
+        ("x.csv", "step,b\n1," + "9" * 200_000 + "\n", {}, "after line 1, is not CSV: field"),
         ("x.txt", "step:1 - a:1\n", {"format": "wandb"}, "unknown format 'wandb'"),
     ],
 )
@@ -207,6 +210,19 @@ def test_files_that_cannot_be_read(name, content, options, words, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=words):
         read_run(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.csv", "step,b\r\n1,2\r\n"),
+        ("x.log", '{"step": 1, "data": {"b": 2}}\r\n'),
+        ("x.json", '{"log_history": [{"step": 1, "b": 2}]}'),
+    ],
+)
+def test_a_byte_order_mark_of_windows_costs_no_step(name, content, tmp_path):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert read_run(tmp_path / name).series("b") == [(1, 2.0)]
 
 
 def test_a_folder_without_a_log(tmp_path):
@@ -247,6 +263,8 @@ def test_the_command(tmp_path, capsys):
         (["diagnose", log], "--temperature is missing: entropies in a log are those of the"),
         (["diagnose", log, "--temperature", "0"], "temperature must be positive"),
         (["diagnose", log, "--temperature", "1", "--entropy", "x"], "no column 'x' (--entropy)"),
+        (["diagnose", log, "--temperature", "1", "--max_steps", "0"], "got max_steps = 0"),
+        (["diagnose", log, "--temperature", "1", "--json", str(tmp_path)], "is a directory"),
         (["diagnose", str(tmp_path / "gone"), "--temperature", "1"], "there is no"),
     ):
         assert main(wrong) == 2

@@ -1,4 +1,6 @@
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from grpo_runs import DEMOS
 from grpo_runs import joint as grpo
 
 from entropyfloor.models.checkpoints import LoadedCheckpoint
+from entropyfloor.rl import sft_loss_probe
 from entropyfloor.rl.joint_trainer import JointGRPOTrainer
 from entropyfloor.rl.sft_loss_probe import SFTLossProbe
 from entropyfloor.rollouts.rendering import encode_prompts
@@ -103,6 +106,20 @@ def test_a_resumed_run_remembers(tmp_path):
     assert again.probes[4]["sft_loss"] == pytest.approx(probe.probes[4]["sft_loss"], rel=1e-4)
     lines = (tmp_path / "sft_loss_probe.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_a_loss_that_is_nan_is_never_the_best_and_the_log_stays_json(tmp_path, monkeypatch):
+    probe = SFTLossProbe(DEMOS, every=1, policy="stop", patience=2)
+
+    def rotten(checkpoint, *_, **__):
+        return SimpleNamespace(sums=[1.0 if len(probe.probes) < 2 else math.nan], tokens=[1])
+
+    monkeypatch.setattr(sft_loss_probe, "held_out_loss", rotten)
+    run = grpo(tmp_path, max_steps=8, callbacks=[probe])
+    run.train()
+    assert probe.best_step in (0, 1) and run.state.global_step == probe.acted_at < 8
+    lines = (tmp_path / "sft_loss_probe.jsonl").read_text().splitlines()
+    assert "NaN" not in "".join(lines) and json.loads(lines[-1])["sft_loss"] is None
 
 
 def test_refusals(tmp_path):

@@ -22,6 +22,7 @@ RIGHT = Program("def f(x): return x", "assert f(1) == 1")
     [
         ({"wall_seconds": 0}, "wall_seconds=0 must be above 0"),
         ({"cpu_seconds": -1.0}, "cpu_seconds=-1.0"),
+        ({"wall_seconds": float("inf")}, "above 0 and finite"),
         ({"memory": 1}, "less than an interpreter needs: 128 MiB"),
         ({"open_files": 3}, "less than an interpreter needs: 16"),
     ],
