@@ -207,7 +207,7 @@ class Chart:
 
         """
         target = Path(path)
-        write_atomic(target, self._written(target.suffix.removeprefix(".") or "png"))
+        write_atomic(target, self._written(target.suffix.removeprefix(".").lower() or "png"))
         return target
 
     def _written(self, kind: str) -> bytes:
@@ -288,7 +288,7 @@ def _short(match: re.Match[str]) -> str:
 def check_suffix(path: str | Path) -> None:
     """Raise ValueError, before compute is spent, for a suffix that no picture can be written to."""
     kinds = FigureCanvasAgg.get_supported_filetypes()
-    if Path(path).suffix.removeprefix(".") not in kinds:
+    if Path(path).suffix.removeprefix(".").lower() not in kinds:
         raise ValueError(f"{path}: a picture is written to .png, .svg or .pdf; end the name so")
 
 

@@ -37,21 +37,11 @@ from entropyfloor.rollouts.unit_tests import (
 _NAMED_ROWS = 20
 
 
-@dataclass(frozen=True)
-class ReferenceCheck:
-    """What came of scoring each row's own reference."""
-
-    checked: tuple[int, ...] = ()  # numbers of the rows that have a reference to score
-    # Of those, the rows whose reference does not score 1; their rewards are None
-    failed: tuple[int, ...] = ()
-    summary: str = ""  # names them in words; empty if there are none
-
-
-def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceCheck:
+def check_references(reward: RewardFunction, prompts: PromptSet) -> list[int]:
     """Check columns and score each row's own reference, as a completion that gives it as answer.
 
-    Warns with the count and the numbers of rows whose reference does not score 1. Rewards that are
-    not ours are not asked.
+    Warns with the count and the numbers of rows whose reference does not score 1, and returns them;
+    their rewards are None. Rewards that are not ours are not asked.
 
     Raises:
         ValueError: a row lacks what the reward needs, see :func:`check_reward_columns`, or no
@@ -61,21 +51,22 @@ def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceChe
     check_reward_columns(reward, prompts)
     kind = _KINDS.get(inspect.unwrap(reward))
     if kind is None:
-        return ReferenceCheck()
-    answers = {index: kind.completion(row) for index, row in enumerate(prompts.rows)}
-    checked = [index for index, text in answers.items() if text is not None]
+        return []
+    answers = {
+        index: completion_to(row["prompt"], text)
+        for index, row in enumerate(prompts.rows)
+        if (text := kind.completion(row)) is not None
+    }
     scores = score_completions(
         reward,
         prompts,
-        rows=checked,
-        completions=[
-            completion_to(prompts.rows[index]["prompt"], str(answers[index])) for index in checked
-        ],
-        completion_ids=[[] for _ in checked],
+        rows=list(answers),
+        completions=list(answers.values()),
+        completion_ids=[[] for _ in answers],
     )
-    failed = [row for row, score in zip(checked, scores, strict=True) if score != 1.0]
+    failed = [row for row, score in zip(answers, scores, strict=True) if score != 1.0]
     if not failed:
-        return ReferenceCheck(tuple(checked))
+        return []
     named = ", ".join(map(str, failed[:_NAMED_ROWS]))
     summary = (
         f"{prompts.source}: {len(failed)} of {len(prompts)} rows have {kind.fault}, first "
@@ -88,9 +79,10 @@ def check_references(reward: RewardFunction, prompts: PromptSet) -> ReferenceChe
             "the references, or use another reward"
         )
     left = len(prompts) - len(failed)
-    summary += f". Their rewards are None: pass rates are over the other {left}"
-    warnings.warn(summary, stacklevel=2)
-    return ReferenceCheck(tuple(checked), tuple(failed), summary)
+    warnings.warn(
+        f"{summary}. Their rewards are None: pass rates are over the other {left}", stacklevel=2
+    )
+    return failed
 
 
 @dataclass(frozen=True)

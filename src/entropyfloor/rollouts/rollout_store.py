@@ -34,6 +34,7 @@ from entropyfloor.rollouts.teacher_forced import TokenSums
 
 SCHEMA = "entropyfloor.rollouts"
 _LAST = "last_of_batch"
+_IDENTITY = ("prompt_index", "sample_index", "greedy")
 
 
 class RolloutStore:
@@ -64,10 +65,15 @@ class RolloutStore:
         self._file = folder / f"rollouts-{stem}{of_rank}.jsonl"
         self._sums_file = folder / f"sums-{stem}.json"
         if self._processes.main:
-            for file in [self._file, *sorted(folder.glob(f"rollouts-{stem}@*.jsonl"))]:
-                for record in read_jsonl(file, repair=repair, ends=lambda each: _LAST in each):
-                    self.rollouts.append(_rollout(record))
-                    self.rewards.append(record["reward"])
+            records = [
+                record
+                for file in [self._file, *sorted(folder.glob(f"rollouts-{stem}@*.jsonl"))]
+                for record in read_jsonl(file, repair=repair, ends=lambda each: _LAST in each)
+            ]
+            # Two runs into one folder at once draw the same rollouts twice.
+            once = {tuple(record[name] for name in _IDENTITY): record for record in records}
+            self.rollouts += map(_rollout, once.values())
+            self.rewards += (record["reward"] for record in once.values())
 
     @property
     def drawn(self) -> set[tuple[int, int, bool]]:

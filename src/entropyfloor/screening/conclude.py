@@ -24,6 +24,7 @@ Where the base solves nothing there is nothing to lose, and that gate passes.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from entropyfloor.screening.options import Gate, Judging
@@ -194,7 +195,7 @@ def _prompts(checkpoint: CheckpointScreening) -> set[int]:
     return set() if results is None else set(results.prompt_indices)
 
 
-def name_of(wanted: str | None, names: Sequence[tuple[str, str]]) -> str:
+def name_of(wanted: str | Path | None, names: Sequence[tuple[str, str]]) -> str:
     """The name of the checkpoint that is wanted by its name or path; the first for None.
 
     Args:
@@ -205,10 +206,10 @@ def name_of(wanted: str | None, names: Sequence[tuple[str, str]]) -> str:
         ValueError: there is none; the message lists the names.
 
     """
-    matching = [name for name, path in names if wanted in (None, name, path)]
+    matching = [name for name, path in names if wanted is None or str(wanted) in (name, path)]
     if not matching:
         raise ValueError(
-            f"no checkpoint {wanted!r} is screened; there are {', '.join(n for n, _ in names)}"
+            f"no checkpoint {str(wanted)!r} is screened; there are {', '.join(n for n, _ in names)}"
         )
     return matching[0]
 

@@ -88,7 +88,7 @@ class Judging:
         "measure the KL to this model, on rollouts and held-out completions; it stays in memory",
         metavar="CKPT",
     )
-    compare_to: str | None = flag(
+    compare_to: Path | str | None = flag(
         None,
         "the checkpoint that the others are compared with, prompt by prompt (default: the first)",
         metavar="CKPT",

@@ -76,6 +76,11 @@ def rescue(
         ValueError: bad arguments, models that do not correspond, or a base below the floor.
 
     """
+    if len(prompts) < 2:
+        raise ValueError(
+            f"{prompts.source} has one prompt, which gives no interval of the entropy; give at "
+            "least two"
+        )
     trust, base, floor = loading.trust_remote_code, str(options.base), options.floor
     source, origin = (check_checkpoint(p, trust_remote_code=trust) for p in (checkpoint, base))
     check_same_shapes(source, origin)
@@ -146,16 +151,14 @@ def rescue(
 
 
 def _point(share: float, screened: CheckpointScreening, floor: float) -> RescuePoint:
-    interval = screened.intervals.get("entropy_nats")
-    if interval is None:
-        raise ValueError("one prompt gives no interval of the entropy; give at least two prompts")
+    low = screened.intervals["entropy_nats"].low
     return RescuePoint(
         share=share,
         entropy_nats=screened.entropy_nats,
-        entropy_low=interval.low,
+        entropy_low=low,
         pass_at_1=screened.pass_at_1,
         degenerate_fraction=screened.degenerate_fraction,
-        clears=interval.low >= floor,
+        clears=low >= floor,
     )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,7 +197,8 @@ def test_a_report_compares_with_the_checkpoint_that_is_named():
     killed = [found.checkpoints[0], replace(found.checkpoints[1], prompt_results=elsewhere)]
     assert conclude(killed, found.settings, compare_to=killed[0].name).comparisons == ()
     names = [(c.name, c.path) for c in found.checkpoints]
-    assert name_of(None, names) == name_of("runs/sft/ce/checkpoint-100", names) == names[0][0]
+    path = "runs/sft/ce/checkpoint-100"
+    assert name_of(None, names) == name_of(path, names) == name_of(Path(path), names) == names[0][0]
     with pytest.raises(ValueError, match="no checkpoint 'x' is screened; there are ce/checkpoint"):
         name_of("x", names)
 

@@ -140,6 +140,7 @@ def test_bad_input(tmp_path, base, adapter, collapsed):
         ({"floor": 0.0}, "floor is 0.0"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
         ({"base": adapter}, "is an adapter; give the full model"),
+        ({"prompts": PromptSet(PROMPTS.rows[:1])}, "rows has one prompt, .* at least two"),
     ]:
         with pytest.raises(ValueError, match=message):
             rescue(collapsed, **{**good, **change}, **SCREENING)

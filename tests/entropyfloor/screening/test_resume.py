@@ -56,6 +56,13 @@ def test_killed_five_times_and_resumed(save_checkpoint, tmp_path):
     assert written["recommendation"] == expected["recommendation"]
 
 
+def test_two_runs_at_once_count_a_rollout_once(save_checkpoint, tmp_path):
+    before = document(run([save_checkpoint()], tmp_path / "out"))
+    (file,) = (tmp_path / "out").glob("rollouts-*.jsonl")
+    file.write_bytes(2 * file.read_bytes())
+    assert document(screen_from_rollouts(tmp_path / "out")) == before
+
+
 def test_a_finished_run_needs_no_model(save_checkpoint, tmp_path, monkeypatch):
     directory = save_checkpoint()
     first = run([directory], tmp_path / "out")
