@@ -1,12 +1,14 @@
 """A test program as two processes of one gloo group, on the CPU and without a launcher."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +48,25 @@ def two_processes(
             process.kill()
     errors = "".join((folder / f"errors-{rank}").read_text()[-3000:] for rank in "01")
     assert codes == [0, 0], errors
+
+
+def records_of(
+    program: Path, run_all: Callable[[Path], None], names: Iterable[str], new_folder: Callable
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """``{(processes, rank): {name: record}}`` of a program run alone and as two processes.
+
+    ``run_all`` writes ``<name>-<rank>.json``; ``new_folder`` is ``tmp_path_factory.mktemp``.
+    """
+    one, two = new_folder("one"), new_folder("two")
+    with two_processes(str(program), two):
+        run_all(one)
+    places = {(1, 0): one, (2, 0): two, (2, 1): two}
+    return {
+        (processes, rank): {
+            name: json.loads((folder / f"{name}-{rank}.json").read_text()) for name in names
+        }
+        for (processes, rank), folder in places.items()
+    }
 
 
 def files_of(folder: Path) -> list[str]:

@@ -1,12 +1,11 @@
 """Two processes (gloo, CPU) fine-tune on ragged groups as one does."""
 
-import json
 from pathlib import Path
 
 import pytest
 from gft_two_process_run import CASES, STEPS, run_all
 
-from two_processes import two_processes
+from two_processes import records_of
 
 IGNORED = ("runtime", "per_second", "step_time", "probe_share")
 
@@ -14,14 +13,8 @@ IGNORED = ("runtime", "per_second", "step_time", "probe_share")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """``{(processes, rank): {case: record}}``, two launches in all."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    with two_processes(str(Path(__file__).with_name("gft_two_process_run.py")), two):
-        run_all(one)
-
-    def read(folder, rank):
-        return {name: json.loads((folder / f"{name}-{rank}.json").read_text()) for name in CASES}
-
-    return {(1, 0): read(one, 0), (2, 0): read(two, 0), (2, 1): read(two, 1)}
+    program = Path(__file__).with_name("gft_two_process_run.py")
+    return records_of(program, run_all, CASES, tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -71,30 +71,24 @@ def test_calibration_rows_are_spread_over_the_set(tmp_path):
         {"bf16": True},
         {"packing": True, "max_length": 64, "per_device_train_batch_size": 2},
         {"gradient_checkpointing": True},
+        {"streamed": True, "per_device_train_batch_size": 4},
     ],
-    ids=["plain", "accumulation", "bf16", "packing", "checkpointing"],
+    ids=["plain", "accumulation", "bf16", "packing", "checkpointing", "streamed"],
 )
 def test_the_trajectory_is_that_of_the_same_tau_given(tmp_path, settings):
     """With dropout: calibration may use up no random number."""
-    calibrated = auto(tmp_path, trainer={"model": tiny_model("gpt2")}, **settings)
+
+    def trainer(streamed=False, **config):
+        rows = prompt_completion_rows(ROWS)
+        rows = rows.to_iterable_dataset() if streamed else rows
+        data = {"model": tiny_model("gpt2"), "train_dataset": rows}
+        return auto(tmp_path, trainer=data, **config)
+
+    calibrated = trainer(**settings)
     ours = Run.of(calibrated)
-    given = auto(
-        tmp_path,
-        trainer={"model": tiny_model("gpt2")},
-        **{**settings, "tau": calibrated.loss.tau},
-    )
+    given = trainer(**{**settings, "tau": calibrated.loss.tau})
     assert Run.of(given).series("loss") == ours.series("loss")
     assert 0.1 < ours.steps[0]["selected_fraction"] < 0.6
-
-
-def test_the_trajectory_of_a_streamed_set(tmp_path):
-    def rows():
-        return {"train_dataset": prompt_completion_rows(ROWS).to_iterable_dataset()}
-
-    calibrated = auto(tmp_path, trainer=rows(), per_device_train_batch_size=4)
-    ours = Run.of(calibrated)
-    given = auto(tmp_path, trainer=rows(), per_device_train_batch_size=4, tau=calibrated.loss.tau)
-    assert Run.of(given).series("loss") == ours.series("loss")
 
 
 def test_calibration_leaves_everything_else_alone(tmp_path):

@@ -74,14 +74,72 @@ def test_own_config_is_the_same_run(tmp_path):
         assert 0.0 < step["top_k_mass"] <= 1.0
 
 
-# GPT-2 trains with dropout 0.1: the same losses mean the same random numbers, too.
-@pytest.mark.parametrize(
-    "family",
-    # trl below 1.15 leaves out Granite's logits_scaling.
-    ["llama", "gpt2", "gemma2", "cohere", pytest.param("granite", marks=needs_mended_trl)],
-)
-def test_full_fine_tune(tmp_path, family):
-    assert_same_run(*train_both(tmp_path, family=family))
+def peft(**options):
+    """With an evaluation: an adapter's virtual tokens or copied head count there too."""
+    kind = PromptTuningConfig if "num_virtual_tokens" in options else LoraConfig
+    return {
+        "model": {"tie_word_embeddings": False},
+        "trainer": lambda: {
+            "peft_config": kind(task_type="CAUSAL_LM", **options),
+            "eval_dataset": prompt_completion_rows(6),
+        },
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    }
+
+
+def packed(strategy):
+    return {
+        "trainer": lambda: {"train_dataset": text_rows(48), "eval_dataset": text_rows(12)},
+        "packing": True,
+        "packing_strategy": strategy,
+        "max_length": 64,
+        "per_device_train_batch_size": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    }
+
+
+def on(rows):
+    return {"trainer": lambda: {"train_dataset": rows()}}
+
+
+ACCUMULATED = {
+    "gradient_accumulation_steps": 3,
+    "per_device_train_batch_size": 2,
+    "max_grad_norm": 0.5,
+}
+CASES = {
+    # GPT-2 trains with dropout 0.1: the same losses mean the same random numbers, too.
+    **{name: {"family": name} for name in ("llama", "gpt2", "gemma2", "cohere", "granite")},
+    "lora": peft(r=4),
+    "all-linear": peft(r=4, lora_dropout=0.1, target_modules="all-linear"),
+    "modules_to_save": peft(r=4, target_modules="all-linear", modules_to_save=["lm_head"]),
+    "prompt-tuning": peft(num_virtual_tokens=4),
+    **{name: packed(name) for name in ("bfd", "bfd_split", "wrapped")},
+    "padding-free": {"padding_free": True, "max_length": None},
+    "accumulated": {**ACCUMULATED, "average_tokens_across_devices": True},
+    "accumulated by process": {**ACCUMULATED, "average_tokens_across_devices": False},
+    **{
+        name: {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": name == "reentrant"},
+        }
+        for name in ("reentrant", "not reentrant")
+    },
+    "assistant only": {**on(conversation_rows), "assistant_only_loss": True},
+    "completion only": {"completion_only_loss": True},
+    "prompt and completion": {"completion_only_loss": False},
+    "text": on(text_rows),
+    "streamed": on(lambda: prompt_completion_rows().to_iterable_dataset()),
+}
+# trl below 1.15 leaves out Granite's logits_scaling.
+MARKS = {"granite": needs_mended_trl}
+
+
+@pytest.mark.parametrize("case", [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
+def test_the_same_run(tmp_path, case):
+    assert_same_run(*train_both(tmp_path, **CASES[case]))
 
 
 @needs_mended_trl
@@ -93,27 +151,6 @@ def test_mixture_of_experts(tmp_path, family, coefficient):
     )
     assert_same_run(ours, theirs)
     assert ("aux_loss" in ours.steps[0]) == (coefficient != 0.0)
-
-
-@pytest.mark.parametrize(
-    "peft_config",
-    [
-        lambda: LoraConfig(r=4, task_type="CAUSAL_LM"),
-        lambda: LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear"),
-        lambda: LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"]),
-        lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
-    ],
-    ids=["lora", "all-linear", "modules_to_save", "prompt-tuning"],
-)
-def test_peft(tmp_path, peft_config):
-    ours, theirs = train_both(
-        tmp_path,
-        model={"tie_word_embeddings": False},
-        trainer=lambda: {"peft_config": peft_config(), "eval_dataset": prompt_completion_rows(6)},
-        eval_strategy="steps",
-        eval_steps=2,
-    )
-    assert_same_run(ours, theirs)
 
 
 def test_modules_to_save_trains_the_copy_of_the_head(tmp_path):
@@ -129,67 +166,6 @@ def test_modules_to_save_trains_the_copy_of_the_head(tmp_path):
     Run.of(trainer)
     assert not head.weight.equal(before)
     assert head.original_module.weight.equal(before)
-
-
-@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
-def test_packed(tmp_path, strategy):
-    ours, theirs = train_both(
-        tmp_path,
-        trainer=lambda: {"train_dataset": text_rows(48), "eval_dataset": text_rows(12)},
-        packing=True,
-        packing_strategy=strategy,
-        max_length=64,
-        per_device_train_batch_size=2,
-        eval_strategy="steps",
-        eval_steps=2,
-    )
-    assert_same_run(ours, theirs)
-
-
-def test_padding_free(tmp_path):
-    assert_same_run(*train_both(tmp_path, padding_free=True, max_length=None))
-
-
-@pytest.mark.parametrize("average_tokens", [True, False])
-def test_accumulation_of_unequal_micro_batches(tmp_path, average_tokens):
-    config = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2}
-    ours, theirs = train_both(
-        tmp_path, **config, average_tokens_across_devices=average_tokens, max_grad_norm=0.5
-    )
-    assert_same_run(ours, theirs)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(tmp_path, reentrant):
-    ours, theirs = train_both(
-        tmp_path,
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-    )
-    assert_same_run(ours, theirs)
-
-
-def test_assistant_only_loss(tmp_path):
-    ours, theirs = train_both(
-        tmp_path, trainer=lambda: {"train_dataset": conversation_rows()}, assistant_only_loss=True
-    )
-    assert_same_run(ours, theirs)
-
-
-@pytest.mark.parametrize("completion_only", [True, False])
-def test_completion_only_loss(tmp_path, completion_only):
-    assert_same_run(*train_both(tmp_path, completion_only_loss=completion_only))
-
-
-def test_language_modelling_text(tmp_path):
-    assert_same_run(*train_both(tmp_path, trainer=lambda: {"train_dataset": text_rows()}))
-
-
-def test_streamed_rows(tmp_path):
-    def streamed():
-        return {"train_dataset": prompt_completion_rows().to_iterable_dataset()}
-
-    assert_same_run(*train_both(tmp_path, trainer=streamed))
 
 
 def test_evaluation(tmp_path):

@@ -1,6 +1,5 @@
 """Two processes (gloo, CPU) train as one does: same global batch, unequal token counts per rank."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from packaging.version import Version
 from trl import __version__ as trl_version
 from two_process_run import CASES, run_all
 
-from two_processes import two_processes
+from two_processes import records_of
 
 LOGGED = ("loss", "grad_norm", "ce", "penalty", "selected_fraction", "top_k_mass", "num_tokens")
 
@@ -16,17 +15,8 @@ LOGGED = ("loss", "grad_norm", "ce", "penalty", "selected_fraction", "top_k_mass
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """``{(processes, rank): {case: record}}``, two launches in all."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    with two_processes(str(Path(__file__).with_name("two_process_run.py")), two):
-        run_all(one)
-
-    def read(folder, rank):
-        return {
-            name: json.loads((folder / f"{name}-{rank}.json").read_text())
-            for name in [*CASES, "sft"]
-        }
-
-    return {(1, 0): read(one, 0), (2, 0): read(two, 0), (2, 1): read(two, 1)}
+    program = Path(__file__).with_name("two_process_run.py")
+    return records_of(program, run_all, [*CASES, "sft"], tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("case", CASES)
