@@ -160,6 +160,9 @@ def _read_cells(file: str | Path) -> dict[str, Any]:
         content = None
     if not (isinstance(content, dict) and {"recipe", "base", "cells"} <= content.keys()):
         raise ValueError(f"{file} is not the cells.json of an echelon: it has no recipe and cells")
+    for cell in content["cells"]:
+        if not (isinstance(cell, dict) and {"loss", "seed", "depth", "before"} <= cell.keys()):
+            raise ValueError(f"{file}: a cell has loss, seed, depth and before; got {cell!r:.80}")
     return content
 
 

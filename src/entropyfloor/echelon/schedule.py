@@ -182,9 +182,16 @@ def recipe_of(folder: Path) -> Recipe:
 
     Raises:
         FileNotFoundError: none was.
+        ValueError: its recipe.json is not one.
 
     """
-    recipe = read_json(folder / "recipe.json")
+    file = folder / "recipe.json"
+    try:
+        recipe = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
     if recipe is None:
         raise FileNotFoundError(f"{folder} holds no echelon: there is no recipe.json")
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{file} is not a mapping of settings; got {recipe!r:.80}")
     return load_recipe(recipe)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from trl import DatasetMixtureConfig, ModelConfig
+from verb_words import error_of, verb_words
 
 from entropyfloor import GFTConfig
 from entropyfloor.cli import gft
@@ -52,31 +53,13 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
             "groups": rows,
             "reward": "gft_length_reward:short",
             "output_dir": tmp_path / "out",
-            "max_steps": 2,
             "num_self": 2,
             "per_device_train_batch_size": 4,
             "max_completion_length": 4,
-            "logging_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "bf16": False,
-            "save_strategy": "no",
-            **changes,
         }
-        return [
-            part
-            for name, value in words.items()
-            if value is not None
-            for part in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))
-        ]
+        return verb_words(**words | changes)
 
     return build
-
-
-def error_of(argv, capsys):
-    assert main(["gft", *argv]) == 2
-    return capsys.readouterr().err
 
 
 def test_no_flag_has_two_meanings():
@@ -166,9 +149,11 @@ def test_example(flags, tmp_path):
 )
 def test_refused_before_the_model_is_loaded(flags, changes, words, capsys, monkeypatch):
     monkeypatch.setattr("entropyfloor.GFTTrainer.__init__", None)
-    assert words in error_of(flags(**changes), capsys)
+    assert words in error_of("gft", flags(**changes), capsys)
 
 
 def test_bad_rows_are_named(flags, write_jsonl, capsys):
     broken = [ROWS[0], {**ROWS[1], "responses": [{"source": "self", "completion": "x"}]}]
-    assert "row 1, response 0" in error_of(flags(groups=write_jsonl(broken, "b.jsonl")), capsys)
+    assert "row 1, response 0" in error_of(
+        "gft", flags(groups=write_jsonl(broken, "b.jsonl")), capsys
+    )

@@ -8,6 +8,7 @@ from packaging.version import Version
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
 from trl import __version__ as trl_version
 from trl.scripts.grpo import GRPOScriptArguments
+from verb_words import error_of, verb_words
 
 from entropyfloor.cli import grpo
 from entropyfloor.cli.main import main
@@ -32,31 +33,13 @@ def flags(save_checkpoint, write_jsonl, tmp_path, monkeypatch):
             "prompts": rows,
             "reward": "short_reward:short",
             "output_dir": tmp_path / "out",
-            "max_steps": 2,
             "num_generations": 4,
             "per_device_train_batch_size": 8,
             "max_completion_length": 4,
-            "logging_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "bf16": False,
-            "save_strategy": "no",
-            **changes,
         }
-        return [
-            part
-            for name, value in words.items()
-            if value is not None
-            for part in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))
-        ]
+        return verb_words(**words | changes)
 
     return build
-
-
-def error_of(argv, capsys):
-    assert main(["grpo", *argv]) == 2
-    return capsys.readouterr().err
 
 
 def test_every_flag_of_trl_is_here_with_its_default_or_the_papers(flags):
@@ -179,7 +162,7 @@ def test_reasoning_gym_rows_and_reward(flags):
 )
 def test_refused_before_the_model_is_loaded(flags, changes, words, capsys, monkeypatch):
     monkeypatch.setattr("trl.GRPOTrainer.__init__", None)
-    assert words in error_of(flags(**changes), capsys)
+    assert words in error_of("grpo", flags(**changes), capsys)
 
 
 def test_monitor_choices(flags, capsys):

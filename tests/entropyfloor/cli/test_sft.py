@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+from verb_words import error_of, verb_words
 
 from entropyfloor.cli import sft, training_command
 from entropyfloor.cli.main import main
@@ -34,24 +35,11 @@ def flags(model, rows, tmp_path):
             "model_name_or_path": model,
             "dataset_name": rows,
             "output_dir": str(tmp_path / "out"),
-            "max_steps": 2,
             "per_device_train_batch_size": 4,
-            "logging_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "bf16": False,
-            "save_strategy": "no",
-            **changes,
         }
-        return [part for name, value in words.items() for part in (f"--{name}", str(value))]
+        return verb_words(**words | changes)
 
     return build
-
-
-def error_of(argv, capsys):
-    assert main(["sft", *argv]) == 2
-    return capsys.readouterr().err
 
 
 def logged(folder):
@@ -134,14 +122,14 @@ def test_every_flag_of_trl_sft(capsys):
     ],
 )
 def test_errors(flags, capsys, changes, message):
-    assert message in error_of(flags(**changes), capsys)
+    assert message in error_of("sft", flags(**changes), capsys)
 
 
 @pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name"])
 def test_what_is_required(flags, capsys, name):
     argv = flags()
     at = argv.index(f"--{name}")
-    assert f"--{name}" in error_of(argv[:at] + argv[at + 2 :], capsys)
+    assert f"--{name}" in error_of("sft", argv[:at] + argv[at + 2 :], capsys)
 
 
 @pytest.mark.parametrize(
@@ -155,17 +143,17 @@ def test_what_is_required(flags, capsys, name):
 def test_errors_in_the_yaml(flags, capsys, tmp_path, text, message):
     config = tmp_path / "run.yaml"
     config.write_text(text)
-    assert message in error_of(["--config", str(config), *flags()], capsys)
+    assert message in error_of("sft", ["--config", str(config), *flags()], capsys)
 
 
 @pytest.mark.parametrize("argv", [["--config"], ["--config", "a", "--config", "b"]])
 def test_config_without_a_file(capsys, argv):
-    assert "--config takes one YAML file" in error_of(argv, capsys)
+    assert "--config takes one YAML file" in error_of("sft", argv, capsys)
 
 
 def test_a_pickle_is_refused(flags, capsys, save_checkpoint):
     unsafe = str(save_checkpoint("unsafe", safe=False))
-    error = error_of(flags(model_name_or_path=unsafe), capsys)
+    error = error_of("sft", flags(model_name_or_path=unsafe), capsys)
     assert "a pickle only (pytorch_model.bin)" in error
     assert "save_pretrained" in error
 
@@ -186,7 +174,7 @@ def test_an_adapter_is_refused(flags, capsys, model, tmp_path):
     adapter = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"]))
     adapter.peft_config["default"].base_model_name_or_path = model
     adapter.save_pretrained(tmp_path / "adapter")
-    error = error_of(flags(model_name_or_path=str(tmp_path / "adapter")), capsys)
+    error = error_of("sft", flags(model_name_or_path=str(tmp_path / "adapter")), capsys)
     assert "is a PEFT adapter. Merge it first" in error
 
 
@@ -254,7 +242,7 @@ def test_resume(flags, tmp_path):
 
 def test_resume_without_a_checkpoint(flags, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    assert "No valid checkpoint" in error_of(flags(resume_from_checkpoint="true"), capsys)
+    assert "No valid checkpoint" in error_of("sft", flags(resume_from_checkpoint="true"), capsys)
 
 
 def test_lora(flags, tmp_path):

@@ -19,6 +19,7 @@ from entropyfloor.echelon.recipe import load_recipe
 from entropyfloor.echelon.run import (
     echelon_status,
     finished_cells,
+    report_of,
     run_echelon,
     screenings,
     take_in,
@@ -285,6 +286,17 @@ def test_bad_settings_are_refused(tiny_recipe, tmp_path, options, message):
 def test_status_of_a_folder_without_an_echelon(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no echelon"):
         echelon_status(tmp_path)
+    for content, words in (("[]", "is not a mapping of settings"), ("{", "is not JSON")):
+        (tmp_path / "recipe.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"recipe\.json {words}"):
+            echelon_status(tmp_path)
+
+
+def test_a_cell_that_is_none_is_named(tiny_recipe, tmp_path):
+    cells = tmp_path / "cells.json"
+    cells.write_text(json.dumps({"recipe": tiny_recipe(), "base": {}, "cells": ["ce"]}))
+    with pytest.raises(ValueError, match="a cell has loss, seed, depth and before; got 'ce'"):
+        report_of(cells, tmp_path)
 
 
 def test_the_command_runs_part_of_a_recipe_and_says_how_far_it_is(tiny_recipe, tmp_path, capsys):
