@@ -18,13 +18,12 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from entropyfloor.screening.conclude import predictor_values
+from entropyfloor.screening.conclude import LESS_IS_BETTER, predictor_values
 from entropyfloor.screening.report import Calibration, PredictorCorrelation, ScreeningReport
 from entropyfloor.stats.rank_correlation import spearman, spearman_test
 
 # Five can reach p = 1/60 at best; a threshold on fewer is one on noise (our choice).
 FEWEST_CHECKPOINTS = 5
-_LESS_IS_BETTER = ("degenerate_fraction", "held_out_loss", "kl_to_base")
 
 
 def read_outcomes(path: str | Path) -> dict[str, dict[str, float]]:
@@ -99,7 +98,7 @@ def calibrate(
             if name not in known and "entropy_nats" not in numbers:
                 unknown.append(name)
             for predictor, value in known.get(name, {}).items():
-                sign = -1.0 if predictor in _LESS_IS_BETTER else 1.0
+                sign = -1.0 if predictor in LESS_IS_BETTER else 1.0
                 numbers.setdefault(predictor, sign * value)
     used = [numbers for numbers in rows.values() if "entropy_nats" in numbers]
     if not used:

@@ -39,23 +39,24 @@ from entropyfloor.screening.verdict import READY, UNDECIDED
 from entropyfloor.stats.groups import default_ks
 from entropyfloor.stats.intervals import Interval
 
+LESS_IS_BETTER = ("degenerate_fraction", "held_out_loss", "kl_to_base")
+_PREDICTORS = (
+    *("entropy_nats", "pass_at_1", "greedy_pass_at_1", "within_group_variance"),
+    *LESS_IS_BETTER,
+)
+
 
 def predictor_values(checkpoint: CheckpointScreening) -> dict[str, float]:
     """Every predictor of the outcome of RL that is known, oriented so that more is better."""
-    scores = {
-        "entropy_nats": checkpoint.entropy_nats,
-        "pass_at_1": checkpoint.pass_at_1,
-        "greedy_pass_at_1": checkpoint.greedy_pass_at_1,
-        "degenerate_fraction": _minus(checkpoint.degenerate_fraction),
-        "within_group_variance": checkpoint.within_group_variance,
-        "held_out_loss": _minus(checkpoint.held_out_loss),
-        "kl_to_base": _minus(checkpoint.kl_to_base),
+    values = {name: getattr(checkpoint, name) for name in _PREDICTORS}
+    largest = max(checkpoint.pass_at_k, default=1)
+    if largest > 1:
+        values[f"pass_at_{largest}"] = checkpoint.pass_at_k[largest]
+    return {
+        name: -value if name in LESS_IS_BETTER else value
+        for name, value in values.items()
+        if value is not None
     }
-    if checkpoint.pass_at_k:
-        largest = max(checkpoint.pass_at_k)
-        if largest > 1:
-            scores[f"pass_at_{largest}"] = checkpoint.pass_at_k[largest]
-    return {name: value for name, value in scores.items() if value is not None}
 
 
 def recommend(checkpoints: Sequence[CheckpointScreening]) -> Recommendation:
@@ -146,10 +147,6 @@ def _least_bad(checkpoints: Sequence[CheckpointScreening]) -> str:
         return f" ({best.name} has the highest entropy, {best.entropy_nats:.3f} nats)"
     best = min(known, key=lambda c: c.degenerate_fraction or 0.0)
     return f" ({best.name} has the fewest degenerate groups, {best.degenerate_fraction:.0%})"
-
-
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value
 
 
 # What rollouts are drawn by; where two screenings differ in it, a difference is not the models'.

@@ -281,6 +281,15 @@ def scored_metrics(
     size, threshold = judging.group_size, judging.success_threshold
     counts = [(len(group), sum(value >= threshold for value in group)) for group in rewards]
     degenerate = [estimate_degenerate_fraction(n, c, size) for n, c in counts]
+    shares = {
+        "degenerate_fraction": [part.total for part in degenerate],
+        "degenerate_all_wrong": [part.all_wrong for part in degenerate],
+        "degenerate_all_right": [part.all_right for part in degenerate],
+        "outcome_degenerate_fraction": [
+            max(0.0, part.total - estimate_rewards_agree(group, size))
+            for part, group in zip(degenerate, rewards, strict=True)
+        ],
+    }
     variance = None
     if all(n >= 2 for n, _ in counts):
         variance = estimate.ratio(
@@ -297,22 +306,7 @@ def scored_metrics(
             k: estimate.share(f"pass_at_{k}", [pass_at_k(n, c, k) for n, c in counts])
             for k in judging.ks or ()
         },
-        "degenerate_fraction": estimate.share(
-            "degenerate_fraction", [part.total for part in degenerate]
-        ),
-        "degenerate_all_wrong": estimate.share(
-            "degenerate_all_wrong", [part.all_wrong for part in degenerate]
-        ),
-        "degenerate_all_right": estimate.share(
-            "degenerate_all_right", [part.all_right for part in degenerate]
-        ),
-        "outcome_degenerate_fraction": estimate.share(
-            "outcome_degenerate_fraction",
-            [
-                max(0.0, part.total - estimate_rewards_agree(group, size))
-                for part, group in zip(degenerate, rewards, strict=True)
-            ],
-        ),
+        **{name: estimate.share(name, values) for name, values in shares.items()},
         **_predicted(pass_at_1, size, estimate.intervals),
         "within_group_variance": variance,
         "p_hat_over_p_star": estimate.ratio(

@@ -27,7 +27,6 @@ The instruments for checkpoints are held against this file by the tests. Tensors
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -40,29 +39,11 @@ class TabularTask:
         demonstrations: ``[X, A]``, rows sum to 1.
         rewards: ``[X, A]``.
 
-    Raises:
-        ValueError: shapes that do not fit, or weights that do not sum to 1.
-
     """
 
     prompt_weights: Tensor
     demonstrations: Tensor
     rewards: Tensor
-
-    def __post_init__(self) -> None:
-        shape = self.demonstrations.shape
-        if len(shape) != 2 or self.rewards.shape != shape or self.prompt_weights.shape != shape[:1]:
-            raise ValueError(
-                "a task needs prompt_weights [X], demonstrations [X, A] and rewards [X, A]; got "
-                f"{list(self.prompt_weights.shape)}, {list(shape)}, {list(self.rewards.shape)}"
-            )
-        one = torch.ones((), dtype=torch.float64)
-        rows = torch.cat([self.prompt_weights.sum()[None], self.demonstrations.sum(-1)]).double()
-        if not torch.allclose(rows, one, rtol=0.0, atol=1e-9):
-            raise ValueError(
-                "prompt_weights and every row of demonstrations must sum to 1; divide them by "
-                f"their sums (got {[round(float(row), 6) for row in rows]})"
-            )
 
 
 def sft_loss(logits: Tensor, task: TabularTask) -> Tensor:

@@ -22,7 +22,6 @@ from entropyfloor.coupling.table import (
     durations_table,
 )
 from entropyfloor.stats.intervals import Interval
-from sample_reports import HOSTILE
 
 SETTINGS = {
     "step_unit": "step",
@@ -98,13 +97,6 @@ def test_the_page_stands_alone(count, aligned):
     assert all(c.name in page.text for c in coupling.checkpoints)
     assert text.count('class="chart"') == 4 + (count if aligned else 0)
     assert len(page.ids) == len(set(page.ids))
-
-
-def test_names_are_only_text():
-    text = coupling_html(report(name=HOSTILE.replace("{", "(").replace("}", ")") + "{}"))
-    page = Page(text)
-    assert "script" not in page.tags and "img" not in page.tags
-    assert "<script" not in text and "\x00" not in text and "\u202e" not in text
 
 
 def test_json_gives_back_what_was_written(tmp_path):
