@@ -105,7 +105,7 @@ def _release(trainer: Any) -> None:
 
 def _check_screening(arguments: Arguments, reward: Any) -> None:
     """Raise now what would raise after training."""
-    from entropyfloor.rollouts.references import check_references
+    from entropyfloor.rollouts.rewards import check_references
     from entropyfloor.screening.conclude import measured_ks
 
     script, training = arguments.script, arguments.training

@@ -142,8 +142,8 @@ def training_rows(
     """
     from entropyfloor.rollouts.prompts import PromptSet, load_prompts
     from entropyfloor.rollouts.reading import is_json
-    from entropyfloor.rollouts.references import check_reward_columns
     from entropyfloor.rollouts.rendering import encode_prompts
+    from entropyfloor.rollouts.rewards import check_reward_columns
 
     script, training = arguments.script, arguments.training
     options = chat_options(script, training.chat_template_kwargs)
@@ -195,7 +195,7 @@ def check_only_rows(arguments: Arguments, flag: str, *, instead: str) -> None:
 
 def check_columns(rewards: Sequence[Any], prompts: PromptSet) -> None:
     """Raise ValueError if a row lacks what a reward of ours needs; score each row's reference."""
-    from entropyfloor.rollouts.references import check_references
+    from entropyfloor.rollouts.rewards import check_references
 
     for reward in rewards:
         if callable(reward):

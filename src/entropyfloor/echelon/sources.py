@@ -43,8 +43,7 @@ from entropyfloor.rollouts.engines import prepare
 from entropyfloor.rollouts.options import check_known
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.reading import as_written
-from entropyfloor.rollouts.references import check_references
-from entropyfloor.rollouts.rewards import reward_by_name
+from entropyfloor.rollouts.rewards import check_references, reward_by_name
 from entropyfloor.sft.training_rows import checked_file, checked_rows, row_ids
 
 _RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from

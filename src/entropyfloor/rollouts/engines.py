@@ -39,9 +39,8 @@ from entropyfloor.models.checkpoints import (
 from entropyfloor.rollouts.options import Loading, Sampling
 from entropyfloor.rollouts.processes import Processes
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rendering import encode_prompts, rendered_text
-from entropyfloor.rollouts.rewards import RewardFunction, reward_name
+from entropyfloor.rollouts.rewards import RewardFunction, check_references, reward_name
 from entropyfloor.rollouts.rollouts import (
     Rollout,
     check_lengths,

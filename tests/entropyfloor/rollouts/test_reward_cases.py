@@ -12,8 +12,7 @@ import pytest
 
 from entropyfloor.rollouts.answers import marked_answer
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.references import check_references
-from entropyfloor.rollouts.rewards import call_reward, reward_by_name
+from entropyfloor.rollouts.rewards import call_reward, check_references, reward_by_name
 
 ROOT = Path(__file__).parents[3]
 CASES = [

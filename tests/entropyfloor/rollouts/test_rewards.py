@@ -3,9 +3,9 @@ import json
 import pytest
 
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
-from entropyfloor.rollouts.references import check_reward_columns
 from entropyfloor.rollouts.rewards import (
     call_reward,
+    check_reward_columns,
     exact_match,
     reasoning_gym,
     reward_by_name,

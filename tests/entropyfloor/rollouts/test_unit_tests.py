@@ -5,8 +5,7 @@ import pytest
 
 from entropyfloor.cli.main import main
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.references import check_reward_columns
-from entropyfloor.rollouts.rewards import reward_by_name
+from entropyfloor.rollouts.rewards import check_reward_columns, reward_by_name
 from entropyfloor.rollouts.unit_tests import program_of, unit_tests, unit_tests_in
 from entropyfloor.sandbox import LocalSandbox, Outcome, Program
 

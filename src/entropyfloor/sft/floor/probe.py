@@ -22,9 +22,8 @@ from entropyfloor.models.model_state import WholeCopy, evaluating
 from entropyfloor.models.ranks import largest, rank_and_processes, summed, wide_dtype
 from entropyfloor.rollouts.options import Sampling
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
-from entropyfloor.rollouts.references import check_references
 from entropyfloor.rollouts.rendering import encode_prompts
-from entropyfloor.rollouts.rewards import RewardFunction, score_rollouts
+from entropyfloor.rollouts.rewards import RewardFunction, check_references, score_rollouts
 from entropyfloor.rollouts.rollouts import (
     check_lengths,
     generate_rollouts,

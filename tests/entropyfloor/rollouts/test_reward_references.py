@@ -6,8 +6,7 @@ import pytest
 
 from entropyfloor.cli.main import main
 from entropyfloor.rollouts.prompts import PromptSet
-from entropyfloor.rollouts.references import check_references
-from entropyfloor.rollouts.rewards import reward_by_name
+from entropyfloor.rollouts.rewards import check_references, reward_by_name
 from entropyfloor.rollouts.unit_tests import unit_tests_in
 from entropyfloor.sandbox import Outcome
 
