@@ -33,9 +33,8 @@ from entropyfloor.sft.floor.documents import DocumentCollator
 from entropyfloor.sft.floor.floor import warn
 from entropyfloor.sft.floor.floored_trainer import FlooredTrainer, default_output_dir
 from entropyfloor.sft.floor.held_out import hold_out
-from entropyfloor.sft.loss_reference import weighs_by_reference
+from entropyfloor.sft.loss_reference import weighs_by_reference, with_step_weights
 from entropyfloor.sft.sed_config import SEDConfig
-from entropyfloor.sft.step_weights import with_step_weights
 from entropyfloor.sft.training_rows import check_metric_for_best_model, check_rows_left
 from entropyfloor.sft.trl_agreement import check_agreement, refuse_what_trl_cannot
 from entropyfloor_losses import TokenStatistics, needs_calibration, token_mean

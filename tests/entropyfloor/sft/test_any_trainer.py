@@ -55,7 +55,7 @@ def plain(folder, name, lora, *callbacks, **config):
     rows = sed(folder, "ce", False)
     return Trainer(
         trained,
-        arguments(folder, TrainingArguments, **STEPS, **config),
+        arguments(folder, TrainingArguments, **{**STEPS, **config}),
         data_collator=rows.data_collator,
         train_dataset=rows.train_dataset,
         eval_dataset=rows.train_dataset.select(range(4)),
@@ -82,6 +82,14 @@ def test_a_plain_trainer_is_sed_trainer_step_by_step(tmp_path, name, lora):
     steps = [entry for entry in again.state.log_history if "loss" in entry]
     for logged in names:
         assert [step[logged] for step in steps] == ours.series(logged), logged
+
+
+def test_each_run_writes_its_own_record(tmp_path):
+    """Also where a trainer trains twice, and both runs save the same step alone."""
+    trainer = plain(tmp_path, "ce", False, max_steps=2, save_steps=2)
+    for _ in range(2):
+        trainer.train()
+        (tmp_path / "checkpoint-2" / "entropyfloor.json").unlink()
 
 
 def test_what_is_logged_reaches_reporters_and_evaluations(tmp_path):
