@@ -75,9 +75,10 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError("losses is empty; name at least one, such as `ce: {loss: ce}`")
     for name in recipe.losses:
         letters = str(name).replace("-", "").replace("_", "").replace(".", "")
-        if not isinstance(name, str) or not letters.isalnum():
+        if not isinstance(name, str) or not letters.isalnum() or len(name.encode()) > 128:
             raise ValueError(
-                f"losses: {name!r} becomes part of file names; use letters, digits, - _ ."
+                f"losses: {name!r} becomes part of file names; use letters, digits, - _ . and at "
+                "most 128 bytes"
             )
     seeds = recipe.seeds
     if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**32:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from entropyfloor.models.patch_model import patch_model
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
+from entropyfloor.rollouts.rewards import reward_by_name
 from entropyfloor.sft.calling_trainer import find_trainer
 from entropyfloor.sft.floor.callback import EntropyFloorCallback
 from entropyfloor.sft.floor.options import FloorOptions
@@ -51,9 +52,13 @@ class Settings:
                 and ``probe_reward`` (a name).
 
         Raises:
-            ValueError: a key that nobody knows, a loss or a floor that cannot be.
+            ValueError: a key that nobody knows, a loss, a floor or a reward that cannot be.
 
         """
+        if not isinstance(given, Mapping | None):
+            raise ValueError(
+                f"entropyfloor is {given!r}; give a mapping, such as {{loss: gem, beta: 0.7}}"
+            )
         given = dict(given or {})
         loss = given.pop("loss", "sed")
         prompts, reward = given.pop("probe_prompts", None), given.pop("probe_reward", None)
@@ -75,6 +80,8 @@ class Settings:
             loss = loss_by_name(loss, **{k: v for k, v in given.items() if k in of_loss})
         if isinstance(prompts, str):
             prompts = load_prompts(prompts)
+        if isinstance(reward, str):
+            reward_by_name(reward)
         return cls(loss, floor, prompts, reward)
 
     def patch(self, model: Any) -> EntropyFloorCallback:

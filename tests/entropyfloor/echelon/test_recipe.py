@@ -126,6 +126,7 @@ def test_a_recipe_of_the_demo_is_valid(file):
         ({"grpo": {"monitor": "restore"}}, "choose warn or stop"),
         ({"losses": None}, "lacks 'losses'"),
         ({"losses": {1: {"loss": "ce"}}}, "losses: 1 becomes part of file names"),
+        ({"losses": {"ü" * 65: {"loss": "ce"}}}, "at most 128 bytes"),
         ({"seeds": [0.5]}, "seeds must be a list of whole numbers"),
         ({"seeds": [2**32]}, "from 0 to 2"),
         ({"threads": "2"}, "threads must be a whole number; got '2'"),

@@ -37,6 +37,9 @@ def test_sed_without_a_floor_is_the_default(given):
         ({"loss": GEMLoss(), "beta": 0.5}, "takes no options"),
         ({"entropy_floor": -1.0}, "floor is -1.0"),
         ({"entropy_floor": 0.2, "floor_place": "here"}, "floor_place is 'here'"),
+        ({"entropy_floor": 0.2, "probe_reward": "maths"}, "unknown reward 'maths'"),
+        ("gem", "entropyfloor is 'gem'; give a mapping"),
+        (True, "entropyfloor is True; give a mapping"),
     ],
 )
 def test_what_cannot_be_is_refused(given, message):
