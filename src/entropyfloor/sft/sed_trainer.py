@@ -90,8 +90,8 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
         chosen = args.build_loss() if loss is None else choose_loss(loss, args.loss_options())
         # By name, whichever way they were passed.
         signature = inspect.signature(SFTTrainer.__init__)
-        arguments = signature.bind(self, model, args, *sft_args, **sft_kwargs).arguments
-        del arguments["self"]
+        bound = signature.bind(self, model, args, *sft_args, **sft_kwargs)
+        arguments = bound.arguments
         if arguments.get("compute_loss_func"):
             raise ValueError(
                 "compute_loss_func would replace the chosen loss. Pass your own per-token loss as "
@@ -109,7 +109,7 @@ class SEDTrainer(FlooredTrainer, SFTTrainer):
                 f"entropy_floor='auto': {len(eval_data)} rows of the training set are held out, as "
                 "there is no evaluation set; they are the trainer's eval_dataset"
             )
-        super().__init__(**arguments)
+        super().__init__(*bound.args[1:], **bound.kwargs)
         refuse_what_drops_the_loss(self)
         check_rows_left(train_data, self.train_dataset, args, "train_dataset")
         check_rows_left(eval_data, self.eval_dataset, args, "eval_dataset")
