@@ -100,15 +100,16 @@ def prepare(
             known[digest] = encoded, completions, rendered_text(encoded[0], tokenizer)
         encoded, completions, example = known[digest]
         check_token_ids(encoded, source, prompts.source)
+        rows = [(*row.prompt_ids, *row.ids) for row in completions]
+        if held_out is not None:
+            check_token_ids(rows, source, held_out.source)
         context = context_length(source, trust_remote_code=trust_remote_code)
         check_lengths(
             encoded, context_length=context, max_new_tokens=max_new_tokens, where=source.path
         )
-        if held_out is not None:
-            rows = [(*row.prompt_ids, *row.ids) for row in completions]
-            check_token_ids(rows, source, held_out.source)
+        if held_out is not None and context is not None:
             row, most = max(enumerate(map(len, rows)), key=lambda pair: pair[1])
-            if context is not None and most > context:
+            if most > context:
                 raise ValueError(
                     f"{held_out.source}, row {row}: prompt and completion have {most} tokens, "
                     f"more than the context of {source.path}, {context}: shorten or drop the row"
