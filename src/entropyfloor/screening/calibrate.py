@@ -121,14 +121,14 @@ def calibrate(
     good = [] if cut is None else [score >= cut for score in scores]
     if not short and len(set(good)) < 2:
         short = f"every score lies on the same side of {cut:g}"
-    found = Calibration(len(used), tuple(correlations), None, cut, None, None, "; ".join(words))
+    unfitted = Calibration(len(used), tuple(correlations), None, cut, None, None, "; ".join(words))
     entropies = [numbers["entropy_nats"] for numbers in used]
     if short:
         short = f"too little data to fit tau_H: {short}"
     elif not 0.0 < (tau_h := fit_threshold(entropies, good)) < math.inf:
         short = "no entropy separates good from bad better than calling all the same"
     if short:
-        return replace(found, message="; ".join([short, *words]))
+        return replace(unfitted, message="; ".join([short, *words]))
     errors = sum((h >= tau_h) != g for h, g in zip(entropies, good, strict=True))
     left_out = 0
     for index in range(len(used)):
@@ -140,7 +140,7 @@ def calibrate(
         f"the wrong side ({left_out} of {len(used)} when each is left out of the fit)"
     )
     return replace(
-        found,
+        unfitted,
         tau_h=tau_h,
         training_error=errors / len(used),
         leave_one_out_error=left_out / len(used),
