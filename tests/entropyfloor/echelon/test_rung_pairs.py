@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from entropyfloor.echelon.answer import answer
 from entropyfloor.echelon.compare import compare
 from entropyfloor.echelon.page import echelon_html
 from entropyfloor.echelon.table import pairs_table
@@ -69,6 +70,20 @@ def test_after_and_through_rl():
     for loss, gain in (("floor", 37 - 24), ("ce", 30 - 30)):
         _, of = differences(CELLS, "through RL", loss)
         assert of["pass_at_1"].difference == pytest.approx(gain / 50)
+
+
+def test_the_answer_says_who_ends_ahead_and_what_it_costs():
+    result = compare(CELLS, {}, plan_of(CELLS))
+    pairs = {p.contrast: p for p in result.pairs if p.loss == "floor"}
+    after = {d.metric: d for d in pairs["to ce after RL"].differences}["pass_at_10"]
+    low, high = after.interval
+    assert after.difference == pytest.approx(2 / 5)  # [0 1 1] [0 1] -> [1 1 1] [1 1]
+    assert (
+        f"From 1 epoch of SFT, last pass@10 after RL, less that of ce, problem by problem: floor "
+        f"+0.400 (95 % {low:+.3f} to {high:+.3f}; pass@1 before RL -0.120)."
+    ) in answer(result)
+    alone = [cell for cell in CELLS if cell["loss"] == "ce"]
+    assert "problem by problem" not in " ".join(answer(compare(alone, {}, plan_of(alone))))
 
 
 def test_a_seed_that_one_side_lacks_is_left_out_and_so_are_cells_of_old():
