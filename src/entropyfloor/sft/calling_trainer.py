@@ -1,7 +1,8 @@
-"""The trainer that is calling a callback: transformers hands callbacks no handle to it."""
+"""The trainer that is calling a callback, and where it goes on from: callbacks are told neither."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -16,6 +17,18 @@ def find_trainer(state: TrainerState) -> Trainer | None:
         candidate = frame.f_locals.get("self")
         if isinstance(candidate, Trainer) and getattr(candidate, "state", None) is state:
             return candidate
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def resumed_from(trainer: Trainer) -> str | None:
+    """Find the checkpoint that ``train(resume_from_checkpoint=...)`` was called with."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        names = frame.f_locals
+        checkpoint = names.get("resume_from_checkpoint")
+        if names.get("self") is trainer and isinstance(checkpoint, str | os.PathLike):
+            return os.fspath(checkpoint)
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -67,7 +67,7 @@ def plain(folder, name, lora, *callbacks, **config):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_plain_trainer_is_sed_trainer_step_by_step(tmp_path, name, lora):
-    """Accumulated, and resumed half-way; to the last bit."""
+    """Accumulated, and resumed half-way into another folder; to the last bit."""
     ours, theirs = Run.of(plain(tmp_path / "plain", name, lora)), Run.of(sed(tmp_path, name, lora))
     names = ["loss", "ce", "penalty", "selected_fraction", "top_k_mass", "entropy", "grad_norm"]
     if "entropy_floor" in LOSSES[name]:
@@ -77,7 +77,7 @@ def test_a_plain_trainer_is_sed_trainer_step_by_step(tmp_path, name, lora):
         assert ours.series(logged) == theirs.series(logged), logged
     for weight, value in ours.weights.items():
         assert value.equal(theirs.weights[weight])
-    again = plain(tmp_path / "plain", name, lora)
+    again = plain(tmp_path / "moved", name, lora)
     again.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-3"))
     steps = [entry for entry in again.state.log_history if "loss" in entry]
     for logged in names:

@@ -35,7 +35,7 @@ from entropyfloor.models.ranks import largest
 from entropyfloor.rollouts.prompts import Prompt, PromptSet
 from entropyfloor.rollouts.rewards import RewardFunction
 from entropyfloor.sft.calibration import calibrate
-from entropyfloor.sft.calling_trainer import call_before_reporters, find_trainer
+from entropyfloor.sft.calling_trainer import call_before_reporters, find_trainer, resumed_from
 from entropyfloor.sft.floor.building import build_floor, refuse_what_drops_the_loss
 from entropyfloor.sft.floor.floor import EntropyFloor, restore_last_above, warn
 from entropyfloor.sft.floor.options import FloorOptions
@@ -274,8 +274,9 @@ class EntropyFloorCallback(TrainerCallback):
         self.prepare(others["model"], others.get("processing_class"), trainer=trainer)
         self._trainer = trainer
         if state.global_step and self._restored is None:
-            last = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            self.restore(args.resume_from_checkpoint or Path(args.output_dir or ".") / last)
+            last = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            checkpoint = None if trainer is None else resumed_from(trainer)
+            self.restore(checkpoint or args.resume_from_checkpoint or last)
         assert self.reference is not None
         self.reference.ready(self._restored)
         self._restored = self._saved = None
