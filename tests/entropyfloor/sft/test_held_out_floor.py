@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -133,6 +134,19 @@ def test_it_holds_entropy_at_the_lowest_loss(tmp_path):
     assert warned.series("floor_weight")[-1] == 0.0
     in_force = held.series("floor_in_force").index(1.0)
     assert in_force > 0 and not any(held.series("floor_weight")[:in_force])
+
+
+def test_until_it_is_in_force_rows_are_measured_whenever_entropy_has_fallen(tmp_path):
+    """By a fifth; afterwards, the interval that costs allow is all there is."""
+    trainer = auto(tmp_path, floor_probe_steps=None, max_steps=40)
+    trainer.floor.probe_share = 1e-4  # after the first ten steps, none for a hundred
+    run = Run.of(trainer)
+    *called, last = trainer.floor.probes[2:]
+    assert trainer.floor._interval > 100 and len(called) > 1 and last.step == 40
+    entropies = [probe.teacher_forced for probe in trainer.floor.probes[1:-1]]
+    assert all(1.25 * after < before for before, after in pairwise(entropies))
+    in_force = run.series("floor_in_force")
+    assert in_force[called[-1].step - 1] == 1.0 and in_force[called[-2].step - 1] == 0.0
 
 
 def test_a_factor_moves_the_floor(tmp_path):

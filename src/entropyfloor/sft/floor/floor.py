@@ -28,6 +28,9 @@ from entropyfloor.sft.run_record import read_record
 logger = logging.getLogger(__name__)
 
 _FIRST_PROBE = 10  # steps, where the interval is chosen by cost
+# Before an "auto" floor is in force: training entropy that fell by this factor since the last
+# measurement calls for one, so that the onset is not passed between two. Ten bring it to a tenth.
+_FALL = 1.25
 
 
 def warn(message: str) -> None:
@@ -46,7 +49,7 @@ class EntropyFloor:
         probe: of rollouts; None where there are no prompts, the floor then holds teacher-forced.
         held_out: where an "auto" floor is read off; rollouts are then for the record.
         on_violation: "constrain", "stop" or "warn".
-        probe_steps: steps between probes; None chooses by cost.
+        probe_steps: steps between probes; None chooses by cost, and by how fast entropy falls.
         probe_share: largest share of training time that probes between checkpoints may take.
 
     """
@@ -61,6 +64,7 @@ class EntropyFloor:
     probes: list[ProbeResult] = field(default_factory=list)
     violated: str | None = None
     _interval: int = _FIRST_PROBE
+    _measured_at: float | None = None  # the lowest training entropy at which rows were measured
     _entropy: float = 0.0
     _tokens: float = 0.0
     _probe_seconds: float = 0.0
@@ -97,6 +101,8 @@ class EntropyFloor:
         self._entropy = self._tokens = 0.0
         self._steps_here += 1
         self.controller.update(entropy)
+        if self._measured_at is None:
+            self._measured_at = self.controller.entropy
         onset = self._onset
         if self.held_out is not None and not self.held_out.in_force:
             self.controller.rest()
@@ -123,7 +129,15 @@ class EntropyFloor:
 
     def wants_probe(self, step: int) -> bool:
         """Whether a probe is due between checkpoints."""
-        return self.measures and step % self._interval == 0
+        return self.measures and (step % self._interval == 0 or self._has_fallen)
+
+    @property
+    def _has_fallen(self) -> bool:
+        """Whether entropy is far below where an "auto" floor that is not in force was measured."""
+        if self.held_out is None or self.held_out.in_force or self.probe_steps is not None:
+            return False
+        now, then = self.controller.entropy, self._measured_at
+        return now is not None and then is not None and now * _FALL < then
 
     def measure(self, model: Any, wrapped: Any, *, step: int, rollouts: bool) -> ProbeResult | None:
         """Measure the model as it is; the same on every process, and every one must call.
@@ -179,6 +193,8 @@ class EntropyFloor:
         """
         self.probes.append(result)
         self._probe_seconds += result.seconds
+        if self._measured_at is not None and self.controller.entropy is not None:
+            self._measured_at = min(self._measured_at, self.controller.entropy)
         if self.held_out is not None:
             self.controller.floor = self.held_out.floor
         self.controller.correct(result.held)
@@ -229,6 +245,7 @@ class EntropyFloor:
             "state": self.controller.state_dict()
             | {
                 "interval": self._interval,
+                "measured_at": self._measured_at,
                 "onset": self._onset is not None and self._onset.captured,
                 **({} if rows is None else {"held_out": rows.state_dict()}),
             },
@@ -277,6 +294,7 @@ class EntropyFloor:
             self.controller.floor = self.held_out.floor
         self.controller.load_state_dict(record["state"])
         self._interval = int(record["state"]["interval"])
+        self._measured_at = record["state"]["measured_at"]
         self.probes = [ProbeResult(**probe) for probe in record["probes"]]
         self.head.weight = self.controller.weight if self.constrains else 0.0
 

@@ -60,8 +60,9 @@ class FloorOptions:
     floor_probe_steps: int | None = flag(
         None,
         "Steps between probes (of rollouts, or of entropy_floor='auto's held-out rows); None "
-        "chooses so that they take 5 %% of the time at most. A probe is also taken before every "
-        "checkpoint.",
+        "chooses so that they take 5 %% of the time at most, and measures an 'auto' floor that is "
+        "not in force yet whenever entropy has fallen by a fifth. A probe is also taken before "
+        "every checkpoint.",
     )
     floor_probe_tokens: int = flag(64, "Length limit of a probe's rollouts.")
 
