@@ -144,6 +144,8 @@ class EchelonFolder:
         }
         if options.get("entropy_floor") is not None:
             inputs["probe prompts"] = digest(data.probe_prompts)
+        if validation := data.validation_of(loss):
+            inputs["validation"] = digest(list(validation))
         if self.recipe.is_gft(loss):
             inputs["groups"] = self.groups(loss, seed).key
         return self._artifact(f"sft/{loss}-seed-{seed}", seed, inputs)

@@ -28,12 +28,13 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class ModularSums:
-    """Four disjoint sets of rows with ``prompt``, ``completion`` and ``answer``."""
+    """Five disjoint sets of rows with ``prompt``, ``completion`` and ``answer``."""
 
     pretraining: tuple[Row, ...]  # the column completion is random in most rows
-    demonstrations: tuple[Row, ...]  # the column completion is the answer, as in the next two
+    demonstrations: tuple[Row, ...]  # the column completion is the answer, as in the next three
     rl_prompts: tuple[Row, ...]  # GRPO's prompts
     test: tuple[Row, ...]  # held out from all training
+    validation: tuple[Row, ...]  # likewise, for an "auto" floor
 
 
 def modular_sums(
@@ -43,6 +44,7 @@ def modular_sums(
     demonstrations: int = 100,
     rl_prompts: int = 600,
     test: int = 400,
+    validation: int = 0,
     random_share: float = 0.6,
 ) -> ModularSums:
     """Draw a task.
@@ -56,16 +58,21 @@ def modular_sums(
         demonstrations: problems with right answers for SFT.
         rl_prompts: problems for GRPO.
         test: held-out problems.
+        validation: problems with right answers that an "auto" floor is read off.
         random_share: share of pretraining answers that are drawn uniformly from 00 to 99.
 
     Raises:
-        ValueError: a count below 1, a share outside [0, 1], or more problems than exist.
+        ValueError: a count below 1 (of validation 0), a share outside [0, 1], or more problems
+            than exist.
 
     """
     counts = {"test": test, "rl_prompts": rl_prompts, "demonstrations": demonstrations}
     for name, count in {**counts, "pretraining": pretraining}.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1; got {count}")
+    if validation < 0:
+        raise ValueError(f"validation must be at least 0; got {validation}")
+    counts["validation"] = validation
     if not 0.0 <= random_share <= 1.0:
         raise ValueError(f"random_share must lie in [0, 1]; got {random_share}")
     rng = random.Random(f"{seed}:small task")

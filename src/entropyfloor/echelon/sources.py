@@ -16,7 +16,10 @@ Four tasks, named by ``data: {task: ...}``:
                   ``rl`` (prompt and the reward's columns) as JSON Lines or ``save_to_disk``
                   folders, and ``reward``: a name or module:function
 
-Test prompts are never trained on; an entropy floor is probed on the prompts for RL.
+Test prompts are never trained on; an entropy floor is probed on the prompts for RL. ``validation``
+(of small_sums), ``validation_problems`` (of the two other built tasks) or ``validation`` (a file of
+rows like ``train``) are what ``entropy_floor: auto`` is read off. Without, a part of the training
+set is held out for it, and other losses train on more rows.
 """
 
 import hashlib
@@ -44,6 +47,7 @@ from entropyfloor.rollouts.options import check_known
 from entropyfloor.rollouts.prompts import PromptSet, load_prompts
 from entropyfloor.rollouts.reading import as_written
 from entropyfloor.rollouts.rewards import check_references, reward_by_name
+from entropyfloor.sft.floor.options import AUTO
 from entropyfloor.sft.training_rows import checked_file, checked_rows, row_ids
 
 _RENDERED = ("prompt", "tools", "chat_template_kwargs")  # columns that a prompt is rendered from
@@ -56,6 +60,7 @@ _TASKS: dict[str, dict[str, Any]] = {
         "solutions_per_problem": 2,
         "held_out_problems": 16,
         "rl_problems": 64,
+        "validation_problems": 0,
         "pretraining_problems": 0,
         "digits": 2,
         "subtraction": False,
@@ -65,11 +70,12 @@ _TASKS: dict[str, dict[str, Any]] = {
         "train_problems": 192,
         "held_out_problems": 64,
         "rl_problems": 256,
+        "validation_problems": 0,
         "solution_characters": 150,
         "prompt_characters": 300,
         "chat": True,
     },
-    "files": {"train": None, "held_out": None, "rl": None, "reward": None},
+    "files": {"train": None, "validation": None, "held_out": None, "rl": None, "reward": None},
 }
 # Models that are built here: the task that each is pretrained for, and its default length.
 _BUILT = {"small": ("small_sums", 325), "small_chat": ("worked_sums", 240)}
@@ -88,6 +94,8 @@ class Sources:
     rl: tuple[Mapping[str, Any], ...]  # rows of prompts for GRPO; empty without
     reward: str  # a name that screen and reward_by_name know
     max_new_tokens: int  # default length limit of a rollout
+    # Rows like `rows` that nothing trains on: of an "auto" floor
+    validation: tuple[Mapping[str, Any], ...] = ()
     # What a model that is built here learns from; empty for any other
     pretraining: tuple[Any, ...] = ()
 
@@ -106,6 +114,11 @@ class Sources:
         """What an entropy floor is probed on; None: the trainer chooses."""
         rows = [{name: row[name] for name in _RENDERED if name in row} for row in self.rl]
         return [row["prompt"] if len(row) == 1 else row for row in rows] or None
+
+    def validation_of(self, loss: str) -> tuple[Mapping[str, Any], ...]:
+        """What a loss's floor is read off; nothing where it is not "auto"."""
+        auto = self.recipe.sft_options(loss).get("entropy_floor") == AUTO
+        return self.validation if auto else ()
 
     @cached_property
     def model_fingerprint(self) -> dict[str, Any]:
@@ -131,6 +144,8 @@ class Sources:
     def write(self, folder: Path) -> None:
         """Write train.jsonl, held_out.jsonl and rl.jsonl, for the other commands."""
         parts = {"train": self.demonstrations, "held_out": self.test.rows, "rl": self.rl}
+        if self.validation:
+            parts["validation"] = self.validation
         for name, rows in parts.items():
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
             write_atomic(folder / f"{name}.jsonl", "".join(lines))
@@ -167,7 +182,7 @@ def sources(recipe: Recipe, seed: int) -> Sources:
     if not isinstance(task, str) or task not in _TASKS:
         raise ValueError(f"data: task is {task!r}; choose one of {', '.join(_TASKS)}")
     check_known(options, _TASKS[task], f"data: {task}")
-    files = dict.fromkeys(_TASKS["files"], str)
+    files = dict.fromkeys(_TASKS["files"] if task == "files" else (), str)
     check_kinds(options, _TASKS[task], f"data: {task}", ways=int, **files)
     _check_model(recipe.model, task)
     read = {
@@ -213,9 +228,11 @@ def _check_readable(data: Sources, model: str) -> None:
     """Raise ValueError, by row, for what a model's chat template or its embeddings cannot read."""
     source = check_checkpoint(model)
     tokenizer = load_tokenizer(source)
-    where = str(data.recipe.data.get("train", "the rows for SFT"))
-    checked_rows(list(data.rows), where, tokenizer=tokenizer)
-    check_token_ids((row_ids(row, tokenizer, "text") for row in data.rows), source, where)
+    parts = {"train": data.rows, "validation": data.validation}
+    for part in ("train", "validation") if data.validation else ("train",):
+        rows, where = parts[part], str(data.recipe.data.get(part, f"the rows for SFT ({part})"))
+        checked_rows(list(rows), where, tokenizer=tokenizer)
+        check_token_ids((row_ids(row, tokenizer, "text") for row in rows), source, where)
     held_out = [(data.test, data.tokens(after_rl=False))]
     if data.rl:
         rl = PromptSet(data.rl, str(data.recipe.data.get("rl", "prompts for RL")))
@@ -287,6 +304,7 @@ def _small_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Source
         rl=_columns(task.rl_prompts, "prompt", "answer"),
         reward="exact_match",
         max_new_tokens=SMALL_TOKENS,
+        validation=_columns(task.validation, "prompt", "completion"),
         pretraining=task.pretraining,
     )
 
@@ -303,7 +321,9 @@ def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sourc
     if built and not options["pretraining_problems"]:
         raise ValueError("the model small_chat needs data: pretraining_problems, such as 400")
     # Held-out problems first: they do not depend on how many are trained on.
-    parts = ("held_out_problems", "train_problems", "rl_problems", "pretraining_problems")
+    parts = [
+        f"{part}_problems" for part in ("held_out", "train", "rl", "pretraining", "validation")
+    ]
     problems = draw_problems(
         sum(options[part] for part in parts),
         digits=options["digits"],
@@ -311,12 +331,13 @@ def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sourc
         seed=seed,
     )
     rest = iter(problems)
-    held_out, train, rl, pretraining = (
+    held_out, train, rl, pretraining, validation = (
         [next(rest) for _ in range(options[part])] for part in parts
     )
     rows = worked_rows(train, solutions_per_problem=solutions, seed=seed, ways=ways)
     # One worked solution each, which only the held-out loss reads.
     test = worked_rows(held_out, solutions_per_problem=1, seed=seed, ways=ways)
+    validated = worked_rows(validation, solutions_per_problem=1, seed=seed, ways=ways)
     return Sources(
         recipe,
         seed,
@@ -326,6 +347,7 @@ def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sourc
         rl=tuple({"prompt": problem.prompt, "entry": problem.entry} for problem in rl),
         reward="reasoning_gym",
         max_new_tokens=_WORKED_TOKENS,
+        validation=_columns(validated, "prompt", "completion"),
         pretraining=tuple(pretraining) if built else (),
     )
 
@@ -333,27 +355,30 @@ def _worked_sums(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sourc
 def _gsm_symbolic(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
     _check_counts(options, "solution_characters", "prompt_characters")
     # Held-out problems first: they do not depend on how many are trained on.
-    counts = [options[f"{part}_problems"] for part in ("held_out", "train", "rl")]
+    counts = [options[f"{part}_problems"] for part in ("held_out", "train", "rl", "validation")]
     names = ("solution_characters", "prompt_characters", "chat")
     limits = {name: options[name] for name in names}
     rows = gsm_symbolic_rows(sum(counts), seed=seed, **limits)
-    held_out, train = rows[: counts[0]], rows[counts[0] : counts[0] + counts[1]]
+    rest = iter(rows)
+    held_out, train, rl, validation = ([next(rest) for _ in range(count)] for count in counts)
     return Sources(
         recipe,
         seed,
         rows=_columns(train, "prompt", "completion"),
         demonstrations=tuple(train),
         test=PromptSet(tuple(held_out), "held-out problems of gsm_symbolic"),
-        rl=_columns(rows[sum(counts[:2]) :], "prompt", "answer"),
+        rl=_columns(rl, "prompt", "answer"),
         reward="exact_match",
         max_new_tokens=math.ceil(_TOKENS_PER_CHARACTER * options["solution_characters"]),
+        validation=_columns(validation, "prompt", "completion"),
     )
 
 
 def _check_counts(options: Mapping[str, Any], *others: str) -> None:
     """Refuse numbers of problems that cannot be, and ``others`` likewise."""
-    for name in ("train_problems", "held_out_problems", "rl_problems", *others):
-        least = 0 if name in ("rl_problems", "pretraining_problems") else 1
+    optional = ("rl_problems", "validation_problems")
+    for name in ("train_problems", "held_out_problems", *optional, *others):
+        least = 0 if name in (*optional, "pretraining_problems") else 1
         if options[name] < least:
             raise ValueError(f"data: {name} must be at least {least}; got {options[name]}")
 
@@ -372,6 +397,7 @@ def _files(recipe: Recipe, seed: int, options: Mapping[str, Any]) -> Sources:
         rl=() if options["rl"] is None else tuple(load_prompts(options["rl"]).rows),
         reward=options["reward"],
         max_new_tokens=256,
+        validation=tuple(_training_rows(options["validation"])) if options["validation"] else (),
     )
 
 

@@ -120,6 +120,8 @@ def train_loss(
         if gft:
             reward, groups_set = reward_by_name(data.reward), PromptSet(tuple(rows), "groups")
             return GFTTrainer(model, reward, GFTConfig(**settings), groups_set.dataset(), **parts)
+        if validation := data.validation_of(loss):
+            parts["eval_dataset"] = Dataset.from_list([dict(row) for row in validation])
         dataset = Dataset.from_list([dict(row) for row in rows])
         return SEDTrainer(model, args=SEDConfig(**settings), train_dataset=dataset, **parts)
 

@@ -22,11 +22,16 @@ def base(tmp_path_factory):
 def train(base):
     """Train SED to the given depths: two steps an epoch."""
 
-    def run(folder, depths=(1, 3), **changes):
+    def run(folder, depths=(1, 3), validation=0, **changes):
         recipe = load_recipe(
             {
                 "model": str(base),
-                "data": {"task": "worked_sums", "train_problems": 8, "solutions_per_problem": 1},
+                "data": {
+                    "task": "worked_sums",
+                    "train_problems": 8,
+                    "solutions_per_problem": 1,
+                    "validation_problems": validation,
+                },
                 "losses": {"sed": {"loss": "sed", **changes}},
                 "depths": depths,
                 "sft": {"learning_rate": 1e-3, "per_device_train_batch_size": 4},
@@ -121,6 +126,19 @@ def test_an_option_of_a_loss_reaches_the_run(train, tmp_path):
     (checkpoint,) = train(tmp_path, depths=(1,), lam=0.5)
     record = json.loads((checkpoint / "entropyfloor.json").read_text())
     assert record["options"]["lam"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("validation", "rows", "steps"),
+    [(5, "5 rows of the evaluation set", 2), (0, "1 rows of the evaluation set", 2)],
+)
+def test_what_an_auto_floor_is_read_off(train, tmp_path, validation, rows, steps):
+    """With rows of its own it trains on all eight; without, on seven of them."""
+    floor = {"entropy_floor": "auto", "floor_probe_prompts": 0, "floor_probe_steps": 1}
+    (only,) = train(tmp_path, depths=(1,), validation=validation, **floor)
+    record = json.loads((only / "entropyfloor.json").read_text())["floor"]
+    assert record["settings"]["held_out"] == rows
+    assert [probe["step"] for probe in record["probes"]] == list(range(steps + 1))
 
 
 def test_a_group_has_as_many_responses_as_take_part():
