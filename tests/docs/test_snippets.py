@@ -32,7 +32,8 @@ def workshop(tmp_path, monkeypatch):
         save_tiny(tmp_path / "runs" / name, max_position_embeddings=512)
     # A run that moved away from the model that it started from.
     save_tiny(tmp_path / "runs" / "rl" / "checkpoint-10", seed=1, max_position_embeddings=512)
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
+    rows = [f'{{"prompt": "{i}+1=", "completion": "{i + 1}"}}\n' for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
     (tmp_path / "demonstrations.jsonl").write_text(
         '{"prompt": "1+1=", "completion": "2", "answer": "2"}\n' * 2
     )

@@ -2,6 +2,7 @@
 
     to the reference   a loss less the reference loss at the same depth, before RL and after it
     through RL         a rung after its last GRPO step less the same rung before
+    along depth        the deepest rung of a loss less its shallowest, before RL and after it
 
 All rungs of a seed answer the same problems, so differences are taken problem by problem, and the
 problems of all seeds are pooled, each a problem of its own. The interval draws problems again: it
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-from entropyfloor.echelon.rungs import Metrics, Plan, Rung
+from entropyfloor.echelon.rungs import Metrics, Plan, Rung, epochs
 from entropyfloor.io import restore
 from entropyfloor.screening.paired import Difference, PromptResults, metric_differences
 
@@ -25,7 +26,7 @@ class RungPair:
 
     loss: str  # the rung's
     depth: float  # epochs
-    contrast: str  # as `to_reference` words it, or "through RL"
+    contrast: str  # as `to_reference` or `along_depth` words it, or "through RL"
     differences: tuple[Difference, ...]  # over the problems of all seeds
     by_seed: Mapping[int, Mapping[str, float]]  # seed -> metric -> difference
 
@@ -38,7 +39,8 @@ def rung_pairs(rungs: Sequence[Rung], plan: Plan) -> tuple[RungPair, ...]:
     pairs = []
     for (loss, depth), of_seeds in by_place.items():
         reference = by_place.get((plan.reference, depth), {})
-        for contrast, sides in _contrasts(loss, of_seeds, reference, plan):
+        shallowest = by_place.get((loss, plan.depths[0]), {}) if depth == plan.depths[-1] else {}
+        for contrast, sides in _contrasts(loss, of_seeds, reference, shallowest, plan):
             measured = {
                 seed: (first, second)
                 for seed, (first, second) in sides.items()
@@ -54,18 +56,32 @@ def to_reference(reference: str, when: str) -> str:
     return f"to {reference} {when} RL"
 
 
+def along_depth(shallowest: float, when: str) -> str:
+    """The contrast of the deepest rung with the shallowest, ``before`` or ``after`` RL."""
+    return f"to {epochs(shallowest)} {when} RL"
+
+
 _Sides = dict[int, tuple[PromptResults | None, PromptResults | None]]
 
 
 def _contrasts(
-    loss: str, of_seeds: Mapping[int, Rung], reference: Mapping[int, Rung], plan: Plan
+    loss: str,
+    of_seeds: Mapping[int, Rung],
+    reference: Mapping[int, Rung],
+    shallowest: Mapping[int, Rung],
+    plan: Plan,
 ) -> Iterator[tuple[str, _Sides]]:
     """What is compared, and both sides of each seed."""
+    others = []
     if loss != plan.reference:
-        both = {s: (reference[s], rung) for s, rung in of_seeds.items() if s in reference}
+        others.append((partial(to_reference, plan.reference), reference))
+    if len(plan.depths) > 1:
+        others.append((partial(along_depth, plan.depths[0]), shallowest))
+    for words, firsts in others:
+        both = {s: (firsts[s], rung) for s, rung in of_seeds.items() if s in firsts}
         for when, state in (("before", _before), ("after", _after)):
             sides = {seed: (state(first), state(rung)) for seed, (first, rung) in both.items()}
-            yield to_reference(plan.reference, when), sides
+            yield words(when), sides
     yield "through RL", {seed: (_before(rung), _after(rung)) for seed, rung in of_seeds.items()}
 
 

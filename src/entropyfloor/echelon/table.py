@@ -17,6 +17,7 @@ from entropyfloor.echelon.compare import (
 from entropyfloor.echelon.predictors import predictors
 from entropyfloor.echelon.rungs import (
     count,
+    epochs,
     outcome_words,
     rung_name,
     seed_words,
@@ -100,7 +101,7 @@ def after_table(comparison: EchelonComparison) -> Table:
 
 
 def pairs_table(comparison: EchelonComparison) -> Table:
-    """Differences problem by problem: to the reference loss at the same depth, and through RL."""
+    """Differences problem by problem: to the reference loss, along depth, and through RL."""
     plan = comparison.plan
     names = dict.fromkeys(d.metric for pair in comparison.pairs for d in pair.differences)
     outcomes = (f"pass_at_{plan.outcome_k}", "pass_at_1")  # a narrow terminal shows these first
@@ -110,14 +111,19 @@ def pairs_table(comparison: EchelonComparison) -> Table:
         of = {d.metric: d for d in pair.differences}
         cells = (_difference(of.get(name), pair.by_seed) for name in names)
         rows.append((pair.loss, f"{pair.depth:g}", pair.contrast, *cells))
+    shallowest = (
+        f"To {epochs(plan.depths[0])}: the deepest checkpoint of a loss less its shallowest. "
+    )
+    along = shallowest if len(plan.depths) > 1 else ""
     return Table(
         "What differs, problem by problem",
         (*_LADDER, Column("difference", "left"), *columns),
         tuple(rows),
-        f"To {plan.reference}: this loss less {plan.reference} at the same depth. Through RL: the "
-        "last GRPO step less the start. Both sides answer the same held-out problems; those of all "
-        "seeds are pooled. Beside each its 95 % interval over problems, which leaves out how much "
-        "other runs would differ, and in how many seeds the difference has the same sign.",
+        f"To {plan.reference}: this loss less {plan.reference} at the same depth. {along}Through "
+        "RL: the last GRPO step less the start. Both sides answer the same held-out problems; "
+        "those of all seeds are pooled. Beside each its 95 % interval over problems, which leaves "
+        "out how much other runs would differ, and in how many seeds the difference has the same "
+        "sign.",
         "pairs",
         frozenset(i for i, (row, after) in enumerate(pairwise(rows)) if row[:1] != after[:1]),
     )

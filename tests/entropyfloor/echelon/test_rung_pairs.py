@@ -72,6 +72,25 @@ def test_after_and_through_rl():
         assert of["pass_at_1"].difference == pytest.approx(gain / 50)
 
 
+def test_along_depth_the_deepest_is_compared_with_the_shallowest():
+    deeper = {"ce": {0: [0, 0, 10], 1: [0, 5]}, "floor": {0: [5, 5, 5], 1: [5, 5]}}
+    cells = [
+        {**cell(one["loss"], one["seed"], passed, passed), "depth": depth}
+        for one in CELLS
+        for depth in (2.0, 3.0)
+        for passed in [deeper[one["loss"]][one["seed"]]]
+    ]
+    cells += CELLS
+    result = compare(cells, {}, plan_of(cells))
+    along = {(p.loss, p.contrast): p for p in result.pairs if p.contrast.startswith("to 1 epoch")}
+    assert set(along) == {
+        (loss, f"to 1 epoch {when} RL") for loss in ("ce", "floor") for when in ("before", "after")
+    }
+    assert {pair.depth for pair in along.values()} == {3.0}
+    after = {d.metric: d for d in along["ce", "to 1 epoch after RL"].differences}
+    assert after["pass_at_1"].difference == pytest.approx((15 - 30) / 50)
+
+
 def test_the_answer_says_who_ends_ahead_and_what_it_costs():
     result = compare(CELLS, {}, plan_of(CELLS))
     pairs = {p.contrast: p for p in result.pairs if p.loss == "floor"}
