@@ -21,12 +21,14 @@ from entropyfloor import EntropyFloorCallback, patch_model
 
 
 def main(model_name: str, rows: str, output_dir: str) -> None:
-    """Train one epoch with GEM, entropy held above 0.2 nats."""
+    """Train one epoch with GEM, entropy held above what a fifth of the rows says it has to be."""
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     model = AutoModelForCausalLM.from_pretrained(model_name, use_safetensors=True)
     head = patch_model(model, "gem", beta=0.7)
-    floor = EntropyFloorCallback(head, entropy_floor=0.2)
+    floor = EntropyFloorCallback(head, entropy_floor="auto")
     dataset = load_dataset("json", data_files=rows, split="train")
+    dataset = dataset.map(lambda row: tokenizer(row["text"]), remove_columns=["text"])
+    parts = dataset.train_test_split(0.2, seed=0)
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -36,7 +38,8 @@ def main(model_name: str, rows: str, output_dir: str) -> None:
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
         ),
-        train_dataset=dataset.map(lambda row: tokenizer(row["text"]), remove_columns=["text"]),
+        train_dataset=parts["train"],
+        eval_dataset=parts["test"],  # what the floor is read off
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         processing_class=tokenizer,
         callbacks=[floor],
