@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropyfloor import __version__
+from entropyfloor.echelon.fingerprints import checkpoint_fingerprint, digest
 from entropyfloor.echelon.recipe import Recipe
-from entropyfloor.echelon.sources import Sources, checkpoint_fingerprint, digest, sources
+from entropyfloor.echelon.sources import Sources, sources
 
 FINISHED = "finished.json"  # cells of other runs, by the key of what determines them
 # How GRPO draws its rollouts, which no setting says: another way is another name, or a folder would

