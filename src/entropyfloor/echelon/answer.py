@@ -1,11 +1,10 @@
 """The answer of an echelon: at most seven sentences, made from its numbers alone."""
 
 from entropyfloor.echelon.compare import EchelonComparison, Spread, frontier_metrics
-from entropyfloor.echelon.paired import RungPair, to_reference
+from entropyfloor.echelon.paired import to_reference
 from entropyfloor.echelon.predictors import RankInversion
 from entropyfloor.echelon.rungs import count, epochs, outcome_words, title
 from entropyfloor.echelon.selection import RANDOM, RECOMMENDED
-from entropyfloor.screening.paired import Difference
 
 
 def answer(comparison: EchelonComparison) -> list[str]:
@@ -90,30 +89,27 @@ def _moved(first: Spread, last: Spread) -> str:
 def _against_reference(comparison: EchelonComparison) -> str:
     """What the other losses end ahead of the reference, at the deepest rungs, and pay for it."""
     plan, metric = comparison.plan, f"pass_at_{comparison.plan.outcome_k}"
-    of = {(pair.loss, pair.depth, pair.contrast): pair for pair in comparison.pairs}
     before, after = (to_reference(plan.reference, when) for when in ("before", "after"))
-    depths = [pair.depth for pair in comparison.pairs if pair.contrast == after]
+    depth = max((pair.depth for pair in comparison.pairs if pair.contrast == after), default=0.0)
     gains: dict[str, float] = {}
-    for loss in plan.losses if depths else ():
-        gain = _difference(of.get((loss, max(depths), after)), metric)
+    for pair in comparison.pairs:
+        if (pair.depth, pair.contrast) != (depth, after):
+            continue
+        gain = pair.difference(metric)
         if gain is None:
             continue
+        start = comparison.pair(pair.loss, depth, before)
         beside = []
         if gain.interval is not None:
             beside.append("95 % {:+.3f} to {:+.3f}".format(*gain.interval))
-        if (cost := _difference(of.get((loss, max(depths), before)), "pass_at_1")) is not None:
+        if start is not None and (cost := start.difference("pass_at_1")) is not None:
             beside.append(f"pass@1 before RL {cost.difference:+.3f}")
-        gains[f"{loss} {gain.difference:+.3f} ({'; '.join(beside)})"] = gain.difference
+        gains[f"{pair.loss} {gain.difference:+.3f} ({'; '.join(beside)})"] = gain.difference
     if not gains:
         return ""
     less = f"last {title(metric)} after RL, less that of {plan.reference}"
     listed = ", ".join(sorted(gains, key=gains.__getitem__, reverse=True))
-    return f"From {epochs(max(depths))} of SFT, {less}, problem by problem: {listed}."
-
-
-def _difference(pair: RungPair | None, metric: str) -> Difference | None:
-    differences = () if pair is None else pair.differences
-    return next((d for d in differences if d.metric == metric), None)
+    return f"From {epochs(depth)} of SFT, {less}, problem by problem: {listed}."
 
 
 def _above_tau_h(comparison: EchelonComparison) -> str:

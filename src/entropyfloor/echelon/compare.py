@@ -207,6 +207,11 @@ class EchelonComparison:
         """A loss at a depth over all seeds."""
         return next((r for r in self.ladder if (r.loss, r.depth) == (loss, depth)), None)
 
+    def pair(self, loss: str, depth: float, contrast: str) -> RungPair | None:
+        """The differences of one rung."""
+        wanted = (loss, depth, contrast)
+        return next((p for p in self.pairs if (p.loss, p.depth, p.contrast) == wanted), None)
+
     @property
     def shown_scopes(self) -> tuple[str | None, ...]:
         """What is shown of them: all losses (None), if there are several, and the reference."""

@@ -67,12 +67,11 @@ def modular_sums(
 
     """
     counts = {"test": test, "rl_prompts": rl_prompts, "demonstrations": demonstrations}
-    for name, count in {**counts, "pretraining": pretraining}.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1; got {count}")
-    if validation < 0:
-        raise ValueError(f"validation must be at least 0; got {validation}")
     counts["validation"] = validation
+    for name, count in {**counts, "pretraining": pretraining}.items():
+        least = 0 if name == "validation" else 1
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}; got {count}")
     if not 0.0 <= random_share <= 1.0:
         raise ValueError(f"random_share must lie in [0, 1]; got {random_share}")
     rng = random.Random(f"{seed}:small task")

@@ -30,6 +30,10 @@ class RungPair:
     differences: tuple[Difference, ...]  # over the problems of all seeds
     by_seed: Mapping[int, Mapping[str, float]]  # seed -> metric -> difference
 
+    def difference(self, metric: str) -> Difference | None:
+        """Of one metric; None where it was not measured."""
+        return next((d for d in self.differences if d.metric == metric), None)
+
 
 def rung_pairs(rungs: Sequence[Rung], plan: Plan) -> tuple[RungPair, ...]:
     """Every comparison that at least one seed has both sides of, by loss and depth."""
@@ -39,7 +43,8 @@ def rung_pairs(rungs: Sequence[Rung], plan: Plan) -> tuple[RungPair, ...]:
     pairs = []
     for (loss, depth), of_seeds in by_place.items():
         reference = by_place.get((plan.reference, depth), {})
-        shallowest = by_place.get((loss, plan.depths[0]), {}) if depth == plan.depths[-1] else {}
+        deepest = plan.depths[0] < depth == plan.depths[-1]
+        shallowest = by_place.get((loss, plan.depths[0]), {}) if deepest else {}
         for contrast, sides in _contrasts(loss, of_seeds, reference, shallowest, plan):
             measured = {
                 seed: (first, second)
@@ -72,11 +77,9 @@ def _contrasts(
     plan: Plan,
 ) -> Iterator[tuple[str, _Sides]]:
     """What is compared, and both sides of each seed."""
-    others = []
+    others = [(partial(along_depth, plan.depths[0]), shallowest)]
     if loss != plan.reference:
-        others.append((partial(to_reference, plan.reference), reference))
-    if len(plan.depths) > 1:
-        others.append((partial(along_depth, plan.depths[0]), shallowest))
+        others.insert(0, (partial(to_reference, plan.reference), reference))
     for words, firsts in others:
         both = {s: (firsts[s], rung) for s, rung in of_seeds.items() if s in firsts}
         for when, state in (("before", _before), ("after", _after)):

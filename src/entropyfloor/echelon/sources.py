@@ -210,9 +210,11 @@ def _check_readable(data: Sources, model: str) -> None:
     """Raise ValueError, by row, for what a model's chat template or its embeddings cannot read."""
     source = check_checkpoint(model)
     tokenizer = load_tokenizer(source)
-    parts = {"train": data.rows, "validation": data.validation}
-    for part in ("train", "validation") if data.validation else ("train",):
-        rows, where = parts[part], str(data.recipe.data.get(part, f"the rows for SFT ({part})"))
+    parts = {"train": data.rows}
+    if data.validation:
+        parts["validation"] = data.validation
+    for part, rows in parts.items():
+        where = str(data.recipe.data.get(part, f"the rows for SFT ({part})"))
         checked_rows(list(rows), where, tokenizer=tokenizer)
         check_token_ids((row_ids(row, tokenizer, "text") for row in rows), source, where)
     held_out = [(data.test, data.tokens(after_rl=False))]

@@ -108,8 +108,7 @@ def pairs_table(comparison: EchelonComparison) -> Table:
     columns = [Column(title(name), importance=name not in outcomes) for name in names]
     rows: list[tuple[Cell | str, ...]] = []
     for pair in comparison.pairs:
-        of = {d.metric: d for d in pair.differences}
-        cells = (_difference(of.get(name), pair.by_seed) for name in names)
+        cells = (_difference(pair.difference(name), pair.by_seed) for name in names)
         rows.append((pair.loss, f"{pair.depth:g}", pair.contrast, *cells))
     shallowest = (
         f"To {epochs(plan.depths[0])}: the deepest checkpoint of a loss less its shallowest. "

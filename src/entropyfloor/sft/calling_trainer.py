@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -12,25 +14,28 @@ from transformers.trainer_callback import DefaultFlowCallback
 
 def find_trainer(state: TrainerState) -> Trainer | None:
     """Find the trainer that is calling its callbacks: the one on the call stack with this state."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        candidate = frame.f_locals.get("self")
+    for names in _names_of_callers():
+        candidate = names.get("self")
         if isinstance(candidate, Trainer) and getattr(candidate, "state", None) is state:
             return candidate
-        frame = frame.f_back  # type: ignore[assignment]
     return None
 
 
 def resumed_from(trainer: Trainer) -> str | None:
     """Find the checkpoint that ``train(resume_from_checkpoint=...)`` was called with."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        names = frame.f_locals
+    for names in _names_of_callers():
         checkpoint = names.get("resume_from_checkpoint")
         if names.get("self") is trainer and isinstance(checkpoint, str | os.PathLike):
             return os.fspath(checkpoint)
-        frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _names_of_callers() -> Iterator[Mapping[str, Any]]:
+    """Local variables on the call stack, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_locals
+        frame = frame.f_back
 
 
 def call_before_reporters(callback: TrainerCallback, trainer: Any) -> None:
